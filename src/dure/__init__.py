@@ -1,0 +1,3 @@
+"""dure (두레): one program, every NPU."""
+
+__version__ = "0.1.0"
