@@ -1,0 +1,63 @@
+"""Reference values of block-quantized tensors and tiles: their planes as NumPy arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from dure.ir.dtypes import Array, BlockFormat
+
+
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """A block-quantized array.
+
+    ``shape`` is logical.  Each plane has the same rank, with the quantized ``axis`` divided by the plane's
+    ``per``; entries are stored unpacked (a uint4 plane is an array of small integers).
+    """
+
+    format: BlockFormat
+    axis: int
+    shape: tuple[int, ...]
+    planes: dict[str, Array]
+
+    def decode(self) -> npt.NDArray[np.float32]:
+        """The values in float32."""
+        last = {n: np.moveaxis(p, self.axis, -1) for n, p in self.planes.items()}
+        return np.moveaxis(self.format.decode(last), -1, self.axis)
+
+    def codes(self) -> npt.NDArray[np.int32]:
+        """The integer codes, without their zero subtracted."""
+        total = np.zeros(self.shape, np.int32)
+        for plane in self.format.groups["code"]:
+            total |= self.planes[plane.name].astype(np.int32) << plane.shift
+        return total
+
+    def transposed(self, order: tuple[int, ...]) -> Blocks:
+        """The same values with axes permuted."""
+        planes = {n: np.transpose(p, order) for n, p in self.planes.items()}
+        shape = tuple(self.shape[a] for a in order)
+        return Blocks(self.format, order.index(self.axis), shape, planes)
+
+
+def quantize_int8(values: Array, format: BlockFormat) -> Blocks:
+    """Symmetric int8 quantization along the last axis, ``format.block`` values a scale.
+
+    ``scale = max|x| / 127`` in float32, ``code = round_half_even(x * (127 / max|x|))``, zero where the
+    block is all zeros (the rule of GGML's ``quantize_row_q8_0``, with ties to even).
+    """
+    shape = values.shape
+    blocks = values.astype(np.float32).reshape(*shape[:-1], shape[-1] // format.block, format.block)
+    largest = np.abs(blocks).max(axis=-1, initial=0)
+    scale = (largest / np.float32(127)).astype(np.float32)
+    with np.errstate(divide="ignore"):
+        inverse = np.where(largest > 0, np.float32(127) / largest, 0).astype(np.float32)
+    code = np.rint(blocks * inverse[..., None]).astype(np.int8).reshape(shape)
+    planes: dict[str, Array] = {"d": scale, "code": code}
+    for plane in format.planes:
+        if plane.role == "sum":
+            parts = code.reshape(*shape[:-1], shape[-1] // plane.per, plane.per)
+            planes[plane.name] = parts.astype(np.int32).sum(axis=-1, dtype=np.int32)
+    return Blocks(format, len(shape) - 1, shape, planes)
