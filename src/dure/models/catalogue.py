@@ -1,4 +1,4 @@
-"""The models that dure knows by name: what they are, where they come from, where they lie once pulled.
+"""The models that dure knows by name: what they are, where they come from, where they lie.
 
 The data is ``catalogue.toml`` beside this file.  Nothing here touches the network; pulling is in
 :mod:`dure.models.download`.
@@ -57,12 +57,12 @@ class CatalogueModel:
 
     @property
     def path(self) -> Path:
-        """Where the GGUF lies once it has been pulled; only a complete, checked file has this name."""
+        """Where the GGUF lies once pulled; only a complete, checked file has this name."""
         return models_dir() / f"{self.name}.gguf"
 
     @property
     def is_downloaded(self) -> bool:
-        """Whether the file is there with the right size.  The checksum was compared when it arrived."""
+        """Whether the file is there with the right size (its checksum was checked on arrival)."""
         try:
             return self.path.stat().st_size == self.size
         except OSError:

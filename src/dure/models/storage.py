@@ -1,4 +1,4 @@
-"""Large files on disk without half-written ones: checksums, free space, and disk errors with a name."""
+"""Large files on disk, never half-written: checksums, free space, disk errors with a name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,9 +16,9 @@ CHUNK = 1 << 20
 """Bytes read or written at a time."""
 
 SPARE_BYTES = 16 * 1024**2
-"""Room that must be left over on the disk after a pull, in bytes: logs, directory entries, others."""
+"""Room in bytes that must be left on the disk after a pull: logs, directory entries, others."""
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # Windows has no EDQUOT
 
 
 class PullError(DureError):
@@ -26,7 +26,7 @@ class PullError(DureError):
 
 
 class NoSourceError(PullError):
-    """No source of the model could be reached; says for each one what was tried and what happened."""
+    """No source of the model could be reached; says for each what was tried and what happened."""
 
 
 class ChecksumError(PullError):
@@ -51,7 +51,7 @@ def sha256_of(path: Path, report: Callable[[int], None] | None = None) -> str:
 
 
 def require_free(folder: Path, needed: int, what: str) -> None:
-    """Raise DiskFullError unless the disk of ``folder`` has ``needed`` bytes free, and some to spare."""
+    """Raise DiskFullError unless the disk of ``folder`` has ``needed`` bytes and some to spare."""
     free = shutil.disk_usage(folder).free
     if free < needed + SPARE_BYTES:
         raise DiskFullError(
@@ -63,7 +63,7 @@ def require_free(folder: Path, needed: int, what: str) -> None:
 
 
 @contextmanager
-def named_disk_errors(path: Path) -> Iterator[None]:
+def named_disk_errors(path: Path) -> Generator[None]:
     """Turn an OSError inside, which must do nothing but disk work at ``path``, into a PullError."""
     try:
         yield
