@@ -1,0 +1,31 @@
+"""Fixtures that several folders of tests share.
+
+This file also puts ``tests/`` on the import path, for the helper modules that lie beside it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+def _model(name: str) -> Path:
+    """A model's GGUF: from the folder that DURE_TEST_MODELS names, else pulled from the catalogue."""
+    folder = os.environ.get("DURE_TEST_MODELS")
+    if folder:
+        return Path(folder) / f"{name}.gguf"
+    from dure.models import catalogue
+
+    return Path(catalogue.pull(name))
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> Path:
+    return _model("smollm2")
+
+
+@pytest.fixture(scope="session")
+def gemma3_path() -> Path:
+    return _model("gemma3-270m")
