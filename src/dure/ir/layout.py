@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from dure.errors import IRError
+from dure.ir.dtypes import BlockFormat
 from dure.ir.expr import Const, Expr, IntLike, as_expr, const
 
 AddressDim: TypeAlias = Literal["offset", "chip", "core", "partition", "bank"]
@@ -131,3 +132,31 @@ class PlaneLayouts:
 
 
 AnyLayout: TypeAlias = Layout | PlaneLayouts
+
+
+def row_planes(format: BlockFormat, shape: Sequence[IntLike], axis: int) -> PlaneLayouts:
+    """The default layout of a block-quantized tensor: each row holds its planes one after another.
+
+    ``axis`` is the quantized axis and must be the last, with a constant extent.
+    """
+    if axis % len(shape) != len(shape) - 1 or not isinstance(as_expr(shape[-1]), Const):
+        raise IRError(
+            f"no default layout for a {format} tensor quantized along axis {axis}",
+            rule="by default a block-quantized tensor is cut along its last axis, of constant extent",
+            fix="give the tensor a layout",
+        )
+    length = as_expr(shape[-1])
+    assert isinstance(length, Const)
+    row_bits = sum(length.value // p.per * p.dtype.bits for p in format.planes)
+    layouts: list[tuple[str, Layout]] = []
+    offset = 0
+    for plane in format.planes:
+        bits = plane.dtype.bits
+        digits: list[tuple[Digit, ...]] = [(Digit(None, bits),)]
+        stride: IntLike = row_bits
+        for extent in reversed(shape[:-1]):
+            digits.append((Digit(None, _plain(as_expr(stride))),))
+            stride = as_expr(stride) * extent
+        layouts.append((plane.name, Layout(tuple(reversed(digits)), offset)))
+        offset += length.value // plane.per * bits
+    return PlaneLayouts(tuple(layouts))

@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 
 from dure.ir.dtypes import BlockFormat, DType, ElementType
 from dure.ir.expr import Const, Expr, const
-from dure.ir.layout import AnyLayout
+from dure.ir.layout import AnyLayout, row_major, row_planes
 
 #: How a kernel uses a tensor argument.
 Access: TypeAlias = Literal["in", "out", "inout"]
@@ -106,3 +106,12 @@ def static_extent(extent: Expr) -> int | None:
 def shape_of(*extents: int | Expr) -> tuple[Expr, ...]:
     """A tensor shape from numbers and expressions."""
     return tuple(const(e) if isinstance(e, int) else e for e in extents)
+
+
+def default_layout(tensor: TensorType) -> AnyLayout:
+    """The tensor's layout, or the one it has where nothing asks for another: row-major, in rows of planes."""
+    if tensor.layout is not None:
+        return tensor.layout
+    if isinstance(tensor.dtype, BlockFormat):
+        return row_planes(tensor.dtype, tensor.shape, tensor.quantized_axis)
+    return row_major(tensor.shape, tensor.dtype.bits)
