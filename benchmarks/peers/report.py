@@ -1,0 +1,112 @@
+"""A result file as a Markdown table and as a bar chart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+GIGABYTE = 1e9
+COLOURS = ("#c8102e", "#4c6a92", "#7f9dc0", "#5f8f6a", "#b98b3e", "#777777")
+
+
+def table(document: dict[str, Any]) -> str:
+    """Machine line, then for each model medians, dure's ratio to the best peer and the bandwidth."""
+    machine = document["machine"]
+    head = (
+        f"{machine['cpu']}, {machine['cores']} cores, {', '.join(machine['flags'])}; "
+        f"{document['date'][:10]}; medians of {document['settings']['rounds']} interleaved rounds."
+    )
+    return "\n\n".join([head, *(_model(name, data) for name, data in document["models"].items())])
+
+
+def _model(name: str, data: dict[str, Any]) -> str:
+    columns = [*data["measures"], "first_token"]
+    labels = [*data["measures"].values(), "start to first token"]
+    lines = [
+        f"**{name}** ({data['file_bytes'] / 1e6:.0f} MB), tokens/s",
+        "",
+        "| engine | " + " | ".join(labels) + " |",
+        "|---|" + "---|" * len(columns),
+    ]
+    for result in data["engines"].values():
+        if "medians" not in result:
+            reason = "not installed" if result["absent"] else "does not run this model"
+            lines.append(f"| {result['label']} | {reason} |" + " |" * (len(columns) - 1))
+            continue
+        cells = [_cell(column, result["medians"].get(column)) for column in columns]
+        lines.append(f"| {result['label']} | " + " | ".join(cells) + " |")
+    lines += _ratios(data["engines"], columns)
+    for key, values in data["bandwidth"].items():
+        rate = sorted(values)[len(values) // 2] / GIGABYTE
+        lines += ["", f"Read bandwidth, {key.replace('_', ' ')}: {rate:.1f} GB/s."]
+    return "\n".join(lines)
+
+
+def _cell(column: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.2f} s" if column == "first_token" else f"{value:,.0f}"
+
+
+def best_peer(engines: dict[str, Any], column: str) -> float | None:
+    """The best peer's median: the largest rate, or the shortest time."""
+    values = [
+        result["medians"][column]
+        for engine, result in engines.items()
+        if engine != "dure" and column in result.get("medians", {})
+    ]
+    if not values:
+        return None
+    return min(values) if column == "first_token" else max(values)
+
+
+def _ratios(engines: dict[str, Any], columns: list[str]) -> list[str]:
+    ours = engines.get("dure", {}).get("medians", {})
+    if not ours:
+        return []
+    cells: list[str] = []
+    for column in columns:
+        best = best_peer(engines, column)
+        if best is None or column not in ours:
+            cells.append("-")
+        elif column == "first_token":
+            cells.append(f"{best / ours[column]:.2f}x")
+        else:
+            cells.append(f"{ours[column] / best:.2f}x")
+    return ["| *dure against the best peer* | " + " | ".join(cells) + " |"]
+
+
+def chart(document: dict[str, Any], picture: Path) -> None:
+    """One row of panels a model, one panel a measure, one bar an engine."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    models = document["models"]
+    columns = list(next(iter(models.values()))["measures"])
+    figure, axes = pyplot.subplots(
+        len(models), len(columns), figsize=(3.1 * len(columns), 2.6 * len(models)), squeeze=False
+    )
+    for row, (name, data) in zip(axes, models.items(), strict=True):
+        for panel, column in zip(row, columns, strict=True):
+            _panel(panel, f"{name}: {data['measures'][column]}", data["engines"], column)
+        for panel in row[1:]:
+            panel.set_yticklabels([])
+    figure.suptitle(f"tokens/s, {document['machine']['cpu']}, {document['date'][:10]}", fontsize=10)
+    figure.tight_layout()
+    figure.savefig(picture, dpi=150)
+
+
+def _panel(panel: Any, title: str, engines: dict[str, Any], column: str) -> None:
+    shown = [result for result in engines.values() if "medians" in result]
+    values = [result["medians"].get(column, 0.0) for result in shown]
+    labels = [result["label"] for result in shown]
+    bars = panel.barh(range(len(shown)), values, color=COLOURS[: len(shown)])
+    panel.bar_label(bars, [f"{value:,.0f}" for value in values], fontsize=7, padding=2)
+    panel.set_yticks(range(len(shown)), labels, fontsize=7)
+    panel.set_xticks([])
+    panel.set_xlim(0, 1.25 * max([*values, 1.0]))
+    panel.invert_yaxis()
+    panel.set_title(title, fontsize=8)
+    panel.spines[["top", "right", "bottom"]].set_visible(False)
