@@ -86,8 +86,7 @@ class LoadedModule:
     """Object code in executable memory, which lives as long as this object."""
 
     _name: str
-    _tracker: object
-    _symbols: Mapping[str, int]
+    _trackers: list[binding.ResourceTracker]
     _addresses: dict[str, int] = field(default_factory=dict[str, int])
 
     def address(self, symbol: str) -> int:
@@ -96,14 +95,16 @@ class LoadedModule:
         if known is not None:
             return known
         try:
-            found = _jit().lookup(self._name, symbol)[symbol]
+            tracker = _jit().lookup(self._name, symbol)
         except RuntimeError as error:
             raise IRError(
                 f"the object code defines no symbol '{symbol}'",
                 rule="a function must be defined in the module that its address is taken from",
                 fix="define it with external linkage",
             ) from error
-        self._addresses[symbol] = found
+        # Any tracker's end unloads the code: what a look-up returns is kept like the first one.
+        self._trackers.append(tracker)
+        found = self._addresses[symbol] = tracker[symbol]
         return found
 
 
@@ -157,9 +158,8 @@ def load_object(
     """
     llvm = _binding()
     started = time.perf_counter()
-    symbols = dict(symbols or {})
     builder = llvm.JITLibraryBuilder().add_object_img(object_code).add_current_process()
-    for symbol, address in symbols.items():
+    for symbol, address in (symbols or {}).items():
         builder.import_symbol(symbol, address)
     name = f"dure-{next(_library_numbers)}"
     try:
@@ -172,7 +172,7 @@ def load_object(
         ) from error
     if times is not None:
         times.load += time.perf_counter() - started
-    return LoadedModule(name, tracker, symbols)
+    return LoadedModule(name, [tracker])
 
 
 def llvm_version() -> str:

@@ -1,0 +1,516 @@
+"""The native half of the worker pool, as LLVM IR: waiting, barrier, workers' loop and launch.
+
+All of a pool's state is one block of memory, ``pool_state``.  Its layout, in bytes (every part
+that is written by somebody else has 128 bytes of its own, because processors fetch lines of 64
+bytes in pairs):
+
+    TICKET (0)               i64; low half: the newest step's number; high half: its workers
+    STEP (8), CONTEXT (16)   the newest step's function and its first argument
+    PARAMETERS (128)         i32 sleepers on the ticket; i32 stop; i32 idle pauses, idle yields;
+                             i32 barrier pauses, barrier yields; i64 workers of the step before
+    HELPER_CORES (256)       a bit for each processor that a helper is pinned to
+    CALLER_CORE (384)        a bit for the processor that is left to the caller
+    WORKER_LINES + 128 * w   i32 phase, i32 its sleepers; i32 done, i32 its sleepers
+
+**Waiting** is the same everywhere: until a 32-bit counter has reached a target.  The waiter looks
+again and again with the processor's pause instruction, then gives its time slice away between
+looks, then sleeps in the kernel (a futex on Linux; elsewhere it naps and looks).  Before it sleeps
+it says so in the counter's *sleepers* word, so that whoever advances the counter pays for a system
+call only when somebody sleeps.  Advancing is an atomic exchange, and a sleeper looks once more
+after it has said so: one of the two sees the other.
+
+**The barrier.** Every worker has a *phase* counter on a line of its own.  Up to four workers each
+advance their own and wait for all others: one transfer of a cache line after the last arrival.
+With more workers, worker 0 waits for all and the others wait for worker 0: the number of wakes
+grows with the workers and not with their square, which matters when there are more workers than
+cores.
+
+**Numbers.** Every worker runs a step with the same floating-point environment (round to nearest, no
+flushing of denormals), whatever the calling thread had set, and the caller gets its own back.
+"""
+
+from __future__ import annotations
+
+import sys
+
+TICKET = 0
+STEP = 8
+CONTEXT = 16
+PARAMETERS = 128
+HELPER_CORES = 256
+CALLER_CORE = 384
+WORKER_LINES = 512
+LINE = 128
+MOST_CORES = 1024
+"""Processors numbered above this are left alone: the sets of cores have this many bits."""
+
+ALL_TO_ALL_WORKERS = 4
+"""Up to this many workers the barrier is symmetric; above, worker 0 gathers and releases."""
+
+
+def state_bytes(workers: int) -> int:
+    """The size of ``pool_state`` for a pool of that many workers."""
+    return WORKER_LINES + LINE * workers
+
+
+def barrier_ir() -> str:
+    """LLVM IR to put into a module whose steps need a barrier between their workers.
+
+    Defines ``void @dure.barrier(ptr pool_state, i64 worker, i64 workers)``, inlined everywhere:
+    one worker pays a comparison, more call ``dure_barrier``, whose address
+    :func:`dure.runtime.pool.symbols` gives to the loader.  Every worker of the step must call it
+    the same number of times.  What a worker wrote before it is visible to all workers after it.
+    """
+    return """
+declare void @dure_barrier(ptr, i64, i64)
+
+define internal void @dure.barrier(ptr %state, i64 %worker, i64 %workers) alwaysinline {
+  %several = icmp ugt i64 %workers, 1
+  br i1 %several, label %meet, label %alone
+meet:
+  call void @dure_barrier(ptr %state, i64 %worker, i64 %workers)
+  br label %alone
+alone:
+  ret void
+}
+"""
+
+
+def pool_ir(architecture: str, *, futex: bool, nudge: bool) -> str:
+    """The module behind the pool.
+
+    ``futex`` puts sleepers to sleep in the Linux kernel instead of napping; ``nudge`` moves a
+    caller away from a core that a helper is pinned to (Linux).  The external functions it needs
+    are listed by :func:`operating_system_functions`.
+    """
+    parts = [
+        _pause_ir(architecture),
+        _floating_point_ir(architecture),
+        _futex_ir(architecture) if futex else _nap_ir(),
+        _WAIT,
+        _BARRIER,
+        _WORKER_LOOP,
+        _NUDGE if nudge else _NO_NUDGE,
+        _LAUNCH,
+    ]
+    return "\n".join(parts)
+
+
+def operating_system_functions(*, futex: bool, nudge: bool) -> dict[str, str]:
+    """The name in the IR -> the name in the C library (on Windows in kernel32)."""
+    windows = sys.platform == "win32"
+    names = {"dure_os_yield": "SwitchToThread" if windows else "sched_yield"}
+    if futex:
+        names["dure_os_syscall"] = "syscall"
+    else:
+        names["dure_os_nap"] = "Sleep" if windows else "usleep"
+    if nudge:
+        for name in ("sched_getcpu", "sched_getaffinity", "sched_setaffinity"):
+            names[f"dure_os_{name}"] = name
+    return names
+
+
+def _pause_ir(architecture: str) -> str:
+    if architecture == "aarch64":
+        declared = "declare void @llvm.aarch64.hint(i32)"
+        call = "call void @llvm.aarch64.hint(i32 1)"
+    else:
+        declared, call = "declare void @llvm.x86.sse2.pause()", "call void @llvm.x86.sse2.pause()"
+    return f"""
+{declared}
+declare i32 @dure_os_yield()
+
+define internal void @pause() alwaysinline {{
+  {call}
+  ret void
+}}
+
+define void @dure_spin(i32 %count) {{
+entry:
+  br label %next
+next:
+  %i = phi i32 [0, %entry], [%i1, %next]
+  call void @pause()
+  %i1 = add i32 %i, 1
+  %more = icmp slt i32 %i1, %count
+  br i1 %more, label %next, label %done
+done:
+  ret void
+}}
+"""
+
+
+def _floating_point_ir(architecture: str) -> str:
+    """``save`` returns the thread's floating-point control word; ``restore`` sets it."""
+    if architecture == "aarch64":
+        return """
+declare i64 @llvm.aarch64.get.fpcr()
+declare void @llvm.aarch64.set.fpcr(i64)
+@standard_control = internal constant i64 0
+
+define internal i64 @save_control() alwaysinline {
+  %word = call i64 @llvm.aarch64.get.fpcr()
+  ret i64 %word
+}
+
+define internal void @set_control(i64 %word) alwaysinline {
+  call void @llvm.aarch64.set.fpcr(i64 %word)
+  ret void
+}
+"""
+    return """
+declare void @llvm.x86.sse.stmxcsr(ptr)
+declare void @llvm.x86.sse.ldmxcsr(ptr)
+@standard_control = internal constant i64 8064
+
+define internal i64 @save_control() alwaysinline {
+  %slot = alloca i64, align 8
+  store i64 0, ptr %slot
+  call void @llvm.x86.sse.stmxcsr(ptr %slot)
+  %word = load i64, ptr %slot
+  ret i64 %word
+}
+
+define internal void @set_control(i64 %word) alwaysinline {
+  %slot = alloca i64, align 8
+  store i64 %word, ptr %slot
+  call void @llvm.x86.sse.ldmxcsr(ptr %slot)
+  ret void
+}
+"""
+
+
+def _futex_ir(architecture: str) -> str:
+    """Sleep while the word has the value seen (128: FUTEX_WAIT, private); wake all (129)."""
+    number = 98 if architecture == "aarch64" else 202
+    arguments = "i64 0, i64 0, i64 0"
+    return f"""
+declare i64 @dure_os_syscall(i64, ...)
+
+define internal i32 @sleep_while(ptr %word, i32 %seen, i32 %nap) {{
+  call i64 (i64, ...) @dure_os_syscall(i64 {number}, ptr %word, i64 128, i32 %seen, {arguments})
+  ret i32 %nap
+}}
+
+define internal void @wake(ptr %word) noinline {{ call i64 (i64, ...) @dure_os_syscall(i64
+{number}, ptr %word, i64 129, i32 2147483647, {arguments}) ret void }}
+"""
+
+
+def _nap_ir() -> str:
+    """Sleep a little and longer each time, up to a millisecond: for systems without a futex."""
+    unit, first, longest = (1, 1, 1) if sys.platform == "win32" else (1, 50, 1000)
+    return f"""
+declare i32 @dure_os_nap(i32)
+
+define internal i32 @sleep_while(ptr %word, i32 %seen, i32 %nap) {{
+  %least = icmp slt i32 %nap, {first}
+  %now = select i1 %least, i32 {first}, i32 %nap
+  call i32 @dure_os_nap(i32 %now)
+  %longer = mul i32 %now, {2 * unit}
+  %most = icmp sgt i32 %longer, {longest}
+  %next = select i1 %most, i32 {longest}, i32 %longer
+  ret i32 %next
+}}
+
+define internal void @wake(ptr %word) alwaysinline {{
+  ret void
+}}
+"""
+
+
+_WAIT = """
+; Wait until the counter at %flag is at %target or past it; the word after it counts the sleepers.
+define internal i1 @reached(ptr %flag, i32 %target) alwaysinline {
+  %value = load atomic i32, ptr %flag seq_cst, align 4
+  %ahead = sub i32 %value, %target
+  %there = icmp sge i32 %ahead, 0
+  ret i1 %there
+}
+
+define internal void @wait_for(ptr %flag, i32 %target, ptr %sleepers, i32 %pauses, i32 %yields)
+    noinline {
+entry:
+  br label %look
+look:
+  %i = phi i32 [0, %entry], [%i1, %spin]
+  %there = call i1 @reached(ptr %flag, i32 %target)
+  br i1 %there, label %done, label %tired
+tired:
+  %spinning = icmp slt i32 %i, %pauses
+  br i1 %spinning, label %spin, label %look_again
+spin:
+  call void @pause()
+  %i1 = add i32 %i, 1
+  br label %look
+look_again:
+  %j = phi i32 [0, %tired], [%j1, %give_way]
+  %there2 = call i1 @reached(ptr %flag, i32 %target)
+  br i1 %there2, label %done, label %patient
+patient:
+  %yielding = icmp slt i32 %j, %yields
+  br i1 %yielding, label %give_way, label %announce
+give_way:
+  call i32 @dure_os_yield()
+  %j1 = add i32 %j, 1
+  br label %look_again
+announce:
+  atomicrmw add ptr %sleepers, i32 1 seq_cst
+  br label %last_look
+last_look:
+  %nap = phi i32 [0, %announce], [%nap1, %sleep]
+  %seen = load atomic i32, ptr %flag seq_cst, align 4
+  %ahead = sub i32 %seen, %target
+  %there3 = icmp sge i32 %ahead, 0
+  br i1 %there3, label %awake, label %sleep
+sleep:
+  %nap1 = call i32 @sleep_while(ptr %flag, i32 %seen, i32 %nap)
+  br label %last_look
+awake:
+  atomicrmw sub ptr %sleepers, i32 1 seq_cst
+  br label %done
+done:
+  ret void
+}
+
+; Advance the counter at %flag, and wake whoever sleeps on it.
+define internal void @advance(ptr %flag, i32 %value, ptr %sleepers) alwaysinline {
+  atomicrmw xchg ptr %flag, i32 %value seq_cst
+  %count = load atomic i32, ptr %sleepers seq_cst, align 4
+  %any = icmp ne i32 %count, 0
+  br i1 %any, label %rouse, label %done
+rouse:
+  call void @wake(ptr %flag)
+  br label %done
+done:
+  ret void
+}
+
+define internal i32 @parameter(ptr %state, i64 %offset) alwaysinline {
+  %place = getelementptr i8, ptr %state, i64 %offset
+  %value = load i32, ptr %place, align 4
+  ret i32 %value
+}
+"""
+
+_BARRIER = f"""
+define internal void @wait_for_others(ptr %state, i64 %worker, i64 %workers, i32 %target,
+    i64 %field) {{
+entry:
+  %pauses = call i32 @parameter(ptr %state, i64 {PARAMETERS + 16})
+  %yields = call i32 @parameter(ptr %state, i64 {PARAMETERS + 20})
+  %lines = getelementptr i8, ptr %state, i64 {WORKER_LINES}
+  %fields = getelementptr i8, ptr %lines, i64 %field
+  br label %next
+next:
+  %other = phi i64 [0, %entry], [%other1, %met]
+  %self = icmp eq i64 %other, %worker
+  br i1 %self, label %met, label %look
+look:
+  %distance = mul i64 %other, {LINE}
+  %flag = getelementptr i8, ptr %fields, i64 %distance
+  %there = call i1 @reached(ptr %flag, i32 %target)
+  br i1 %there, label %met, label %wait
+wait:
+  %sleepers = getelementptr i8, ptr %flag, i64 4
+  call void @wait_for(ptr %flag, i32 %target, ptr %sleepers, i32 %pauses, i32 %yields)
+  br label %met
+met:
+  %other1 = add i64 %other, 1
+  %more = icmp ult i64 %other1, %workers
+  br i1 %more, label %next, label %done
+done:
+  ret void
+}}
+
+define void @dure_barrier(ptr %state, i64 %worker, i64 %workers) {{
+entry:
+  %several = icmp ugt i64 %workers, 1
+  br i1 %several, label %start, label %done
+start:
+  %distance = mul i64 %worker, {LINE}
+  %lines = getelementptr i8, ptr %state, i64 {WORKER_LINES}
+  %mine = getelementptr i8, ptr %lines, i64 %distance
+  %my_sleepers = getelementptr i8, ptr %mine, i64 4
+  %before = load atomic i32, ptr %mine monotonic, align 4
+  %target = add i32 %before, 1
+  %few = icmp ule i64 %workers, {ALL_TO_ALL_WORKERS}
+  br i1 %few, label %symmetric, label %rooted
+symmetric:
+  call void @advance(ptr %mine, i32 %target, ptr %my_sleepers)
+  call void @wait_for_others(ptr %state, i64 %worker, i64 %workers, i32 %target, i64 0)
+  br label %done
+rooted:
+  %root = icmp eq i64 %worker, 0
+  br i1 %root, label %gather, label %follow
+gather:
+  call void @wait_for_others(ptr %state, i64 %worker, i64 %workers, i32 %target, i64 0)
+  call void @advance(ptr %mine, i32 %target, ptr %my_sleepers)
+  br label %done
+follow:
+  call void @advance(ptr %mine, i32 %target, ptr %my_sleepers)
+  call void @wait_for_others(ptr %state, i64 %worker, i64 1, i32 %target, i64 0)
+  br label %done
+done:
+  ret void
+}}
+"""
+
+_WORKER_LOOP = f"""
+; A helper's life: wait for a ticket past %seen, run its step if it counts this worker in, repeat.
+define void @dure_worker_loop(ptr %state, i64 %worker, i32 %first) {{
+entry:
+  %standard = load i64, ptr @standard_control
+  call void @set_control(i64 %standard)
+  %sleepers = getelementptr i8, ptr %state, i64 {PARAMETERS}
+  %step_at = getelementptr i8, ptr %state, i64 {STEP}
+  %context_at = getelementptr i8, ptr %state, i64 {CONTEXT}
+  %stop_at = getelementptr i8, ptr %state, i64 {PARAMETERS + 4}
+  %distance = mul i64 %worker, {LINE}
+  %lines = getelementptr i8, ptr %state, i64 {WORKER_LINES}
+  %mine = getelementptr i8, ptr %lines, i64 %distance
+  %done_flag = getelementptr i8, ptr %mine, i64 8
+  %done_sleepers = getelementptr i8, ptr %mine, i64 12
+  br label %idle
+idle:
+  %seen = phi i32 [%first, %entry], [%number, %look], [%number, %work]
+  %target = add i32 %seen, 1
+  %pauses = call i32 @parameter(ptr %state, i64 {PARAMETERS + 8})
+  %yields = call i32 @parameter(ptr %state, i64 {PARAMETERS + 12})
+  call void @wait_for(ptr %state, i32 %target, ptr %sleepers, i32 %pauses, i32 %yields)
+  %ticket = load atomic i64, ptr %state seq_cst, align 8
+  %number = trunc i64 %ticket to i32
+  %workers = lshr i64 %ticket, 32
+  %stop = load atomic i32, ptr %stop_at acquire, align 4
+  %stopped = icmp ne i32 %stop, 0
+  br i1 %stopped, label %leave, label %look
+look:
+  ; One read of the ticket gives number and workers: a helper that isn't counted in must not look
+  ; at the step, which the caller may be replacing.
+  %counted = icmp ult i64 %worker, %workers
+  br i1 %counted, label %work, label %idle
+work:
+  %step = load ptr, ptr %step_at, align 8
+  %context = load ptr, ptr %context_at, align 8
+  call void %step(ptr %context, i64 %worker, i64 %workers, ptr %state)
+  call void @advance(ptr %done_flag, i32 %number, ptr %done_sleepers)
+  br label %idle
+leave:
+  ret void
+}}
+"""
+
+_NUDGE = f"""
+declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)
+declare i32 @dure_os_sched_getcpu()
+declare i32 @dure_os_sched_getaffinity(i32, i64, ptr)
+declare i32 @dure_os_sched_setaffinity(i32, i64, ptr)
+
+; A caller on a pinned helper's core would wait for itself until the system's balancer notices.
+; Restricting it to the free core moves it there at once; then it gets its own set of cores back.
+define internal void @nudge(ptr %state) {{
+  %core = call i32 @dure_os_sched_getcpu()
+  %known = icmp ult i32 %core, {MOST_CORES}
+  br i1 %known, label %look, label %done
+look:
+  %byte = lshr i32 %core, 3
+  %offset = zext i32 %byte to i64
+  %cores = getelementptr i8, ptr %state, i64 {HELPER_CORES}
+  %place = getelementptr i8, ptr %cores, i64 %offset
+  %bits = load i8, ptr %place
+  %low = and i32 %core, 7
+  %index = trunc i32 %low to i8
+  %shifted = lshr i8 %bits, %index
+  %taken = trunc i8 %shifted to i1
+  br i1 %taken, label %move, label %done
+move:
+  %own = alloca [{MOST_CORES // 8} x i8], align 8
+  call void @llvm.memset.p0.i64(ptr %own, i8 0, i64 {MOST_CORES // 8}, i1 false)
+  %size = call i32 @dure_os_sched_getaffinity(i32 0, i64 {MOST_CORES // 8}, ptr %own)
+  %failed = icmp slt i32 %size, 0
+  br i1 %failed, label %done, label %restrict
+restrict:
+  %free = getelementptr i8, ptr %state, i64 {CALLER_CORE}
+  call i32 @dure_os_sched_setaffinity(i32 0, i64 {MOST_CORES // 8}, ptr %free)
+  call i32 @dure_os_sched_setaffinity(i32 0, i64 {MOST_CORES // 8}, ptr %own)
+  br label %done
+done:
+  ret void
+}}
+"""
+
+_NO_NUDGE = """
+define internal void @nudge(ptr %state) alwaysinline {
+  ret void
+}
+"""
+
+_LAUNCH = f"""
+; Run a step on workers 0 to %workers - 1 and return when all have finished; we are worker 0.
+define void @dure_launch(ptr %state, ptr %step, ptr %context, i64 %workers) {{
+entry:
+  %control = call i64 @save_control()
+  %standard = load i64, ptr @standard_control
+  call void @set_control(i64 %standard)
+  %several = icmp ugt i64 %workers, 1
+  br i1 %several, label %prepare, label %alone
+alone:
+  call void %step(ptr %context, i64 0, i64 1, ptr %state)
+  br label %done
+prepare:
+  call void @nudge(ptr %state)
+  %last_at = getelementptr i8, ptr %state, i64 {PARAMETERS + 24}
+  %last = load i64, ptr %last_at, align 8
+  %same = icmp eq i64 %last, %workers
+  br i1 %same, label %publish, label %level
+level:
+  ; Other workers met at the last step's barriers than will meet now: bring all phases level.
+  store i64 %workers, ptr %last_at, align 8
+  %lines = getelementptr i8, ptr %state, i64 {WORKER_LINES}
+  br label %clear
+clear:
+  %w = phi i64 [0, %level], [%w1, %clear]
+  %away = mul i64 %w, {LINE}
+  %phase = getelementptr i8, ptr %lines, i64 %away
+  store atomic i32 0, ptr %phase monotonic, align 4
+  %w1 = add i64 %w, 1
+  %more = icmp ult i64 %w1, %workers
+  br i1 %more, label %clear, label %publish
+publish:
+  %step_at = getelementptr i8, ptr %state, i64 {STEP}
+  %context_at = getelementptr i8, ptr %state, i64 {CONTEXT}
+  %sleepers_at = getelementptr i8, ptr %state, i64 {PARAMETERS}
+  store ptr %step, ptr %step_at, align 8
+  store ptr %context, ptr %context_at, align 8
+  %before = load atomic i32, ptr %state monotonic, align 8
+  %number = add i32 %before, 1
+  %low = zext i32 %number to i64
+  %high = shl i64 %workers, 32
+  %ticket = or i64 %high, %low
+  atomicrmw xchg ptr %state, i64 %ticket seq_cst
+  %sleepers = load atomic i32, ptr %sleepers_at seq_cst, align 4
+  %any = icmp ne i32 %sleepers, 0
+  br i1 %any, label %rouse, label %work
+rouse:
+  call void @wake(ptr %state)
+  br label %work
+work:
+  call void %step(ptr %context, i64 0, i64 %workers, ptr %state)
+  call void @wait_for_others(ptr %state, i64 0, i64 %workers, i32 %number, i64 8)
+  br label %done
+done:
+  call void @set_control(i64 %control)
+  ret void
+}}
+
+define void @dure_stop(ptr %state) {{
+  %stop_at = getelementptr i8, ptr %state, i64 {PARAMETERS + 4}
+  store atomic i32 1, ptr %stop_at seq_cst, align 4
+  %before = load atomic i32, ptr %state monotonic, align 8
+  %number = add i32 %before, 1
+  %ticket = zext i32 %number to i64
+  atomicrmw xchg ptr %state, i64 %ticket seq_cst
+  call void @wake(ptr %state)
+  ret void
+}}
+"""
