@@ -1,1 +1,1 @@
-"""The engines that dure is compared with, each run as a subprocess in its own virtual environment."""
+"""The engines that dure is compared with, each in a process and virtual environment of its own."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -33,21 +34,23 @@ class Peer:
     def __init__(self, name: str, module: str, interpreter: str) -> None:
         self.name = name
         self.started = time.perf_counter()
-        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+        self._folder = tempfile.TemporaryDirectory()
+        self._errors = Path(self._folder.name) / "stderr"
         environment = {
             **os.environ,
             "PYTHONPATH": str(BENCHMARKS),
             "TOKENIZERS_PARALLELISM": "false",
         }
         try:
-            self._process = subprocess.Popen(
-                [interpreter, "-m", f"peers.{module}"],
-                cwd=BENCHMARKS,
-                env=environment,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._errors,
-            )
+            with self._errors.open("wb") as errors:
+                self._process = subprocess.Popen(
+                    [interpreter, "-m", f"peers.{module}"],
+                    cwd=BENCHMARKS,
+                    env=environment,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=errors,
+                )
         except OSError as error:
             raise PeerError(f"{interpreter}: {error.strerror}", absent=True) from error
         self._rest = b""
@@ -89,12 +92,11 @@ class Peer:
         if self._process.poll() is None:
             self._process.kill()
         self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._errors):
+        for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
-                try:
+                with contextlib.suppress(BrokenPipeError):
                     stream.close()
-                except BrokenPipeError:
-                    continue
+        self._folder.cleanup()
 
     def _line(self) -> bytes:
         assert self._process.stdout is not None
@@ -114,6 +116,6 @@ class Peer:
 
     def _tail(self) -> str:
         self._process.wait()
-        self._errors.seek(0)
-        lines = [line.strip() for line in self._errors.read().splitlines() if line.strip()]
+        text = self._errors.read_text(encoding="utf-8", errors="replace")
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
         return f"exit status {self._process.returncode}; " + " | ".join(lines[-3:])

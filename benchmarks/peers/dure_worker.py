@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import numpy as np
+
 from peers.protocol import Worker, serve
 
 
@@ -13,8 +14,9 @@ class DureWorker(Worker):
     """One engine of :mod:`dure.serve.engine`."""
 
     def load(self, model: str, threads: int, sequences: int, context: int) -> dict[str, Any]:
-        import dure
         from dure.serve.engine import Engine
+
+        import dure
 
         self.threads = threads
         self.engine = Engine.load(

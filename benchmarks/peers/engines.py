@@ -1,4 +1,4 @@
-"""The engines by name: which worker runs them, in which virtual environment, on which form of a model."""
+"""The engines by name: the worker, the virtual environment and the form of model."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 import numpy as np
+
 from peers.protocol import Unsupported, Worker, serve
 
 PHYSICAL_BATCH = 512
@@ -87,7 +88,7 @@ class LlamaCppWorker(Worker):
         self.api.llama_memory_clear(self.api.llama_get_memory(self.context), True)
 
     def _run(self, entries: list[tuple[int, int, int]], *, last_only: bool = False) -> None:
-        """One call of the engine on ``(sequence, position, token)`` entries; waits for the logits."""
+        """One call of the engine on ``(sequence, position, token)`` entries, waiting for it."""
         batch = self.batch
         batch.n_tokens = len(entries)
         for row, (sequence, position, token) in enumerate(entries):

@@ -37,7 +37,7 @@ class Measure:
 
 
 def measures(threads: int, generated: int, context: int) -> list[Measure]:
-    """What one run measures with ``threads`` threads, ``generated`` tokens and a prompt before them."""
+    """What one run measures: ``generated`` tokens after a prompt of ``context`` tokens."""
     one = {"sequences": 1, "context": context, "tokens": generated}
     eight = {"sequences": 8, "context": context, "tokens": max(8, generated // 2)}
     many = f"{threads} threads"

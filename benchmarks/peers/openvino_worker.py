@@ -1,6 +1,6 @@
-"""OpenVINO GenAI: its ``LLMPipeline`` on the CPU, reading a GGUF file or a converted model's folder.
+"""OpenVINO GenAI: its ``LLMPipeline`` on the CPU, reading a GGUF or a converted folder.
 
-The pipeline times its own tokens; a decode's time is the time between the first new token and the last.
+The pipeline times its own tokens; a decode's time is from the first new token to the last.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 import numpy as np
+
 from peers.protocol import Worker, serve
 
 

@@ -1,6 +1,6 @@
 """The forms of a model that peers need: GGUF as it is, requantized Q4_0, ONNX int4.
 
-Each is made once, beside a stamp of the source file's size and time, under the benchmark's cache folder.
+Each is made once, in a folder named after the source file's size and time, under the cache folder.
 As a script, run by the interpreter that has the tool for the step::
 
     python -m peers.prepare q4_0 SOURCE.gguf TARGET.gguf      # llama-cpp-python

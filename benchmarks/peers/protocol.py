@@ -2,11 +2,11 @@
 
 A worker is a process that holds one model in one engine with a fixed number of threads.  It reads
 requests from standard input and answers on standard output, one JSON object a line; everything that
-the engine prints itself goes to standard error.  Only the standard library and NumPy are used here, so
-that a worker runs in any virtual environment that has its engine.
+the engine prints itself goes to standard error.  Only the standard library and NumPy are used here,
+so that a worker runs in any virtual environment that has its engine.
 
 Requests are ``{"op": NAME, ...arguments}``; answers ``{"ok": true, ...}`` or
-``{"ok": false, "error": TEXT, "absent": BOOL}``.  The operations are the methods of :class:`Worker`.
+``{"ok": false, "error": TEXT, "absent": BOOL}``.  The operations are :class:`Worker`'s methods.
 Every prompt is made of fresh random token ids, so that no engine can answer from a prefix cache.
 """
 
@@ -49,7 +49,7 @@ class Worker(ABC):
 
     @abstractmethod
     def decode(self, sequences: int, context: int, tokens: int) -> float:
-        """Seconds for ``tokens`` steps of ``sequences`` streams that each start ``context`` long."""
+        """Seconds for ``tokens`` steps of ``sequences`` streams, each ``context`` long before."""
 
     def first_token(self, tokens: int) -> float:
         """Seconds from a fresh prompt of ``tokens`` tokens to the first new token."""
@@ -64,7 +64,7 @@ class Worker(ABC):
         raise Unsupported("this engine's tokenizer is not wired up")
 
     def greedy(self, messages: list[dict[str, str]], tokens: int) -> dict[str, Any]:
-        """Up to ``tokens`` greedy tokens after a chat's messages: keys ``prompt_ids``, ``ids``, ``text``."""
+        """Up to ``tokens`` greedy tokens of a chat: keys prompt, prompt_ids, ids, text."""
         raise Unsupported("greedy generation is not wired up for this engine")
 
     def bandwidth(self, size: int) -> float:

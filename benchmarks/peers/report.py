@@ -10,7 +10,7 @@ COLOURS = ("#c8102e", "#4c6a92", "#7f9dc0", "#5f8f6a", "#b98b3e", "#777777")
 
 
 def table(document: dict[str, Any]) -> str:
-    """Machine line, then for each model medians, dure's ratio to the best peer and the bandwidth."""
+    """The machine, then for each model medians, ratios to the best peer and the bandwidth."""
     machine = document["machine"]
     head = (
         f"{machine['cpu']}, {machine['cores']} cores, {', '.join(machine['flags'])}; "

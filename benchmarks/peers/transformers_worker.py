@@ -1,7 +1,7 @@
 """The reference: ``transformers`` running the GGUF's weights dequantized to float32.
 
-``transformers`` fills in what a Gemma 3 GGUF does not say (the pattern of local and global layers, the
-local rope base) from its own defaults; :func:`check_configuration` proves that it did.
+``transformers`` fills in what a Gemma 3 GGUF does not say (the pattern of local and global layers,
+the local rope base) from its own defaults; :func:`check_configuration` proves that it did.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from peers.protocol import Unsupported, Worker, serve
 
 
