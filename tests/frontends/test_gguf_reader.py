@@ -1,4 +1,4 @@
-"""What a whole GGUF file gives: metadata, tensor table, bytes; checked against the `gguf` package."""
+"""What a whole GGUF file gives: metadata, tensor table, bytes; the `gguf` package is the judge."""
 
 from __future__ import annotations
 
