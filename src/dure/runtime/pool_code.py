@@ -47,6 +47,9 @@ MOST_CORES = 1024
 ALL_TO_ALL_WORKERS = 4
 """Up to this many workers the barrier is symmetric; above, worker 0 gathers and releases."""
 
+GLANCES = 30
+"""Looks at another worker's counter before asking whether anybody sleeps on ours."""
+
 
 def state_bytes(workers: int) -> int:
     """The size of ``pool_state`` for a pool of that many workers."""
@@ -222,7 +225,7 @@ define internal void @wake(ptr %word) alwaysinline {{
 _WAIT = """
 ; Wait until the counter at %flag is at %target or past it; the word after it counts the sleepers.
 define internal i1 @reached(ptr %flag, i32 %target) alwaysinline {
-  %value = load atomic i32, ptr %flag seq_cst, align 4
+  %value = load atomic i32, ptr %flag acquire, align 4
   %ahead = sub i32 %value, %target
   %there = icmp sge i32 %ahead, 0
   ret i1 %there
@@ -294,11 +297,11 @@ define internal i32 @parameter(ptr %state, i64 %offset) alwaysinline {
 """
 
 _BARRIER = f"""
+; Wait until the counters of workers 0 to %workers - 1, %worker's own apart, are at %target or past
+; it.  %field is the counter's place in a worker's line.
 define internal void @wait_for_others(ptr %state, i64 %worker, i64 %workers, i32 %target,
-    i64 %field) {{
+    i64 %field, i32 %pauses, i32 %yields) {{
 entry:
-  %pauses = call i32 @parameter(ptr %state, i64 {PARAMETERS + 16})
-  %yields = call i32 @parameter(ptr %state, i64 {PARAMETERS + 20})
   %lines = getelementptr i8, ptr %state, i64 {WORKER_LINES}
   %fields = getelementptr i8, ptr %lines, i64 %field
   br label %next
@@ -323,11 +326,50 @@ done:
   ret void
 }}
 
+; Announce that %worker has arrived, and wait for workers 0 to %workers - 1.  While the store of our
+; own counter is on its way to the others we look at theirs already, for about a microsecond: only
+; then comes the full fence that the question for sleepers needs (with two workers, 100 ns a barrier
+; against 350 ns with the fence first).
+define internal void @arrive_and_wait(ptr %state, i64 %worker, i64 %workers, ptr %mine,
+    ptr %my_sleepers, i32 %target, i32 %pauses, i32 %yields) alwaysinline {{
+  store atomic i32 %target, ptr %mine release, align 4
+  %distance = mul i64 %worker, {-LINE}
+  %first = getelementptr i8, ptr %mine, i64 %distance
+  %is_first = icmp eq i64 %worker, 0
+  %beside = select i1 %is_first, i64 {LINE}, i64 0
+  %flag = getelementptr i8, ptr %first, i64 %beside
+  br label %glance
+glance:
+  %i = phi i32 [0, %0], [%i1, %again]
+  %there = call i1 @reached(ptr %flag, i32 %target)
+  br i1 %there, label %ask, label %glanced
+glanced:
+  %i1 = add i32 %i, 1
+  %patient = icmp slt i32 %i1, {GLANCES}
+  br i1 %patient, label %again, label %ask
+again:
+  call void @pause()
+  br label %glance
+ask:
+  %count = atomicrmw add ptr %my_sleepers, i32 0 seq_cst
+  %any = icmp ne i32 %count, 0
+  br i1 %any, label %rouse, label %wait
+rouse:
+  call void @wake(ptr %mine)
+  br label %wait
+wait:
+  call void @wait_for_others(ptr %state, i64 %worker, i64 %workers, i32 %target, i64 0,
+    i32 %pauses, i32 %yields)
+  ret void
+}}
+
 define void @dure_barrier(ptr %state, i64 %worker, i64 %workers) {{
 entry:
   %several = icmp ugt i64 %workers, 1
   br i1 %several, label %start, label %done
 start:
+  %pauses = call i32 @parameter(ptr %state, i64 {PARAMETERS + 16})
+  %yields = call i32 @parameter(ptr %state, i64 {PARAMETERS + 20})
   %distance = mul i64 %worker, {LINE}
   %lines = getelementptr i8, ptr %state, i64 {WORKER_LINES}
   %mine = getelementptr i8, ptr %lines, i64 %distance
@@ -335,21 +377,19 @@ start:
   %before = load atomic i32, ptr %mine monotonic, align 4
   %target = add i32 %before, 1
   %few = icmp ule i64 %workers, {ALL_TO_ALL_WORKERS}
-  br i1 %few, label %symmetric, label %rooted
-symmetric:
-  call void @advance(ptr %mine, i32 %target, ptr %my_sleepers)
-  call void @wait_for_others(ptr %state, i64 %worker, i64 %workers, i32 %target, i64 0)
-  br label %done
-rooted:
   %root = icmp eq i64 %worker, 0
-  br i1 %root, label %gather, label %follow
-gather:
-  call void @wait_for_others(ptr %state, i64 %worker, i64 %workers, i32 %target, i64 0)
-  call void @advance(ptr %mine, i32 %target, ptr %my_sleepers)
+  %follow = xor i1 %root, true
+  %others = select i1 %few, i64 %workers, i64 1
+  %simple = or i1 %few, %follow
+  br i1 %simple, label %arrive, label %gather
+arrive:
+  call void @arrive_and_wait(ptr %state, i64 %worker, i64 %others, ptr %mine, ptr %my_sleepers,
+    i32 %target, i32 %pauses, i32 %yields)
   br label %done
-follow:
+gather:
+  call void @wait_for_others(ptr %state, i64 %worker, i64 %workers, i32 %target, i64 0,
+    i32 %pauses, i32 %yields)
   call void @advance(ptr %mine, i32 %target, ptr %my_sleepers)
-  call void @wait_for_others(ptr %state, i64 %worker, i64 1, i32 %target, i64 0)
   br label %done
 done:
   ret void
@@ -496,7 +536,10 @@ rouse:
   br label %work
 work:
   call void %step(ptr %context, i64 0, i64 %workers, ptr %state)
-  call void @wait_for_others(ptr %state, i64 0, i64 %workers, i32 %number, i64 8)
+  %pauses = call i32 @parameter(ptr %state, i64 {PARAMETERS + 16})
+  %yields = call i32 @parameter(ptr %state, i64 {PARAMETERS + 20})
+  call void @wait_for_others(ptr %state, i64 0, i64 %workers, i32 %number, i64 8, i32 %pauses,
+    i32 %yields)
   br label %done
 done:
   call void @set_control(i64 %control)
