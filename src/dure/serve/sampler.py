@@ -50,6 +50,7 @@ _FEW = 1024
 _BLOCK = 256
 """Weights that are summed together when one of many is drawn."""
 
+_MOST_TEMPERATURE = 1000.0
 _MOST_PRESENCE = 1000.0
 _FINITE_MOST = np.finfo(np.float32).max
 
@@ -62,7 +63,7 @@ class LogitsError(DureError):
 class SamplingParams:
     """How to choose tokens.  The defaults sample from the model's own distribution.
 
-    ``temperature`` >= 0 (0: greedy); ``top_k`` >= 0 (0: off); 0 < ``top_p`` <= 1 (1: off);
+    ``temperature`` from 0 (greedy) to 1000; ``top_k`` >= 0 (0: off); 0 < ``top_p`` <= 1 (1: off);
     0 <= ``min_p`` <= 1 (0: off); ``repetition_penalty`` > 0 (1: off); ``presence_penalty`` from
     -1000 to 1000 (0: off).  The same ``seed`` >= 0 gives the same tokens for the same logits, alone
     or in any batch; None takes one from the operating system.  Raises UsageError for anything else.
@@ -77,7 +78,8 @@ class SamplingParams:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        _require("temperature", self.temperature, 0 <= self.temperature < math.inf, "at least 0")
+        heat = self.temperature
+        _require("temperature", heat, 0 <= heat <= _MOST_TEMPERATURE, "from 0 to 1000")
         _require("top_k", self.top_k, _is_count(self.top_k), "a whole number, at least 0")
         _require("top_p", self.top_p, 0 < self.top_p <= 1, "more than 0 and at most 1")
         _require("min_p", self.min_p, 0 <= self.min_p <= 1, "from 0 to 1")
