@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 
 from dure import settings
 from dure.errors import TargetError, UsageError
-from dure.runtime import host, llvm, pool_code
+from dure.runtime import cache, host, llvm, pool_code
 from dure.runtime.memory import Buffer
 
 _BARRIER_SPIN_MICROSECONDS = 50
@@ -168,7 +168,7 @@ def _load_native(features: host.HostFeatures, *, futex: bool, nudge: bool) -> _N
         address = ctypes.cast(getattr(library, name), ctypes.c_void_p).value
         assert address is not None
         addresses[symbol] = address
-    module = llvm.load_object(llvm.compile_module(text, features), addresses)
+    module = llvm.load_object(cache.compile_cached(text, features), addresses)
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     launch = ctypes.CFUNCTYPE(None, pointer, pointer, pointer, number)
     loop = ctypes.CFUNCTYPE(None, pointer, number, ctypes.c_int32)
