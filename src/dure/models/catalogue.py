@@ -18,6 +18,8 @@ from typing import Any
 from dure import settings
 from dure.errors import UsageError
 
+_LINE = 200
+
 
 @dataclass(frozen=True)
 class HubFile:
@@ -93,8 +95,9 @@ def find(name: str) -> CatalogueModel:
 
 
 def printable(text: str) -> str:
-    """``text`` with what a terminal can't show (control characters, undecodable bytes) escaped."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    """``text`` for a message: cut to a line, with what a terminal can't show escaped."""
+    cut = text if len(text) <= _LINE else text[:_LINE] + "..."
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in cut)
 
 
 @cache

@@ -61,9 +61,7 @@ def resolve(model: str, progress: PullProgress | None = None) -> Path:
         )
     if path.suffix.lower() == ".gguf" or len(path.parts) > 1:
         raise UsageError(
-            f"there is no file at {printable(model)}",
-            rule=f"a model is a path of a GGUF file or one of: {', '.join(catalogue())}",
-            fix="check the path",
+            f"there is no file at {printable(model)}", rule=_rule(), fix="check the path"
         )
     find(model)  # raises, and lists the names
     return path
@@ -160,10 +158,19 @@ def _only_one(path: Path, model: CatalogueModel, progress: PullProgress) -> Gene
 
 
 def _as_path(model: str) -> Path:
-    if not model or "\0" in model:
+    """``model`` as a path that the operating system can be asked about."""
+    if not model:
+        raise UsageError("the model's name is empty", rule=_rule(), fix="give a name or a path")
+    try:
+        path = Path(model).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, ~nobody, a NUL
+        reason = error.strerror if isinstance(error, OSError) else error
         raise UsageError(
-            "the model's name is empty" if not model else "a path can't hold a NUL character",
-            rule=f"a model is a path of a GGUF file or one of: {', '.join(catalogue())}",
-            fix="give a name or a path",
-        )
-    return Path(model).expanduser()
+            f"{printable(model)} can't be a path: {reason}", rule=_rule(), fix="check the path"
+        ) from error
+    return path
+
+
+def _rule() -> str:
+    return f"a model is a path of a GGUF file or one of: {', '.join(catalogue())}"
