@@ -1,0 +1,128 @@
+"""Byte-level BPE (tokenizer kind ``gpt2``): text to ids with the ``tokenizers`` library.
+
+A text is cut into words by the file's pre-tokenizer, each word's UTF-8 bytes are written as 256
+visible characters, and pairs are merged in the order of the file's merge list.  A byte for which
+the vocabulary has no token is left out, as the models' own tokenizers do (SmolLM2 lacks six
+control characters)."""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import TYPE_CHECKING
+
+from dure.errors import ModelFileError
+from dure.frontends.gguf import GGUFFile
+from dure.serve.pretokenizer import PRE_TOKENIZERS, PreTokenizer
+from dure.serve.vocabulary import PREFIX, TokenType, Vocabulary
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as LibraryTokenizer
+    from tokenizers.models import BPE
+
+
+def _byte_characters() -> dict[str, int]:
+    """The character that GPT-2's vocabulary writes for each byte, to that byte."""
+    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in set(visible)]
+    table = {chr(byte): byte for byte in visible}
+    return table | {chr(256 + index): byte for index, byte in enumerate(hidden)}
+
+
+BYTE_OF_CHARACTER = _byte_characters()
+
+
+def bytes_of_token(token: str) -> bytes:
+    """The bytes that a token of a byte-level vocabulary stands for; other characters as UTF-8."""
+    try:
+        return bytes([BYTE_OF_CHARACTER[character] for character in token])
+    except KeyError:
+        return b"".join(
+            bytes([BYTE_OF_CHARACTER[character]])
+            if character in BYTE_OF_CHARACTER
+            else character.encode("utf-8", "surrogateescape")
+            for character in token
+        )
+
+
+class ByteLevelBPE:
+    """The encoder of one file's ``gpt2`` vocabulary."""
+
+    def __init__(self, file: GGUFFile, vocabulary: Vocabulary) -> None:
+        """Raises ModelFileError for an unknown pre-tokenizer or a merge list that doesn't fit."""
+        self.rule = _rule(file)
+        self._library = _build(file, vocabulary, self.rule)
+
+    def encode(self, text: str, after_special: bool) -> list[int]:
+        """The ids of plain text, in which no token is special, wherever it stands."""
+        if self.rule.compose:
+            text = unicodedata.normalize("NFC", text)
+        return self._library.encode(text, add_special_tokens=False).ids
+
+
+def _rule(file: GGUFFile) -> PreTokenizer:
+    name = file.metadata.get_str(PREFIX + "pre", "default")
+    rule = PRE_TOKENIZERS.get(name)
+    if rule is None:
+        raise ModelFileError(
+            f"the pre-tokenizer {name!r} is unknown",
+            where=f"{file.path}, {PREFIX}pre",
+            rule="known names: " + ", ".join(sorted(PRE_TOKENIZERS)),
+            fix="give the Hugging Face folder of the model, whose tokenizer.json says the rule",
+        )
+    return rule
+
+
+def _build(file: GGUFFile, vocabulary: Vocabulary, rule: PreTokenizer) -> LibraryTokenizer:
+    from tokenizers import Regex
+    from tokenizers import Tokenizer as LibraryTokenizer
+    from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
+    from tokenizers.pre_tokenizers import PreTokenizer as Step
+
+    library = LibraryTokenizer(_model(file, vocabulary, rule))
+    steps: list[Step] = [
+        Split(Regex(pattern), behavior="isolated", invert=False) for pattern in rule.patterns
+    ]
+    steps.append(ByteLevel(add_prefix_space=False, use_regex=False))
+    library.pre_tokenizer = Sequence(steps)
+    return library
+
+
+def _model(file: GGUFFile, vocabulary: Vocabulary, rule: PreTokenizer) -> BPE:
+    from tokenizers.models import BPE
+
+    merges = _merges(file)
+    ids = {token: index for index, token in enumerate(vocabulary.tokens)}
+    # Text must not become a control token by being spelled like one, so these are taken out, unless
+    # the merge list itself builds them.
+    plain = ids.copy()
+    for index in vocabulary.of_type(TokenType.CONTROL, TokenType.UNKNOWN, TokenType.UNUSED):
+        plain.pop(vocabulary.tokens[index], None)
+    problem: BaseException | None = None
+    for table in (plain, ids):
+        try:
+            return BPE(table, merges, ignore_merges=rule.ignore_merges)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the library also panics, which is not an Exception
+            problem = error
+    raise ModelFileError(
+        f"the merge list does not fit the vocabulary: {problem}",
+        where=f"{file.path}, {PREFIX}merges",
+        rule="both halves of a merge, and the two together, are tokens",
+        fix="convert the model again with a current converter",
+    )
+
+
+def _merges(file: GGUFFile) -> list[tuple[str, str]]:
+    merges: list[tuple[str, str]] = []
+    for index, line in enumerate(file.metadata.require_strings(PREFIX + "merges")):
+        left, space, right = line.partition(" ")
+        if not (left and space and right):
+            raise ModelFileError(
+                f"merge {index} is {line!r}",
+                where=f"{file.path}, {PREFIX}merges",
+                rule="a merge is two tokens with a space between them",
+                fix="convert the model again with a current converter",
+            )
+        merges.append((left, right))
+    return merges
