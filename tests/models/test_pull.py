@@ -148,7 +148,7 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def quick_pip(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the test isn't about pip itself: what pip would do, without its second of starting up."""
+    """For tests that aren't about pip: what pip would do, without its second of starting up."""
 
     def copy(wheel: Wheel, scratch: Path, progress: object) -> None:
         shutil.copy(Path(os.environ["PIP_FIND_LINKS"]) / wheel.file, scratch / "out")
