@@ -1,7 +1,7 @@
 """How far an engine's numbers are from ``transformers`` running the same weights dequantized.
 
 Reads a text, cuts its first tokens into windows that each start afresh (BOS in front where the
-file's ``tokenizer.ggml.add_bos_token`` says so), and compares the logits after every text token: how
+file's ``tokenizer.ggml.add_bos_token`` says so), and compares the logits after every token: how
 often the most probable token is the same, the mean Kullback-Leibler divergence KL(reference ||
 engine) in nats, and both perplexities (every text token but a window's first is scored).
 
