@@ -91,7 +91,7 @@ def _model(file: GGUFFile, vocabulary: Vocabulary, rule: PreTokenizer) -> BPE:
     from tokenizers.models import BPE
 
     merges = _merges(file)
-    ids = {token: index for index, token in enumerate(vocabulary.tokens)}
+    ids = dict(zip(vocabulary.tokens, range(len(vocabulary.tokens)), strict=True))
     # Text must not become a control token by being spelled like one, so these are taken out, unless
     # the merge list itself builds them.
     plain = ids.copy()
@@ -114,15 +114,14 @@ def _model(file: GGUFFile, vocabulary: Vocabulary, rule: PreTokenizer) -> BPE:
 
 
 def _merges(file: GGUFFile) -> list[tuple[str, str]]:
-    merges: list[tuple[str, str]] = []
-    for index, line in enumerate(file.metadata.require_strings(PREFIX + "merges")):
-        left, space, right = line.partition(" ")
-        if not (left and space and right):
+    lines = file.metadata.require_strings(PREFIX + "merges")
+    merges = [(left, right) for left, _, right in (line.partition(" ") for line in lines)]
+    for index, (left, right) in enumerate(merges):
+        if not (left and right):
             raise ModelFileError(
-                f"merge {index} is {line!r}",
+                f"merge {index} is {lines[index]!r}",
                 where=f"{file.path}, {PREFIX}merges",
                 rule="a merge is two tokens with a space between them",
                 fix="convert the model again with a current converter",
             )
-        merges.append((left, right))
     return merges

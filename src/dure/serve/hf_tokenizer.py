@@ -33,7 +33,7 @@ class HFTokenizer:
             raise ModelFileError(
                 "the folder has no tokenizer.json",
                 where=str(folder),
-                fix="save one with the transformers package: AutoTokenizer(...).save_pretrained(...)",
+                fix="save one with transformers: AutoTokenizer.save_pretrained(folder)",
             )
         config = _read_json(folder / "tokenizer_config.json") or {}
         generation = _read_json(folder / "generation_config.json") or {}

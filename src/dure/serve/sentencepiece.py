@@ -47,7 +47,7 @@ class SentencePieceBPE:
         """Raises ModelFileError where scores, or a way to write any character, are missing."""
         self.add_space_prefix = file.metadata.get_bool(PREFIX + "add_space_prefix", True)
         self._scores = _read_scores(file, len(vocabulary.tokens))
-        self._ids = {token: index for index, token in enumerate(vocabulary.tokens)}
+        self._ids = dict(zip(vocabulary.tokens, range(len(vocabulary.tokens)), strict=True))
         self._bytes, self._unknown = self._set_reserved_aside(file, vocabulary)
         self._words = _word_boundary(vocabulary.tokens)
         self._cache: dict[str, list[int]] = {}

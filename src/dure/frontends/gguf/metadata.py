@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -215,8 +215,10 @@ class Metadata(Mapping[str, MetadataValue]):
         """An array of strings; an empty array of any type is an empty list."""
         value = self._require(key)
         entry = self._entries[key]
-        if entry.kind is ValueType.ARRAY and (entry.item is ValueType.STRING or not entry.length):
-            return [item for item in _items(value) if isinstance(item, str)]
+        if entry.kind is ValueType.ARRAY and not entry.length:
+            return []
+        if entry.kind is ValueType.ARRAY and entry.item is ValueType.STRING:
+            return cast(list[str], value)
         raise self.wrong_type(key, "an array of strings")
 
     def require_ints(self, key: str) -> NDArray[np.int64]:
@@ -287,12 +289,6 @@ class Metadata(Mapping[str, MetadataValue]):
         return _decode_scalar(cursor, entry.kind, key)
 
 
-def _items(value: MetadataValue) -> Sequence[MetadataValue]:
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return value
-    return ()
-
-
 def _decode_scalar(cursor: Cursor, kind: ValueType, key: str) -> MetadataValue:
     if kind is ValueType.STRING:
         length = cursor.u64(f"metadata key {key!r}")
@@ -334,9 +330,17 @@ def _decode_strings(cursor: Cursor, count: int) -> list[str]:
     data, position, unpack = cursor.data, cursor.position, _U64.unpack_from
     strings: list[str] = []
     append = strings.append
-    for _ in range(count):
-        start = position + 8
-        position = start + unpack(data, position)[0]
-        append(data[start:position].decode("utf-8", "surrogateescape"))
+    try:
+        for _ in range(count):
+            start = position + 8
+            position = start + unpack(data, position)[0]
+            append(data[start:position].decode())
+    except UnicodeDecodeError:  # rare: begin again with the slower codec that keeps any bytes
+        position = cursor.position
+        strings.clear()
+        for _ in range(count):
+            start = position + 8
+            position = start + unpack(data, position)[0]
+            append(data[start:position].decode("utf-8", "surrogateescape"))
     cursor.position = position
     return strings
