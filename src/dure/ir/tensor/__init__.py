@@ -1,0 +1,12 @@
+"""The tensor level: what a whole program computes.  Importing this package declares its ops."""
+
+from dure.ir.tensor import (
+    attention,
+    elementwise,
+    matrix,
+    norms,
+    program,
+    rows,
+)
+
+__all__ = ["attention", "elementwise", "matrix", "norms", "program", "rows"]
