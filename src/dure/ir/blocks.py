@@ -14,8 +14,8 @@ from dure.ir.dtypes import Array, BlockFormat
 class Blocks:
     """A block-quantized array.
 
-    ``shape`` is logical.  Each plane has the same rank, with the quantized ``axis`` divided by the plane's
-    ``per``; entries are stored unpacked (a uint4 plane is an array of small integers).
+    ``shape`` is logical.  Each plane has the same rank, with the quantized ``axis`` divided by the
+    plane's ``per``; entries are stored unpacked (a uint4 plane is an array of small integers).
     """
 
     format: BlockFormat
@@ -45,8 +45,8 @@ class Blocks:
 def quantize_int8(values: Array, format: BlockFormat) -> Blocks:
     """Symmetric int8 quantization along the last axis, ``format.block`` values a scale.
 
-    ``scale = max|x| / 127`` in float32, ``code = round_half_even(x * (127 / max|x|))``, zero where the
-    block is all zeros (the rule of GGML's ``quantize_row_q8_0``, with ties to even).
+    ``scale = max|x| / 127`` in float32, ``code = round_half_even(x * (127 / max|x|))``, zero where
+    the block is all zeros (the rule of GGML's ``quantize_row_q8_0``, with ties to even).
     """
     shape = values.shape
     blocks = values.astype(np.float32).reshape(*shape[:-1], shape[-1] // format.block, format.block)

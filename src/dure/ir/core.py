@@ -1,11 +1,13 @@
 """Programs: values, ops, regions and functions, the same for the tensor, tile and machine levels.
 
-Everything is frozen and compared by identity.  A pass builds new ops; it never changes one.  What an op
-means is declared once, in an :class:`OpDef`: its typing rule, its reference semantics on NumPy values and
-its cost.  Printer, parser, verifier, interpreter, simulator and emitters all read that table.
+Everything is frozen and compared by identity.  A pass builds new ops; it never changes one.  What
+an op means is declared once, in an :class:`OpDef`: its typing rule, its reference semantics on
+NumPy values and its cost.  Printer, parser, verifier, interpreter, simulator and emitters all read
+that table.
 
-Integers that address memory are not values but index expressions (:mod:`dure.ir.expr`) in attributes; the
-symbols in them are sizes of arguments, program ids, loop variables, and elements read from index arguments.
+Integers that address memory are not values but index expressions (:mod:`dure.ir.expr`) in
+attributes; the symbols in them are sizes of arguments, program ids, loop variables, and elements
+read from index arguments.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from dure.ir.types import Access, TensorType, TileType, Type
 Level: TypeAlias = Literal["tensor", "tile", "machine", "any"]
 #: What an attribute may hold: these print and parse back.
 Attribute: TypeAlias = (
-    "None | bool | int | float | str | Expr | DType | Function | tuple[Attribute, ...]"
+    "bool | int | float | str | Expr | DType | Function | tuple[Attribute, ...] | None"
 )
 
 
@@ -125,9 +127,9 @@ class Param:
 class Function:
     """A tile kernel (one grid instance of it) or a tensor program.
 
-    ``symbols`` are its sizes (bound by the arguments' shapes or given by the caller); ``grid`` the extents
-    of a kernel's grid and ``program_ids`` the symbols that count in it.  ``attrs`` hold hints such as a
-    pinned order of the grid.
+    ``symbols`` are its sizes (bound by the arguments' shapes or given by the caller); ``grid`` the
+    extents of a kernel's grid and ``program_ids`` the symbols that count in it.  ``attrs`` hold
+    hints such as a pinned order of the grid.
     """
 
     name: str
@@ -146,7 +148,7 @@ class Function:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What an op costs whatever runs it: floating-point (or integer multiply-add x 2) work and bytes."""
+    """What an op costs whatever runs it: arithmetic (a multiply-add counts 2) and bytes moved."""
 
     flops: int = 0
     bytes: int = 0
@@ -170,10 +172,11 @@ class OpDef:
 
     ``typing`` gives the results' types or raises :class:`IRError`.  ``semantics`` is called as
     ``semantics(attrs, *operands)`` with NumPy values (a block-quantized one as
-    :class:`dure.ir.blocks.Blocks`) and returns the result (a tuple if several); ops with regions or memory
-    effects have None and are run by the interpreter itself.  ``cost`` counts work.  ``exact`` says that
-    any order of evaluation gives the same bits; otherwise ``error_bound`` (relative, in units of the
-    result type's epsilon, per accumulated element) is what ``DURE_CHECK`` allows.
+    :class:`dure.ir.blocks.Blocks`) and returns the result (a tuple if several); ops with regions or
+    memory effects have None and are run by the interpreter itself.  ``cost`` counts work.
+    ``exact`` says that any order of evaluation gives the same bits; otherwise ``error_bound``
+    (relative, in units of the result type's epsilon, per accumulated element) is what
+    ``DURE_CHECK`` allows.
     """
 
     name: str

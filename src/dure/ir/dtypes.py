@@ -1,10 +1,11 @@
 """Element types: plain numbers, and block-quantized formats as named planes of bits.
 
-A :class:`BlockFormat` says how a run of ``block`` elements along the quantized axis is stored: code planes
-(low bits first), scale planes and offset planes, each with its bits and how many elements one entry
-covers.  A value is ``scale * (code - zero) +- offset``; where ``scale`` is a product of planes it is
-multiplied in the order in which the planes are declared.  Formats are GGML's (source: the public GGUF
-specification and ggml-common.h) and the int8 format that activations are quantized to.
+A :class:`BlockFormat` says how a run of ``block`` elements along the quantized axis is stored: code
+planes (low bits first), scale planes and offset planes, each with its bits and how many elements
+one entry covers.  A value is ``scale * (code - zero) +- offset``; where ``scale`` is a product of
+planes it is multiplied in the order in which the planes are declared.  Formats are GGML's (source:
+the public GGUF specification and ggml-common.h) and the int8 format that activations are quantized
+to.
 """
 
 from __future__ import annotations
@@ -84,8 +85,9 @@ PlaneRole: TypeAlias = Literal["code", "scale", "offset", "sum"]
 class Plane:
     """One plane of a block format.
 
-    ``per`` elements of the quantized axis share one entry.  ``shift`` is where the entry's bits sit in the
-    number that all planes of the same ``group`` make up together (a 6-bit code is 4 low and 2 high bits).
+    ``per`` elements of the quantized axis share one entry.  ``shift`` is where the entry's bits sit
+    in the number that all planes of the same ``group`` make up together (a 6-bit code is 4 low and
+    2 high bits).
     """
 
     name: str
@@ -113,7 +115,7 @@ class BlockFormat:
 
     @cached_property
     def groups(self) -> dict[str, tuple[Plane, ...]]:
-        """Planes by the number they make up: ``code``, then each scale and minimum factor in order."""
+        """Planes by the number they make up: ``code``, then each scale and offset factor."""
         found: dict[str, list[Plane]] = {}
         for plane in self.planes:
             found.setdefault(plane.group or plane.name, []).append(plane)
@@ -143,8 +145,9 @@ class BlockFormat:
     def decode(self, planes: dict[str, Array]) -> npt.NDArray[np.float32]:
         """Reference values of unpacked planes (entries along the last axis), in float32.
 
-        Each plane array holds one entry per ``per`` elements.  The order of roundings is part of the
-        format: scales multiply left to right, then code, then the offset is added or subtracted.
+        Each plane array holds one entry per ``per`` elements.  The order of roundings is part of
+        the format: scales multiply left to right, then code, then the offset is added or
+        subtracted.
         """
         code = self._number("code", planes).astype(np.float32) - np.float32(self.zero)
         value = code * self.scale(planes, code.shape[-1])

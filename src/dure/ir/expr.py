@@ -1,13 +1,13 @@
 """Integer index expressions over symbols with declared bounds.
 
-An expression is interned: two expressions built the same way are the same object, so ``is`` compares
-structure.  Building one simplifies it: sums are kept as sorted linear forms over products, divisions and
-remainders by constants are split when they are exact.  A symbol's bounds may themselves be expressions
-(a program id lies below its grid), and :func:`proves` uses them to show that an inequality holds for
-*every* value that the symbols can take.
+An expression is interned: two expressions built the same way are the same object, so ``is``
+compares structure.  Building one simplifies it: sums are kept as sorted linear forms over products,
+divisions and remainders by constants are split when they are exact.  A symbol's bounds may
+themselves be expressions (a program id lies below its grid), and :func:`proves` uses them to show
+that an inequality holds for *every* value that the symbols can take.
 
-All arithmetic is that of Python's unbounded integers: ``//`` floors and ``%`` is never negative for a
-positive divisor.
+All arithmetic is that of Python's unbounded integers: ``//`` floors and ``%`` is never negative for
+a positive divisor.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Const(Expr):
 
 @dataclass(frozen=True, eq=False, repr=False, slots=True)
 class Symbol(Expr):
-    """A run-time integer: a size, a program id, a loop variable, or an element of an index argument.
+    """A run-time integer: a size, program id, loop variable, or element of an index argument.
 
     ``low <= value <= high`` always holds; ``high`` of None means that no bound is known.
     """
@@ -303,8 +303,10 @@ def maximum(*arguments: IntLike) -> Expr:
 def _minmax(function: Literal["min", "max"], arguments: Iterable[IntLike]) -> Expr:
     flat: list[Expr] = []
     for argument in map(as_expr, arguments):
-        nested = isinstance(argument, MinMax) and argument.function == function
-        flat.extend(argument.arguments if nested else (argument,))
+        if isinstance(argument, MinMax) and argument.function == function:
+            flat.extend(argument.arguments)
+        else:
+            flat.append(argument)
     kept: list[Expr] = []
     for candidate in flat:
         if any(_dominates(function, other, candidate) for other in kept):
@@ -319,7 +321,7 @@ def _minmax(function: Literal["min", "max"], arguments: Iterable[IntLike]) -> Ex
 
 
 def _dominates(function: str, one: Expr, other: Expr) -> bool:
-    """Whether ``one`` makes ``other`` superfluous; numeric bounds alone, so that building stays cheap."""
+    """Whether ``one`` makes ``other`` superfluous, by numeric bounds: building stays cheap."""
     low, high = bounds(other - one)
     return low is not None and low >= 0 if function == "min" else high is not None and high <= 0
 
@@ -487,6 +489,23 @@ def symbols(expr: Expr) -> set[Symbol]:
             return set()
 
 
+def _occurs(part: Expr, expr: Expr) -> int:
+    """How many places of ``expr`` hold ``part``."""
+    if expr is part:
+        return 1
+    match expr:
+        case Sum():
+            return sum(_occurs(part, factor) for product, _ in expr.terms for factor in product)
+        case FloorDiv():
+            return _occurs(part, expr.numerator) + _occurs(part, expr.divisor)
+        case MinMax() | Logic():
+            return sum(_occurs(part, argument) for argument in expr.arguments)
+        case Compare():
+            return _occurs(part, expr.left) + _occurs(part, expr.right)
+        case _:
+            return 0
+
+
 def evaluate(expr: IntLike, values: Mapping[str, int]) -> int:
     """The number that ``expr`` is when its symbols have these values (by name)."""
     if isinstance(expr, int):
@@ -510,7 +529,15 @@ def evaluate(expr: IntLike, values: Mapping[str, int]) -> int:
                 total += coefficient
             return total
         case FloorDiv():
-            return evaluate(expr.numerator, values) // evaluate(expr.divisor, values)
+            divisor = evaluate(expr.divisor, values)
+            if divisor <= 0:
+                raise IRError(
+                    f"division by {divisor} in an index expression",
+                    where=f"{expr} with {expr.divisor} = {divisor}",
+                    rule="the divisor of an index expression is positive",
+                    fix="declare a lower bound of 1 for what it is divided by",
+                )
+            return evaluate(expr.numerator, values) // divisor
         case MinMax():
             chosen = min if expr.function == "min" else max
             return chosen(evaluate(a, values) for a in expr.arguments)
@@ -533,20 +560,32 @@ _RELATIONS: dict[Relation, Callable[[int, int], bool]] = {
 
 
 class Prover:
-    """Shows ``expr >= 0`` by replacing symbols, divisions and minima with their worst case."""
+    """Shows ``expr >= 0`` by replacing symbols, divisions and minima with their worst case.
+
+    The search tries the replacements in every order, each expression once, and gives up after
+    ``STEPS`` expressions.
+    """
 
     DEPTH: ClassVar[int] = 12
+    STEPS: ClassVar[int] = 500
 
     @classmethod
-    def nonnegative(cls, expr: Expr, depth: int = 0) -> bool:
+    def nonnegative(cls, expr: Expr) -> bool:
+        """Whether ``expr >= 0`` was proved."""
+        return cls._search(expr, 0, set())
+
+    @classmethod
+    def _search(cls, expr: Expr, depth: int, seen: set[Expr]) -> bool:
         low, _ = bounds(expr)
-        if low is not None:
-            if low >= 0:
-                return True
-        if depth >= cls.DEPTH or isinstance(expr, Const):
+        if low is not None and low >= 0:
+            return True
+        if isinstance(expr, Const) or expr in seen:
             return False
+        if depth >= cls.DEPTH or len(seen) >= cls.STEPS:
+            return False
+        seen.add(expr)
         return any(
-            all(cls.nonnegative(part, depth + 1) for part in parts) for parts in cls._weaken(expr)
+            all(cls._search(part, depth + 1, seen) for part in parts) for parts in cls._weaken(expr)
         )
 
     @classmethod
@@ -557,14 +596,11 @@ class Prover:
             for atom in dict.fromkeys(product):
                 if product.count(atom) > 1 or not cls._rest_nonnegative(product, atom):
                     continue
-                others = [p for p, _ in terms if p is not product and cls._mentions(p, atom)]
-                yield from cls._weaken_atom(expr, atom, coefficient, bool(others))
-
-    @staticmethod
-    def _mentions(product: Product, atom: Expr) -> bool:
-        if isinstance(atom, Symbol):
-            return any(atom in symbols(factor) for factor in product)
-        return atom in product
+                elsewhere = sum(_occurs(atom, factor) for p, _ in terms for factor in p) > 1
+                others = const(1)
+                for factor in product:
+                    others = others if factor is atom else others * factor
+                yield from cls._weaken_atom(expr, atom, coefficient, others, elsewhere)
 
     @classmethod
     def _rest_nonnegative(cls, product: Product, atom: Expr) -> bool:
@@ -573,8 +609,9 @@ class Prover:
 
     @classmethod
     def _weaken_atom(
-        cls, expr: Expr, atom: Expr, coefficient: int, elsewhere: bool
+        cls, expr: Expr, atom: Expr, coefficient: int, others: Expr, elsewhere: bool
     ) -> Iterable[list[Expr]]:
+        """Lower bounds of ``expr``, which holds ``atom`` as ``atom * coefficient * others``."""
         match atom:
             case MinMax():
                 split = [substitute(expr, {atom: argument}) for argument in atom.arguments]
@@ -587,7 +624,8 @@ class Prover:
                 if coefficient % value == 0:
                     # value * floor(n / value) lies in [n - value + 1, n].
                     worst = atom.numerator - (value - 1) if coefficient > 0 else atom.numerator
-                    yield [expr - atom * coefficient + worst * (coefficient // value)]
+                    change = worst * (coefficient // value) - atom * coefficient
+                    yield [expr + change * others]
             case Symbol() if not elsewhere:
                 worst = atom.low if coefficient > 0 else atom.high
                 if worst is not None:

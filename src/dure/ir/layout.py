@@ -1,10 +1,11 @@
 """Layouts: where an element lies.
 
-A layout maps a logical index to an address by mixed-radix strides.  Each logical axis is cut into digits,
-major to minor; a digit has an extent, a stride, and the address dimension it counts in.  In the dimension
-``offset`` strides count **bits**, so that nibbles, packed panels and a GGUF file's bytes are layouts like
-any other; the other dimensions (``chip``, ``core``, ``partition``, ``bank``) count places.  The outermost
-digit of an axis has no extent of its own (None): it runs as far as the axis does.
+A layout maps a logical index to an address by mixed-radix strides.  Each logical axis is cut into
+digits, major to minor; a digit has an extent, a stride, and the address dimension it counts in.  In
+the dimension ``offset`` strides count **bits**, so that nibbles, packed panels and a GGUF file's
+bytes are layouts like any other; the other dimensions (``chip``, ``core``, ``partition``, ``bank``)
+count places.  The outermost digit of an axis has no extent of its own (None): it runs as far as the
+axis does.
 """
 
 from __future__ import annotations
@@ -142,7 +143,7 @@ def row_planes(format: BlockFormat, shape: Sequence[IntLike], axis: int) -> Plan
     if axis % len(shape) != len(shape) - 1 or not isinstance(as_expr(shape[-1]), Const):
         raise IRError(
             f"no default layout for a {format} tensor quantized along axis {axis}",
-            rule="by default a block-quantized tensor is cut along its last axis, of constant extent",
+            rule="by default a block-quantized tensor is cut along its last axis, of constant size",
             fix="give the tensor a layout",
         )
     length = as_expr(shape[-1])

@@ -1,4 +1,4 @@
-"""Small checks that typing rules share; each raises an :class:`IRError` that says what was found."""
+"""Small checks that typing rules share; each raises an IRError that says what was found."""
 
 from __future__ import annotations
 

@@ -17,9 +17,10 @@ Access: TypeAlias = Literal["in", "out", "inout"]
 class TensorType:
     """A tensor in memory.
 
-    ``shape`` counts logical elements and may be symbolic.  A block-quantized tensor names the axis that is
-    cut into blocks.  ``layout`` of None leaves the layout to the compiler (row-major where nothing else
-    asks for more).  ``index`` is the declared inclusive range of a ``dl.Index`` argument's elements.
+    ``shape`` counts logical elements and may be symbolic.  A block-quantized tensor names the axis
+    that is cut into blocks.  ``layout`` of None leaves the layout to the compiler (row-major where
+    nothing else asks for more).  ``index`` is the declared inclusive range of a ``dl.Index``
+    argument's elements.
     """
 
     shape: tuple[Expr, ...]
@@ -109,7 +110,7 @@ def shape_of(*extents: int | Expr) -> tuple[Expr, ...]:
 
 
 def default_layout(tensor: TensorType) -> AnyLayout:
-    """The tensor's layout, or the one it has where nothing asks for another: row-major, in rows of planes."""
+    """The tensor's layout; where it has none, row-major, a block-quantized row plane by plane."""
     if tensor.layout is not None:
         return tensor.layout
     if isinstance(tensor.dtype, BlockFormat):

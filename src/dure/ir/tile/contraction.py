@@ -1,8 +1,8 @@
 """Dot products, reductions, scans and quantization: ops that sum or pick along an axis.
 
 The order of accumulation is part of each op.  A float dot adds its K products one after another in
-float32 (fused or not); an int8 dot is exact in int32; a dot of int8 blocks with a block-quantized operand
-is exact inside a scale's block, and adds the blocks' scaled sums in order in float32.
+float32 (fused or not); an int8 dot is exact in int32; a dot of int8 blocks with a block-quantized
+operand is exact inside a scale's block, and adds the blocks' scaled sums in order in float32.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _dot(attrs: Mapping[str, Any], a: Array | Blocks, b: Array | Blocks, c: Arra
 
 
 def _dot_blocks(a: Blocks, b: Blocks, c: Array) -> Array:
-    """int8 blocks (m, k) times block-quantized (k, n): exact in a scale's block, blocks in order."""
+    """int8 blocks (m, k) times quantized (k, n): exact in a scale's block, blocks in order."""
     block = min(b.format.scale_block, a.format.block)
     length = a.shape[-1]
     codes, weights = a.codes(), b.codes() - b.format.zero
@@ -179,7 +179,7 @@ declare(
         _reads_all,
         exact=False,
         error_bound=1.0,
-        doc="reduce(x) {axis, combiner}: keeps the axis with extent 1; argmax gives the lowest index",
+        doc="reduce(x) {axis, combiner}: the axis keeps extent 1; argmax gives the lowest index",
     )
 )
 
@@ -205,7 +205,7 @@ declare(
         _reads_all,
         exact=False,
         error_bound=1.0,
-        doc="reduce_with(x) {axis, identity} (region): any associative combiner of two tiles of shape (1,)",
+        doc="reduce_with(x) {axis, identity} (region): an associative combiner of two (1,) tiles",
     )
 )
 
@@ -257,12 +257,34 @@ def _quantize_typing(
     return [TileType(source.shape, format, source.rank - 1)]
 
 
+def _quantize(attrs: Mapping[str, Any], x: Array) -> Blocks:
+    return quantize_int8(x, dtypes.FORMATS[attrs["format"]])
+
+
+def _dequantize_typing(
+    operands: Sequence[Type], attrs: Mapping[str, Any], regions: Sequence[Region]
+) -> Sequence[Type]:
+    source = tile(operands[0], "the operand of dequantize")
+    if source.block is None or not attrs["dtype"].is_float:
+        raise broken(
+            f"dequantize of {source} to {attrs['dtype']}",
+            "dequantize gives the values of a block-quantized tile as floats",
+            "use a cast for plain numbers",
+        )
+    return [TileType(source.shape, attrs["dtype"])]
+
+
+def _dequantize(attrs: Mapping[str, Any], x: Blocks) -> Array:
+    dtype: DType = attrs["dtype"]
+    return x.decode().astype(dtype.numpy)
+
+
 declare(
     OpDef(
         "quantize",
         "tile",
         _quantize_typing,
-        lambda attrs, x: quantize_int8(x, dtypes.FORMATS[attrs["format"]]),
+        _quantize,
         lambda op: Cost(flops=4 * op.operands[0].tile.elements),
         exact=False,
         error_bound=1.0,
@@ -273,10 +295,8 @@ declare(
     OpDef(
         "dequantize",
         "tile",
-        lambda operands, attrs, regions: [
-            TileType(tile(operands[0], "the operand of dequantize").shape, attrs["dtype"])
-        ],
-        lambda attrs, x: x.decode().astype(attrs["dtype"].numpy),
+        _dequantize_typing,
+        _dequantize,
         _reads_all,
         defaults={"dtype": dtypes.float32},
         doc="dequantize(x) {dtype}: the values of a block-quantized tile",

@@ -1,12 +1,13 @@
 """Elementwise ops on tiles of one shape.
 
-Floating-point ops on 16-bit types compute in float32 and round once, as every NPU's vector unit does.
-Integer arithmetic wraps around; integer division floors.  Transcendental functions are declared with the
-error that a target may make, in units in the last place of float32.
+Floating-point ops on 16-bit types compute in float32 and round once, as every NPU's vector unit
+does. Integer arithmetic wraps around; integer division floors.  Transcendental functions are
+declared with the error that a target may make, in units in the last place of float32.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,25 @@ from dure.ir.rules import broken, plain, same_shape
 from dure.ir.types import TileType, Type
 
 _Numpy = Callable[..., Any]
+
+
+def _rsqrt(values: Array) -> Array:
+    return np.asarray(1 / np.sqrt(values.astype(np.float64)))
+
+
+def _sigmoid(values: Array) -> Array:
+    return np.asarray(1 / (1 + np.exp(-values.astype(np.float64))))
+
+
+def _erf(values: Array) -> Array:
+    """Abramowitz-Stegun is too coarse for a reference: the C library's erf in float64."""
+    return np.vectorize(math.erf, otypes=[np.float64])(values)
+
+
+def _logical_shift_right(values: Array, by: Array) -> Array:
+    unsigned = np.dtype(f"uint{values.dtype.itemsize * 8}")
+    return np.right_shift(values.view(unsigned), by.astype(unsigned)).view(values.dtype)
+
 
 #: name -> (arity, NumPy function, operand kinds, flops an element, error bound in ulp)
 _ARITHMETIC: dict[str, tuple[int, _Numpy, str, int, float]] = {
@@ -42,10 +62,10 @@ _ARITHMETIC: dict[str, tuple[int, _Numpy, str, int, float]] = {
     "log": (1, np.log, "float", 10, 2),
     "log2": (1, np.log2, "float", 10, 2),
     "sqrt": (1, np.sqrt, "float", 1, 0.5),
-    "rsqrt": (1, lambda x: 1 / np.sqrt(x), "float", 2, 2),
+    "rsqrt": (1, _rsqrt, "float", 2, 2),
     "tanh": (1, np.tanh, "float", 15, 4),
-    "sigmoid": (1, lambda x: 1 / (1 + np.exp(-x)), "float", 12, 4),
-    "erf": (1, lambda x: _erf(x), "float", 15, 4),
+    "sigmoid": (1, _sigmoid, "float", 12, 4),
+    "erf": (1, _erf, "float", 15, 4),
     "sin": (1, np.sin, "float", 15, 4),
     "cos": (1, np.cos, "float", 15, 4),
     "floor": (1, np.floor, "float", 1, 0),
@@ -61,21 +81,9 @@ _COMPARISONS: dict[str, _Numpy] = {
     "ne": np.not_equal,
 }
 _SHIFTS: dict[str, _Numpy] = {
-    "shl": lambda a, b: np.left_shift(a, b),
-    "shr": lambda a, b: _logical_shift_right(a, b),
+    "shl": np.left_shift,
+    "shr": _logical_shift_right,
 }
-
-
-def _erf(values: Array) -> Array:
-    """Abramowitz-Stegun is too coarse for a reference: the C library's erf in float64."""
-    import math
-
-    return np.vectorize(math.erf, otypes=[np.float64])(values)
-
-
-def _logical_shift_right(values: Array, by: Array) -> Array:
-    unsigned = np.dtype(f"uint{values.dtype.itemsize * 8}")
-    return np.right_shift(values.view(unsigned), by.astype(unsigned)).view(values.dtype)
 
 
 def _elements(op: Op) -> int:
@@ -113,21 +121,31 @@ def _typing(name: str, arity: int, kinds: str, result: DType | None) -> TypingRu
 
 
 def _rounded(function: _Numpy, exact: bool) -> Callable[..., Array]:
-    """Compute in float32 (float64 where the op is transcendental) and round once to the operand's type."""
+    """Compute in float32 (transcendental: float64) and round once to the operand's type."""
 
     def semantics(attrs: Mapping[str, Any], *operands: Array) -> Array:
         dtype = operands[0].dtype
         with np.errstate(all="ignore"):
             if dtype.kind in "iub":
                 return np.asarray(function(*operands)).astype(dtype, copy=False)
-            wide = np.float32 if exact else np.float64
+            wide = np.float32 if exact and dtype != np.float64 else np.float64
             return np.asarray(function(*(o.astype(wide) for o in operands))).astype(dtype)
 
     return semantics
 
 
 def _compared(function: _Numpy) -> Callable[..., Array]:
-    return lambda attrs, a, b: np.asarray(function(a, b)).astype(np.bool_)
+    def semantics(attrs: Mapping[str, Any], a: Array, b: Array) -> Array:
+        return np.asarray(function(a, b)).astype(np.bool_)
+
+    return semantics
+
+
+def _shifted(function: _Numpy) -> Callable[..., Array]:
+    def semantics(attrs: Mapping[str, Any], a: Array, b: Array) -> Array:
+        return np.asarray(function(a, b)).astype(a.dtype)
+
+    return semantics
 
 
 for _name, (_arity, _function, _kinds, _flops, _ulp) in _ARITHMETIC.items():
@@ -160,7 +178,7 @@ for _name, _function in _SHIFTS.items():
             _name,
             "tile",
             _typing(_name, 2, "int uint", None),
-            lambda attrs, a, b, function=_function: function(a, b),
+            _shifted(_function),
             lambda op: Cost(flops=_elements(op)),
             elementwise=True,
         )
@@ -187,12 +205,16 @@ def _where_typing(
     return [yes]
 
 
+def _where(attrs: Mapping[str, Any], condition: Array, yes: Array, no: Array) -> Array:
+    return np.where(condition.astype(np.bool_), yes, no)
+
+
 declare(
     OpDef(
         "where",
         "tile",
         _where_typing,
-        lambda attrs, c, a, b: np.where(c, a, b),
+        _where,
         lambda op: Cost(flops=_elements(op)),
         elementwise=True,
         doc="where(condition, a, b): a where the condition holds, else b",
@@ -207,7 +229,7 @@ def _cast_typing(
 
 
 def cast_array(values: Array, dtype: DType) -> Array:
-    """Round to nearest even between floats; truncate and saturate from float to integer; wrap integers."""
+    """Floats round to nearest even; float to integer truncates and saturates; integers wrap."""
     if values.dtype == dtype.numpy:
         return values
     with np.errstate(all="ignore"):
@@ -229,12 +251,16 @@ def integer_range(dtype: DType) -> tuple[int, int]:
     return -(1 << (dtype.bits - 1)), (1 << (dtype.bits - 1)) - 1
 
 
+def _cast(attrs: Mapping[str, Any], x: Array) -> Array:
+    return cast_array(x, attrs["dtype"])
+
+
 declare(
     OpDef(
         "cast",
         "tile",
         _cast_typing,
-        lambda attrs, x: cast_array(x, attrs["dtype"]),
+        _cast,
         lambda op: Cost(flops=_elements(op)),
         elementwise=True,
         doc="cast(x) {dtype}: the nearest value of another type",

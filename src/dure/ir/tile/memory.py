@@ -5,9 +5,10 @@ A load or store names, for each axis, where its elements lie:
     element t of axis a  =  index[a] * step[a] + offset[a] + t * stride[a]        (an expression)
     element t of axis a  =  list[t // step[a]] * step[a] + t % step[a] + offset[a]   (an index list)
 
-so each is one bounded strided descriptor, or one list of them.  An expression addresses tiles (``index``
-counts in units of ``step``); a list is a rank-1 int32 tile loaded from an index argument, and a negative
-entry of it means *absent*.  Elements outside the tensor (or absent) read ``fill`` and are not written.
+so each is one bounded strided descriptor, or one list of them.  An expression addresses tiles
+(``index`` counts in units of ``step``); a list is a rank-1 int32 tile loaded from an index
+argument, and a negative entry of it means *absent*.  Elements outside the tensor (or absent) read
+``fill`` and are not written.
 """
 
 from __future__ import annotations
@@ -163,7 +164,7 @@ declare(
         _view_typing,
         None,
         free,
-        doc="view(tensor) {axis, start, stop}: tensor[start:stop] along an axis; 0 <= start <= stop <= size",
+        doc="view(tensor) {axis, start, stop}: tensor[start:stop]; 0 <= start <= stop <= size",
     )
 )
 
@@ -198,6 +199,6 @@ declare(
 
 
 def element(op: Op, axis: int, position: Expr) -> Expr:
-    """The element of the tensor that ``position`` along ``axis`` of the tile stands for (no lists)."""
+    """The tensor's element at ``position`` along ``axis`` of a load's or store's tile (no list)."""
     start = as_expr(op.attr("index")[axis]) * op.attr("step")[axis] + op.attr("offset")[axis]
     return start + position * op.attr("stride")[axis]

@@ -36,7 +36,8 @@ declare(
 
 def _iota(attrs: Mapping[str, Any]) -> Array:
     dtype: DType = attrs["dtype"]
-    return np.arange(attrs["size"]).astype(dtype.numpy)
+    size: int = attrs["size"]
+    return np.arange(size, dtype=np.int64).astype(dtype.numpy)
 
 
 declare(
@@ -68,12 +69,17 @@ def _broadcast_typing(
     return [TileType(shape, source.dtype)]
 
 
+def _broadcast(attrs: Mapping[str, Any], x: Array) -> Array:
+    shape: tuple[int, ...] = tuple(attrs["shape"])
+    return np.broadcast_to(x, shape)
+
+
 declare(
     OpDef(
         "broadcast",
         "tile",
         _broadcast_typing,
-        lambda attrs, x: np.broadcast_to(x, attrs["shape"]),
+        _broadcast,
         free,
         doc="broadcast(x) {shape}: repeat extents of 1",
     )
@@ -94,12 +100,17 @@ def _reshape_typing(
     return [TileType(shape, source.dtype)]
 
 
+def _reshape(attrs: Mapping[str, Any], x: Array) -> Array:
+    shape: tuple[int, ...] = tuple(attrs["shape"])
+    return np.reshape(x, shape)
+
+
 declare(
     OpDef(
         "reshape",
         "tile",
         _reshape_typing,
-        lambda attrs, x: np.reshape(x, attrs["shape"]),
+        _reshape,
         moves_bytes,
         doc="reshape(x) {shape}: the same elements in row-major order",
     )
