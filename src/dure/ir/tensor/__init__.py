@@ -7,6 +7,7 @@ from dure.ir.tensor import (
     norms,
     program,
     rows,
+    run,
 )
 
-__all__ = ["attention", "elementwise", "matrix", "norms", "program", "rows"]
+__all__ = ["attention", "elementwise", "matrix", "norms", "program", "rows", "run"]

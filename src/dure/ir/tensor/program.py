@@ -10,8 +10,10 @@ values lie where the old ones lay.
 ``launch`` runs the first of its kernel ``variants`` whose guard holds.  Operands are the kernel's
 in and inout arguments in the order of its parameters, results its out and inout ones; an inout
 argument is donated.  ``sizes`` gives, for each variant, the value of each of the kernel's symbols
-over the program's symbols.  ``offsets``, once planned, are the bytes in the arena at which the out
-arguments lie.
+over the program's symbols.
+
+``offsets``, once planned, are the bytes in the arena at which a launch's out arguments, a copy's
+result and a repeat's carried values lie.
 """
 
 from __future__ import annotations
@@ -62,8 +64,8 @@ declare(
         _repeat_typing,
         None,
         free,
-        defaults={"updated": ()},
-        doc="repeat(*carried, *table_0, *table_1, ...) {count, carried, tables, updated}",
+        defaults={"updated": (), "offsets": ()},
+        doc="repeat(*carried, *table_0, ...) {count, carried, tables, updated, offsets}",
     )
 )
 
@@ -174,6 +176,30 @@ declare(
         None,
         free,
         doc="barrier(): what launches before it wrote is seen by the launches after it",
+    )
+)
+
+
+def _copy_typing(
+    operands: Sequence[Type], attrs: Mapping[str, Any], regions: Sequence[Region]
+) -> Sequence[Type]:
+    (source,) = operands
+    return [_without_range(tensor(source, "the operand of copy"))]
+
+
+def _copy(attrs: Mapping[str, Any], x: Any) -> Any:
+    return x
+
+
+declare(
+    OpDef(
+        "copy",
+        "tensor",
+        _copy_typing,
+        _copy,
+        free,
+        defaults={"offsets": ()},
+        doc="copy(x) {offsets}: the same bytes in a buffer of its own",
     )
 )
 
