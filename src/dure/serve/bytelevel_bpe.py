@@ -52,10 +52,12 @@ class ByteLevelBPE:
         self.rule = _rule(file)
         self._library = _build(file, vocabulary, self.rule)
 
+    def normalize(self, text: str) -> str:
+        """Unicode's composed form where the model was trained on it."""
+        return unicodedata.normalize("NFC", text) if self.rule.compose else text
+
     def encode(self, text: str, after_special: bool) -> list[int]:
-        """The ids of plain text, in which no token is special, wherever it stands."""
-        if self.rule.compose:
-            text = unicodedata.normalize("NFC", text)
+        """The ids of normalized text, in which no token is special, wherever it stands."""
         return self._library.encode(text, add_special_tokens=False).ids
 
 

@@ -17,7 +17,14 @@ from dure.serve.vocabulary import PREFIX, TokenType, Vocabulary, read_vocabulary
 class Encoder(Protocol):
     """Plain text to ids, by the rules of one kind of tokenizer."""
 
-    def encode(self, text: str, after_special: bool) -> list[int]: ...
+    def normalize(self, text: str) -> str:
+        """The text as the vocabulary's tokens are written, special tokens included."""
+        ...
+
+    def encode(self, text: str, after_special: bool) -> list[int]:
+        """The ids of normalized text.  No token in it is special; ``after_special`` says that it
+        begins the whole text or follows a special token."""
+        ...
 
 
 class GGUFTokenizer:
@@ -55,7 +62,7 @@ class GGUFTokenizer:
         finder = self._all_special if parse_special else self._user_defined
         ids: list[int] = []
         after_special = True
-        for piece in finder.split(text):
+        for piece in finder.split(self._encoder.normalize(text)):
             if isinstance(piece, int):
                 ids.append(piece)
                 after_special = True
@@ -89,11 +96,10 @@ class GGUFTokenizer:
         return self._finder(TokenType.USER_DEFINED, TokenType.CONTROL, TokenType.UNKNOWN)
 
     def _finder(self, *types: TokenType) -> SpecialTokenFinder:
-        tokens = self.vocabulary.tokens
-        found = [(tokens[index], index) for index in self.vocabulary.of_type(*types)]
-        if self.kind == "llama":  # in the vocabulary, but not in the text, a space is U+2581
-            found = [(text.replace(sentencepiece.SPACE, " "), index) for text, index in found]
-        return SpecialTokenFinder(found)
+        tokens, normalize = self.vocabulary.tokens, self._encoder.normalize
+        return SpecialTokenFinder(
+            (normalize(tokens[index]), index) for index in self.vocabulary.of_type(*types)
+        )
 
 
 def _added_ends(file: GGUFFile, vocabulary: Vocabulary, bos_by_default: bool) -> tuple[bool, bool]:

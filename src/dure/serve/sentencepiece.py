@@ -52,12 +52,15 @@ class SentencePieceBPE:
         self._words = _word_boundary(vocabulary.tokens)
         self._cache: dict[str, list[int]] = {}
 
+    def normalize(self, text: str) -> str:
+        """Spaces as U+2581, which the vocabulary's tokens are written with."""
+        return text.replace(" ", SPACE)
+
     def encode(self, text: str, after_special: bool) -> list[int]:
-        """The ids of plain text; ``after_special`` says that it begins the text or follows a
-        special token, where a space is put in front if the vocabulary asks for one."""
+        """The ids of normalized text, with a space in front of the whole text and of what follows
+        a special token if the vocabulary asks for one."""
         if self.add_space_prefix and after_special:
-            text = " " + text
-        text = text.replace(" ", SPACE)
+            text = SPACE + text
         ids: list[int] = []
         cache = self._cache
         for word in self._words.split(text):
