@@ -1,8 +1,8 @@
 """What a decoder-only language model is: sizes, norms, rope, windows; one record for all families.
 
-The record is filled from a GGUF file's metadata (:mod:`dure.models.gguf_config`) or from a Hugging Face
-``config.json`` (:mod:`dure.models.hf_config`), and checked here: a size that no model has, or two sizes
-that contradict each other, is a :class:`ModelFileError` before anything is allocated.
+The record is filled from a GGUF file's metadata (:mod:`dure.models.gguf_config`) or from a Hugging
+Face ``config.json`` (:mod:`dure.models.hf_config`), and checked here: a size that no model has, or
+two sizes that contradict each other, is a :class:`ModelFileError` before anything is allocated.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ LIMITS: dict[str, tuple[int, int]] = {
 class RopeScaling:
     """How rope frequencies are stretched for longer contexts.
 
-    ``linear`` divides all by ``factor``.  ``llama3`` divides the slow ones, keeps the fast ones, blends
-    between (Llama 3.1).  ``yarn`` blends by ramp and scales the result by ``attention_factor``
-    (arXiv:2309.00071).  ``original_context`` is the length that the model was first trained with.
+    ``linear`` divides all by ``factor``.  ``llama3`` divides the slow ones, keeps the fast ones,
+    blends between (Llama 3.1).  ``yarn`` blends by ramp and scales the result by
+    ``attention_factor`` (arXiv:2309.00071).  ``original_context`` is the length that the model was
+    first trained with.
     """
 
     kind: ScalingKind = "none"
@@ -61,13 +62,14 @@ class RopeConfig:
 class ModelConfig:
     """A decoder-only model.
 
-    ``head_dim`` is the size of one head (heads * head_dim need not be ``hidden``).  ``windows`` has one
-    entry a layer: how many positions, its own included, a token of that layer sees; 0 is all of them.
-    Layers with a window use ``local_rope`` where there is one.  ``interleaved`` says that a rotation pairs
-    neighbours (the order of Llama's GGUF files) and not halves.  ``qk_norm``: an RMS norm of each head of q
-    and k before rope; ``sandwich``: RMS norms after attention and after the MLP too.  ``norm_offset`` is
-    added to norm weights when they are loaded (1 for Gemma's own files, 0 where it is in the file).
-    ``biases`` names the projections that have one.  ``attention_scale`` multiplies q.
+    ``head_dim`` is the size of one head (heads * head_dim need not be ``hidden``).  ``windows``
+    has one entry a layer: how many positions, its own included, a token of that layer sees; 0 is
+    all of them. Layers with a window use ``local_rope`` where there is one.  ``interleaved`` says
+    that a rotation pairs neighbours (the order of Llama's GGUF files) and not halves.
+    ``qk_norm``: an RMS norm of each head of q and k before rope; ``sandwich``: RMS norms after
+    attention and after the MLP too.  ``norm_offset`` is added to norm weights when they are loaded
+    (1 for Gemma's own files, 0 where it is in the file). ``biases`` names the projections that
+    have one.  ``attention_scale`` multiplies q.
     """
 
     family: Family
@@ -148,7 +150,9 @@ class ModelConfig:
                 f"{len(self.windows)} window sizes for {self.layers} layers", "one entry a layer"
             )
         if any(not 0 <= window <= LIMITS["context"][1] for window in self.windows):
-            raise self._fail(f"a sliding window of {max(self.windows)}", "a window is 0 or a length")
+            raise self._fail(
+                f"a sliding window of {max(self.windows)}", "a window is 0 or a length"
+            )
 
     def _check_numbers(self) -> None:
         ropes = [self.rope] + ([self.local_rope] if self.local_rope is not None else [])
@@ -160,6 +164,9 @@ class ModelConfig:
         for rope in ropes:
             numbers["the rope's base"] = (rope.base, 1.0, 1e12)
             numbers["the rope's scaling factor"] = (rope.scaling.factor, 1e-3, 1e6)
+            if rope.scaling.kind in ("llama3", "yarn"):
+                original = float(rope.scaling.original_context)
+                numbers["the rope's original context"] = (original, 1, LIMITS["context"][1])
         for name, (value, low, high) in numbers.items():
             if not (math.isfinite(value) and low <= value <= high):
                 raise self._fail(f"{name} is {value}", f"it lies between {low:g} and {high:g}")

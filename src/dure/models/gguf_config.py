@@ -1,7 +1,8 @@
 """A model's configuration from the metadata of its GGUF file.
 
-Keys are those of the GGUF specification and of llama.cpp's converters; where a converter leaves something
-out, the default is the one that the model's authors published, named here with its source.
+Keys are those of the GGUF specification and of llama.cpp's converters; where a converter leaves
+something out, the default is the one that the model's authors published, named here with its
+source.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ ARCHITECTURES: dict[str, Family] = {
     "gemma3": "gemma3",
 }
 _BIASES = {"q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output"}
-#: Gemma 3's report and config.json: five local layers, then a global one; local layers keep base 10000.
+#: Gemma 3's report and config.json: five local layers, then a global one; local layers keep base
+#: 10000.
 _GEMMA3_PERIOD = 6
 _GEMMA3_LOCAL_BASE = 10000.0
-#: Gemma-3-27b's published query_pre_attn_scalar, 5376 / 32; the metadata has no key for it.  The other
-#: sizes use head_dim.
+#: Gemma-3-27b's published query_pre_attn_scalar, 5376 / 32; the metadata has no key for it.  The
+#: other sizes use head_dim.
 _GEMMA3_27B = (62, 5376, 32)
 
 
@@ -50,8 +52,8 @@ def config_from_gguf(
 ) -> ModelConfig:
     """The configuration; ``tensors`` are the shapes of the file's tensors by name.
 
-    Raises :class:`ModelFileError` for an architecture that dure doesn't know, a missing key, or a value
-    that no model has.
+    Raises :class:`ModelFileError` for an architecture that dure doesn't know, a missing key, or a
+    value that no model has.
     """
     architecture = metadata.require_str("general.architecture")
     family = ARCHITECTURES.get(architecture)
@@ -86,7 +88,7 @@ class _Reader:
         self.metadata = metadata
         self.tensors = tensors
         self.prefix = architecture + "."
-        self.family = family
+        self.family: Family = family
         self.where = where
         self.layers = self.size("block_count", "layers")
 
@@ -228,7 +230,8 @@ class _Reader:
             kinds[name],
             factor=factor if factor else 1.0,
             original_context=self.metadata.get_int(
-                self.prefix + "rope.scaling.original_context_length", 0
+                self.prefix + "rope.scaling.original_context_length",
+                self.metadata.get_int(self.prefix + "context_length", 0),
             ),
             attention_factor=_attention_factor(self.metadata, self.prefix, name, factor),
         )

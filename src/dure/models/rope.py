@@ -1,8 +1,8 @@
 """Tables of cosines and sines for rope, with every variant of frequency scaling.
 
-Computed in float64 and rounded once.  Sources: RoFormer (arXiv:2104.09864); Llama 3.1's frequency blend
-(``apply_scaling`` in the published reference code, and ``rope_freqs.weight`` in GGUF files); YaRN
-(arXiv:2309.00071).
+Computed in float64 and rounded once.  Sources: RoFormer (arXiv:2104.09864); Llama 3.1's frequency
+blend (``apply_scaling`` in the published reference code, and ``rope_freqs.weight`` in GGUF files);
+YaRN (arXiv:2309.00071).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _Floats = npt.NDArray[np.float64]
 
 
 def frequencies(rope: RopeConfig, dimension: int) -> tuple[_Floats, float]:
-    """Angles a position for each of ``dimension / 2`` pairs, and the factor on cosines and sines."""
+    """Angles a position for each pair (``dimension / 2``), and the factor on cosines and sines."""
     exponent = np.arange(0, dimension, 2, dtype=np.float64) / dimension
     plain = rope.base**-exponent
     scaling = rope.scaling
@@ -69,8 +69,8 @@ def rope_tables(
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Cosines and sines, each (positions, dimension / 2) in float32.
 
-    ``divisors`` (dimension / 2,), where a file brings its own, divide the frequencies and replace the
-    scaling.
+    ``divisors`` (dimension / 2,), where a file brings its own, divide the frequencies and replace
+    the scaling.
     """
     if divisors is None:
         rate, factor = frequencies(rope, dimension)

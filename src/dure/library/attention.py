@@ -1,0 +1,120 @@
+"""Causal attention over a paged KV cache, for a ragged batch of prefill chunks and decodes.
+
+The host cuts the step's tokens into work items (:mod:`dure.serve.work`): one item is a run of
+consecutive tokens of one sequence.  Keys are walked in pieces of a fixed size, aligned to their
+absolute position, in ascending order, with an online softmax: so a token's result has the same
+bits alone, in a batch and in any chunking.  A piece's pages come as one index list.  Masks are
+made of positions; what a page holds beyond a sequence's length is replaced before it is used, so
+that not even a NaN left there can leak.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dure
+import dure.lang as dl
+from dure.library.convert import convert
+
+#: The running maximum starts here: finite, so that exp(m - m) is 1 where nothing was seen yet.
+LOWEST = -1.0e30
+
+
+@dure.kernel
+def paged_attention(
+    q: dl.Tensor,
+    k_pool: dl.Tensor,
+    v_pool: dl.Tensor,
+    positions: dl.Index(0, None),
+    block_table: dl.Index(-1, None),
+    context: dl.Index(0, None),
+    work_sequence: dl.Index(0, None),
+    work_start: dl.Index(0, None),
+    work_rows: dl.Index(0, None),
+    y: dl.Tensor,
+    bq: dl.const,
+    group: dl.const,
+    bg: dl.const,
+    bd: dl.const,
+    page: dl.const,
+    piece: dl.const,
+    scale: dl.const,
+    window: dl.const = 0,
+    softcap: dl.const = 0.0,
+):
+    """Attention of q (T, H, D) to the cached keys and values, into y (T, H * D).
+
+    The pools are (slots, KV heads, D) with ``page`` slots a page; ``block_table`` (S, pages) holds
+    each sequence's pages (-1: absent) and ``context`` (S,) its length with this step's tokens.
+    Work item w is the tokens ``work_start[w] .. + work_rows[w]`` of sequence ``work_sequence[w]``,
+    at most ``bq``; grid (W, KV heads).  ``group`` query heads share a KV head and ``bg`` is the
+    power of two that covers them; ``bd`` covers D.  ``window`` of 0 sees everything, else the last
+    ``window`` positions. A single token takes all heads of its group in one tile; more take one
+    head after another.
+    """
+    item, kv_head = dl.program_id(0), dl.program_id(1)
+    sequence, start, rows = work_sequence[item], work_start[item], work_rows[item]
+    stop = min(start + rows, q.shape[0])
+    own_q, own_positions, own_y = q[start:stop], positions[start:stop], y[start:stop]
+    cache = (k_pool, v_pool, block_table, sequence, kv_head, context[sequence])
+    numbers = (page, piece, scale, window, softcap)
+    if rows == 1:
+        heads = own_q[:, kv_head * group : kv_head * group + group]
+        tile = dl.load(heads, (0, 0, 0), (1, bg, bd)).to(dl.float32).reshape((bg, bd))
+        result = attend(tile, own_positions, 1, bg, cache, numbers)
+        place = dl.arange(bg)[:, None]
+        for member in dl.static_range(group):
+            row = dl.sum(dl.where(place == member, result, 0.0), 0, keepdims=True)
+            store_head(own_y, kv_head * group + member, row, q.shape[2])
+    else:
+        for member in dl.range(group):
+            head = kv_head * group + member
+            tile = dl.load(own_q, (0, head, 0), (bq, 1, bd)).to(dl.float32).reshape((bq, bd))
+            result = attend(tile, own_positions, bq, 1, cache, numbers)
+            store_head(own_y, head, result, q.shape[2])
+
+
+def store_head(y: Any, head: Any, tile: Any, size: Any) -> None:
+    """Store one head's columns; adding zero makes -0 the same number on every way here."""
+    tile = convert(tile + 0.0, y.dtype)
+    if tile.shape[1] == size:
+        dl.store(y, (0, head), tile)
+    else:
+        dl.store(y[:, head * size : head * size + size], (0, 0), tile)
+
+
+def attend(query: Any, positions: Any, tokens: Any, heads: Any, cache: Any, numbers: Any) -> Any:
+    """The result (tokens * heads, D) of one query tile; ``positions`` is the view of its tokens."""
+    k_pool, v_pool, block_table, sequence, kv_head, length = cache
+    page, piece, scale, window, softcap = numbers
+    count, size = query.shape
+    query = query * scale
+    position = dl.load(positions, (0,), (tokens,), fill=-1)
+    position = dl.broadcast_to(position[:, None], (tokens, heads)).reshape((count, 1))
+    first = positions[0]
+    begin = max(first + 1 - window, 0) // piece if window else 0
+    end = dl.cdiv(first + positions.shape[0], piece)
+    highest = dl.full((count, 1), LOWEST, dl.float32)
+    total = dl.zeros((count, 1), dl.float32)
+    acc = dl.zeros((count, size), dl.float32)
+    for p in dl.range(begin, end):
+        pages = dl.load(block_table, (sequence, p), (1, piece // page), fill=-1)
+        pages = pages.reshape((piece // page,))
+        key = p * piece + dl.arange(piece)
+        keys = dl.load(k_pool, (pages, kv_head, 0), (piece, 1, size)).reshape((piece, size))
+        scores = dl.dot(query, keys.T)
+        if softcap:
+            scores = dl.tanh(scores * (1.0 / softcap)) * softcap
+        allowed = key[None, :] <= position
+        if window:
+            allowed = allowed & (key[None, :] > position - window)
+        scores = dl.where(allowed, scores, LOWEST)
+        top = dl.maximum(highest, dl.max(scores, 1, keepdims=True))
+        weights = dl.where(allowed, dl.exp(scores - top), 0.0)
+        correction = dl.exp(highest - top)
+        total = total * correction + dl.sum(weights, 1, keepdims=True)
+        values = dl.load(v_pool, (pages, kv_head, 0), (piece, 1, size)).reshape((piece, size))
+        values = dl.where((key < length)[:, None], values.to(dl.float32), 0.0)
+        acc = dl.dot(weights, values, acc * correction)
+        highest = top
+    return acc / dl.where(total > 0.0, total, 1.0)

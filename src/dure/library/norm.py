@@ -1,0 +1,101 @@
+"""Normalisation of rows: RMS norm, layer norm, softmax.
+
+A row is walked in blocks of ``bd`` columns; partial sums stay apart, one a column of the block,
+until the end, so that the sum's order depends on the row's length alone.
+"""
+
+from __future__ import annotations
+
+import dure
+import dure.lang as dl
+from dure.library.convert import NEGATIVE_INFINITY, convert
+
+
+@dure.kernel
+def rms_norm(
+    x: dl.Tensor,
+    weight: dl.Tensor,
+    residual: dl.Tensor,
+    y: dl.Tensor,
+    bm: dl.const,
+    bd: dl.const,
+    epsilon: dl.const,
+):
+    """``y = x / sqrt(mean(x^2) + epsilon) * weight (+ residual)`` a row, for x, residual, y (M, D).
+
+    ``weight`` (D,) and ``residual`` may be None.  y may hold int8 blocks of 32.
+    """
+    i = dl.program_id(0)
+    squares = dl.zeros((bm, bd), dl.float32)
+    for c in dl.range(dl.cdiv(x.shape[1], bd)):
+        part = dl.load(x, (i, c), (bm, bd)).to(dl.float32)
+        squares = squares + part * part
+    mean = dl.sum(squares, 1, keepdims=True) / dl.full((bm, 1), x.shape[1], dl.float32)
+    factor = dl.rsqrt(mean + epsilon)
+    for c in dl.range(dl.cdiv(x.shape[1], bd)):
+        out = dl.load(x, (i, c), (bm, bd)).to(dl.float32) * factor
+        if weight is not None:
+            out = out * dl.load(weight, (c,), (bd,)).to(dl.float32)[None, :]
+        if residual is not None:
+            out = out + dl.load(residual, (i, c), (bm, bd)).to(dl.float32)
+        dl.store(y, (i, c), convert(out, y.dtype))
+
+
+@dure.kernel
+def layer_norm(
+    x: dl.Tensor,
+    weight: dl.Tensor,
+    bias: dl.Tensor,
+    y: dl.Tensor,
+    bm: dl.const,
+    bd: dl.const,
+    epsilon: dl.const,
+):
+    """``y = (x - mean) / sqrt(variance + epsilon) * weight + bias`` a row, for x, y (M, D).
+
+    ``weight`` and ``bias`` (D,) may be None.  The variance is that of the differences from the
+    mean.
+    """
+    i = dl.program_id(0)
+    sums = dl.zeros((bm, bd), dl.float32)
+    for c in dl.range(dl.cdiv(x.shape[1], bd)):
+        sums = sums + dl.load(x, (i, c), (bm, bd)).to(dl.float32)
+    count = dl.full((bm, 1), x.shape[1], dl.float32)
+    mean = dl.sum(sums, 1, keepdims=True) / count
+    squares = dl.zeros((bm, bd), dl.float32)
+    for c in dl.range(dl.cdiv(x.shape[1], bd)):
+        inside = c * bd + dl.arange(bd) < x.shape[1]
+        difference = dl.load(x, (i, c), (bm, bd)).to(dl.float32) - mean
+        difference = dl.where(inside[None, :], difference, 0.0)
+        squares = squares + difference * difference
+    factor = dl.rsqrt(dl.sum(squares, 1, keepdims=True) / count + epsilon)
+    for c in dl.range(dl.cdiv(x.shape[1], bd)):
+        out = (dl.load(x, (i, c), (bm, bd)).to(dl.float32) - mean) * factor
+        if weight is not None:
+            out = out * dl.load(weight, (c,), (bd,)).to(dl.float32)[None, :]
+        if bias is not None:
+            out = out + dl.load(bias, (c,), (bd,)).to(dl.float32)[None, :]
+        dl.store(y, (i, c), convert(out, y.dtype))
+
+
+@dure.kernel
+def softmax(x: dl.Tensor, y: dl.Tensor, bm: dl.const, bd: dl.const):
+    """``y = exp(x - max) / sum(exp(x - max))`` a row, for x, y (M, D).
+
+    A row of nothing but -inf has no distribution: it gives NaN, as in NumPy and PyTorch.
+    """
+    i = dl.program_id(0)
+    highest = dl.full((bm, bd), NEGATIVE_INFINITY, dl.float32)
+    for c in dl.range(dl.cdiv(x.shape[1], bd)):
+        highest = dl.maximum(
+            highest, dl.load(x, (i, c), (bm, bd), fill=NEGATIVE_INFINITY).to(dl.float32)
+        )
+    top = dl.max(highest, 1, keepdims=True)
+    sums = dl.zeros((bm, bd), dl.float32)
+    for c in dl.range(dl.cdiv(x.shape[1], bd)):
+        part = dl.load(x, (i, c), (bm, bd), fill=NEGATIVE_INFINITY).to(dl.float32)
+        sums = sums + dl.exp(part - top)
+    factor = 1.0 / dl.sum(sums, 1, keepdims=True)
+    for c in dl.range(dl.cdiv(x.shape[1], bd)):
+        part = dl.load(x, (i, c), (bm, bd), fill=NEGATIVE_INFINITY).to(dl.float32)
+        dl.store(y, (i, c), convert(dl.exp(part - top) * factor, y.dtype))

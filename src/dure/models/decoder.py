@@ -1,0 +1,236 @@
+"""The step program of a decoder-only language model: one function for every family.
+
+A step takes the tokens of a ragged batch (any mix of prefill chunks and single tokens, see
+:mod:`dure.ir.tensor.attention` for the inputs), writes their keys and values into paged pools and
+gives the logits of chosen rows.  Activations in front of a block-quantized weight are quantized to
+int8 blocks of 32; in front of a float weight they stay float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dure.ir.builder import Layer, ProgramBuilder, State
+from dure.ir.core import Function, Value
+from dure.ir.dtypes import BlockFormat, int8_block32
+from dure.ir.expr import Symbol
+from dure.models.config import ModelConfig
+from dure.models.weights import layer_shapes
+
+#: The weights of the whole program that are computed, not read: rope tables by kind of layer.
+ROPE_TABLES = {"global": ("rope_cos", "rope_sin"), "local": ("rope_local_cos", "rope_local_sin")}
+
+
+@dataclass(frozen=True)
+class StepLimits:
+    """The largest step: what the symbols are bounded by.
+
+    ``tokens`` rows in a step, ``sequences`` in the block table, ``pages`` a sequence,
+    ``pool_pages`` in all, ``logit_rows`` rows of logits, ``positions`` a sequence may reach.
+    ``query_rows`` is the most rows of a work item of attention.
+    """
+
+    tokens: int
+    sequences: int
+    pages: int
+    pool_pages: int
+    logit_rows: int
+    positions: int
+    page_size: int = 16
+    query_rows: int = 32
+
+    @property
+    def work_items(self) -> int:
+        """At most so many work items: each sequence starts one, and full ones hold query_rows."""
+        return min(self.tokens, self.sequences + self.tokens // self.query_rows)
+
+
+@dataclass(frozen=True)
+class WeightTypes:
+    """Element types by logical name: of the model's own weights, and of each layer's."""
+
+    model: Mapping[str, str]
+    layers: tuple[Mapping[str, str], ...]
+
+
+def step_program(
+    config: ModelConfig, types: WeightTypes, limits: StepLimits, kv_dtype: str = "float16"
+) -> Function:
+    """The step program; weights are named as in :mod:`dure.models.weights`, with ``layer.name``.
+
+    Raises :class:`IRError` where sizes don't fit together, :class:`ModelFileError` for a config
+    that is no model (raised when the config is made).
+    """
+    return _Decoder(config, types, limits, kv_dtype).build()
+
+
+def layer_weight(layer: int | str, name: str) -> str:
+    """The program's name of a layer's weight or state."""
+    return f"layer.{layer}.{name}"
+
+
+class _Decoder:
+    """Builds one step program."""
+
+    def __init__(
+        self, config: ModelConfig, types: WeightTypes, limits: StepLimits, kv_dtype: str
+    ) -> None:
+        self.config = config
+        self.types = types
+        self.limits = limits
+        self.kv_dtype = kv_dtype
+        self.shapes = layer_shapes(config)
+        self.b = ProgramBuilder(config.family)
+        self.tokens = self.b.symbol("T", 1, limits.tokens)
+        self.declare_inputs()
+
+    def declare_inputs(self) -> None:
+        """The inputs of a ragged step, with the ranges of what addresses memory."""
+        b, n = self.b, self.limits
+        work = b.symbol("W", 1, n.work_items)
+        rows = b.symbol("L", 0, n.logit_rows)
+
+        def index(
+            name: str, shape: tuple[int | Symbol, ...], low: int, high: int, unique: bool = False
+        ) -> Value:
+            return b.input(name, shape, "int32", index=(low, high), unique=unique)
+
+        self.token_ids = index("tokens", (self.tokens,), 0, self.config.vocabulary - 1)
+        self.positions = index("positions", (self.tokens,), 0, n.positions - 1)
+        slots = n.pool_pages * n.page_size
+        self.slots = index("slots", (self.tokens,), -1, slots - 1, unique=True)
+        self.block_table = index("block_table", (n.sequences, n.pages), -1, n.pool_pages - 1)
+        self.context = index("context", (n.sequences,), 0, n.positions)
+        self.work = (
+            index("work_sequence", (work,), 0, n.sequences - 1),
+            index("work_start", (work,), 0, n.tokens - 1),
+            index("work_rows", (work,), 1, n.query_rows),
+        )
+        self.out_rows = index("out_rows", (rows,), 0, n.tokens - 1)
+        self.pool_shape = (slots, self.config.kv_heads, self.config.head_dim)
+
+    def build(self) -> Function:
+        c = self.config
+        table = self.model_weight("embedding", (c.vocabulary, c.hidden))
+        x = self.b.embedding(table, self.token_ids, scale=c.embedding_scale)
+        signatures = [
+            (c.windows[i], c.local_rope is not None and c.windows[i] > 0, *self.layer_types(i))
+            for i in range(c.layers)
+        ]
+        (x,) = self.b.layers(signatures, self.layer, x)
+        x = self.b.gather_rows(x, self.out_rows)
+        x = self.b.rms_norm(x, self.model_weight("final_norm", (c.hidden,)), c.rms_epsilon)
+        head = table if c.tied else self.model_weight("head", (c.vocabulary, c.hidden))
+        logits = self.b.linear(self.ready(x, head), head)
+        if c.final_softcap:
+            logits = self.b.softcap(logits, c.final_softcap)
+        self.b.output("logits", logits)
+        return self.b.build()
+
+    def model_weight(self, name: str, shape: tuple[int, ...]) -> Value:
+        return self.b.weight(name, shape, self.types.model[name])
+
+    def layer_types(self, layer: int) -> tuple[str, ...]:
+        return tuple(self.types.layers[layer][name] for name in self.shapes)
+
+    def ready(self, x: Value, weight: Value) -> Value:
+        """``x`` as the weight wants its activations."""
+        if isinstance(weight.tensor.dtype, BlockFormat) and x.tensor.block is None:
+            return self.b.op("quantize_rows", x, quantize=int8_block32.name)[0]
+        return x
+
+    def layer(self, layer: Layer, *carried: Value) -> Value:
+        """One decoder layer."""
+        (x,) = carried
+        weights = _LayerWeights(self, layer)
+        mixed = self.attention(layer, weights, weights.norm(x, "attention_norm"))
+        if self.config.sandwich:
+            mixed = weights.norm(mixed, "attention_post_norm")
+        x = self.b.add(mixed, x)
+        mixed = self.mlp(weights, weights.norm(x, "mlp_norm"))
+        if self.config.sandwich:
+            mixed = weights.norm(mixed, "mlp_post_norm")
+        return self.b.add(mixed, x)
+
+    def attention(self, layer: Layer, weights: _LayerWeights, x: Value) -> Value:
+        """Projections, rope, the KV cache, attention, and the output projection."""
+        c, b = self.config, self.b
+        window = c.windows[layer.numbers[0]]
+        q, k, v = weights.linears(x, ("q", "k", "v"))
+        q = b.reshape(q, -1, c.heads, c.head_dim)
+        k = b.reshape(k, -1, c.kv_heads, c.head_dim)
+        v = b.reshape(v, -1, c.kv_heads, c.head_dim)
+        tables = self.rope_tables(bool(window))
+        order = "llama" if c.interleaved else "neox"
+        norms = (weights.get("q_norm"), weights.get("k_norm")) if c.qk_norm else (None, None)
+        eps = c.rms_epsilon
+        q = b.rope(q, tables, self.positions, order=order, norm=norms[0], eps=eps)
+        k = b.rope(k, tables, self.positions, order=order, norm=norms[1], eps=eps)
+        k_pool, v_pool = self.pool(layer, "k_pool"), self.pool(layer, "v_pool")
+        b.kv_write(k_pool, k, self.slots)
+        b.kv_write(v_pool, v, self.slots)
+        mixed = b.attention(
+            q,
+            k_pool,
+            v_pool,
+            self.positions,
+            self.block_table,
+            self.context,
+            self.work,
+            scale=c.attention_scale,
+            page_size=self.limits.page_size,
+            query_rows=self.limits.query_rows,
+            window=window,
+            softcap=c.attention_softcap,
+        )
+        return weights.linears(mixed, ("o",))[0]
+
+    def mlp(self, weights: _LayerWeights, x: Value) -> Value:
+        """The gated MLP."""
+        gate, up = weights.linears(x, ("gate", "up"))
+        if self.config.activation == "gelu_tanh":
+            gate = self.b.gelu(gate)
+        else:
+            gate = self.b.silu(gate)
+        return weights.linears(self.b.mul(gate, up), ("down",))[0]
+
+    def rope_tables(self, windowed: bool) -> tuple[Value, Value]:
+        """The cosines and sines of a kind of layer."""
+        local = windowed and self.config.local_rope is not None
+        shape = (self.limits.positions, self.config.head_dim // 2)
+        cosine, sine = ROPE_TABLES["local" if local else "global"]
+        return self.b.weight(cosine, shape, "float32"), self.b.weight(sine, shape, "float32")
+
+    def pool(self, layer: Layer, name: str) -> State:
+        return layer.state(layer_weight("{}", name), self.pool_shape, self.kv_dtype)
+
+
+class _LayerWeights:
+    """The weights of the layer that is being built."""
+
+    def __init__(self, decoder: _Decoder, layer: Layer) -> None:
+        self.decoder = decoder
+        self.layer = layer
+
+    def get(self, name: str) -> Value:
+        dtype = self.decoder.types.layers[self.layer.numbers[0]][name]
+        shape = self.decoder.shapes[name]
+        return self.layer.weight(layer_weight("{}", name), shape, dtype)
+
+    def norm(self, x: Value, name: str) -> Value:
+        return self.decoder.b.rms_norm(x, self.get(name), self.decoder.config.rms_epsilon)
+
+    def linears(self, x: Value, names: tuple[str, ...]) -> list[Value]:
+        """Linear layers that share their input, which is quantized at most once."""
+        quantized: Value | None = None
+        results: list[Value] = []
+        for name in names:
+            weight = self.get(name)
+            operand = x
+            if isinstance(weight.tensor.dtype, BlockFormat):
+                quantized = quantized or self.decoder.ready(x, weight)
+                operand = quantized
+            bias = self.get(f"{name}_bias") if f"{name}_bias" in self.decoder.shapes else None
+            results.append(self.decoder.b.linear(operand, weight, bias))
+        return results
