@@ -19,7 +19,7 @@ from dure.runtime.memory import Buffer
 from dure.runtime.pool import Pool, shared_pool
 
 UNROLL = 16
-"""Vectors in flight in each round of the reading loop."""
+"""Vectors in flight in each round of the loop.  Software prefetch makes it slower (Zen 4)."""
 
 _LINE = 64
 _SINK_OFFSET = 64

@@ -90,13 +90,19 @@ class LoadedModule:
     _addresses: dict[str, int] = field(default_factory=dict[str, int])
 
     def address(self, symbol: str) -> int:
-        """The address of a defined symbol.  An unknown one raises :class:`~dure.errors.IRError`."""
+        """The address of a defined symbol; the first one asked for links the module.
+
+        Raises :class:`~dure.errors.IRError` where the symbol is not defined, or where something
+        that the module declares is given by nobody.
+        """
         known = self._addresses.get(symbol)
         if known is not None:
             return known
         try:
             tracker = _jit().lookup(self._name, symbol)
         except RuntimeError as error:
+            if "not found" not in str(error):
+                raise _unlinkable(error) from error
             raise IRError(
                 f"the object code defines no symbol '{symbol}'",
                 rule="a function must be defined in the module that its address is taken from",
@@ -152,9 +158,9 @@ def load_object(
     """Link object code into this process.
 
     ``symbols`` gives the addresses of what the object code declares and does not define; the C
-    library is searched for the rest.  Raises :class:`~dure.errors.IRError` where the object is
-    damaged or a symbol stays unresolved; memory is reserved for the module as a whole, so that its
-    parts are near enough to each other for the small code model.
+    library is searched for the rest.  LLVM links when the first address is asked for.  Memory is
+    reserved for the module as a whole, so that its parts are near enough to each other for the
+    small code model.  Raises :class:`~dure.errors.IRError` where the object is damaged.
     """
     llvm = _binding()
     started = time.perf_counter()
@@ -165,11 +171,7 @@ def load_object(
     try:
         tracker = builder.link(_jit(), name)
     except RuntimeError as error:
-        raise IRError(
-            f"the object code cannot be loaded: {_first_line(str(error))}",
-            rule="object code is complete, for this machine, and every symbol it declares is given",
-            fix="compile it again; pass the addresses of external functions in 'symbols'",
-        ) from error
+        raise _unlinkable(error) from error
     if times is not None:
         times.load += time.perf_counter() - started
     return LoadedModule(name, [tracker])
@@ -338,6 +340,14 @@ def _raise_rejected(message: str, ir_text: str) -> NoReturn:
         f"LLVM rejects the generated code at line {number}: {reason}",
         where="\n".join(shown),
         rule="the code generator emits LLVM IR that LLVM's parser accepts",
+    )
+
+
+def _unlinkable(error: RuntimeError) -> IRError:
+    return IRError(
+        f"the object code cannot be loaded: {_first_line(str(error))}",
+        rule="object code is complete, for this machine, and every symbol it declares is given",
+        fix="compile it again; pass the addresses of external functions in 'symbols'",
     )
 
 

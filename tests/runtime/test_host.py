@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+
+from dure.errors import TargetError
+from dure.runtime import host, llvm
+
+WIDTHS = {"x86-64": 128, "avx2": 256, "avx2-vnni": 256, "avx512": 512, "avx512-vnni": 512}
+
+
+@pytest.fixture(autouse=True)
+def _unforced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DURE_CPU_LEVEL", raising=False)
+
+
+def test_the_highest_level_is_chosen() -> None:
+    assert host.host_features().level == host.host_levels()[-1]
+
+
+@pytest.mark.parametrize("level", host.host_levels())
+def test_every_level_of_this_host_can_be_forced(
+    monkeypatch: pytest.MonkeyPatch, level: str
+) -> None:
+    monkeypatch.setenv("DURE_CPU_LEVEL", level)
+    features = host.host_features()
+    assert features.level == level
+    assert features.vector_bits == WIDTHS.get(level, 128)
+    assert features.has("fma") == (level not in ("x86-64", "generic"))
+    assert all(f"+{name}" in features.feature_string.split(",") for name in features.features)
+    if level == "x86-64":
+        assert not any(name.startswith(("avx", "sse3", "sse4")) for name in features.features)
+    if not level.startswith("avx512"):
+        assert not any(name.startswith("avx512") for name in features.features)
+    assert features.has_int8_dot == level.endswith("vnni")
+
+
+@pytest.mark.parametrize("level", host.host_levels())
+def test_a_level_decides_the_registers(monkeypatch: pytest.MonkeyPatch, level: str) -> None:
+    monkeypatch.setenv("DURE_CPU_LEVEL", level)
+    features = host.host_features()
+    code = llvm.assembly(
+        f"""define void @f(ptr %p) #0 {{
+          %a = load <16 x float>, ptr %p, align 4
+          %b = fadd <16 x float> %a, %a
+          store <16 x float> %b, ptr %p, align 4
+          ret void
+        }}
+        attributes #0 = {{ {features.function_attributes} }}""",
+        features,
+    )
+    assert ("%zmm" in code) == (features.vector_bits == 512)
+    assert ("%ymm" in code) == (features.vector_bits == 256)
+
+
+def test_a_level_that_the_host_lacks_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "_detected_features", lambda: frozenset({"sse2", "avx2"}))
+    host._features_at.cache_clear()
+    try:
+        monkeypatch.setenv("DURE_CPU_LEVEL", "avx512")
+        with pytest.raises(TargetError, match="lacks the level 'avx512'"):
+            host.host_features()
+        monkeypatch.delenv("DURE_CPU_LEVEL")
+        # AVX2 without FMA and F16C is not the level that kernels are written for.
+        assert host.host_features().level == "x86-64"
+    finally:
+        host._features_at.cache_clear()
+
+
+def test_an_unknown_word_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DURE_CPU_LEVEL", "zen9")
+    with pytest.raises(TargetError, match="'zen9' is not a level") as caught:
+        host.host_features()
+    assert host.host_levels()[-1] in caught.value.fix
+
+
+def test_other_architectures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "arm64")
+    assert host.architecture_name() == "aarch64"
+    monkeypatch.setattr("platform.machine", lambda: "s390x")
+    with pytest.raises(TargetError, match="s390x"):
+        host.architecture_name()
+
+
+def test_arm_code_can_be_generated() -> None:
+    features = host.HostFeatures(
+        architecture="aarch64",
+        level="generic",
+        features=("neon", "fp-armv8"),
+        tuning=(),
+        vector_bits=128,
+        vector_registers=32,
+        triple="aarch64-unknown-linux-gnu",
+    )
+    text = "define <4 x float> @f(<4 x float> %a) { ret <4 x float> %a }"
+    assert "ret" in llvm.assembly(text, features)
+
+
+def test_caches_are_plausible() -> None:
+    features = host.host_features()
+    assert 8 * 1024 <= features.l1d_bytes <= 1 << 20
+    assert features.l1d_bytes <= features.l2_bytes <= 1 << 28
+    assert features.line_bytes in (32, 64, 128, 256)
+    assert features.page_bytes >= 4096
+
+
+def test_caches_without_sysfs_and_sysconf(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "_read", lambda path: "")
+    monkeypatch.setattr(os, "sysconf_names", {})
+    host._features_at.cache_clear()
+    try:
+        features = host.host_features()
+        assert (features.l1d_bytes, features.l2_bytes) == (32 * 1024, 256 * 1024)
+    finally:
+        host._features_at.cache_clear()
+
+
+def test_cores_follow_affinity() -> None:
+    found = host.cores()
+    assert found.workers >= 1
+    if hasattr(os, "sched_getaffinity"):
+        assert set(found.allowed) == os.sched_getaffinity(0)
+        assert sorted(found.physical) == sorted(found.allowed)
+
+
+def test_cores_without_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    monkeypatch.setattr(host, "_read", lambda path: "")
+    found = host.cores()
+    assert found.allowed == ()
+    assert found.workers == 6
+
+
+def test_hardware_threads_come_after_physical_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    siblings = {0: "0,2", 1: "1,3", 2: "0,2", 3: "1,3"}
+
+    def read(path: object) -> str:
+        text = str(path)
+        if text.endswith("thread_siblings_list"):
+            return siblings[int(text.split("/cpu/cpu")[1].split("/")[0])]
+        return ""
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3}, raising=False)
+    monkeypatch.setattr(host, "_read", read)
+    assert host.cores() == host.Cores((0, 1, 2, 3), (0, 1, 2, 3), 2)
+    # Without core 0, its sibling stands for the physical core.
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {1, 2, 3}, raising=False)
+    assert host.cores() == host.Cores((1, 2, 3), (1, 2, 3), 2)
+
+
+def test_a_containers_quota_limits_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
+    monkeypatch.setattr(
+        host, "_read", lambda path: "150000 100000" if str(path).endswith("cpu.max") else ""
+    )
+    assert host.cores().workers == 2
+
+
+def test_import_is_cheap() -> None:
+    import subprocess
+
+    code = "import sys, dure.runtime.llvm, dure.runtime.host; print('llvmlite' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert result.stdout.strip() == b"False"
