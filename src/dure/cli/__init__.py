@@ -1,0 +1,1 @@
+"""The commands; nothing but argument parsing and printing."""

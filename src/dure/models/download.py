@@ -18,7 +18,7 @@ from pathlib import Path
 from dure.errors import UsageError
 from dure.models import hub, mirror
 from dure.models.catalogue import CatalogueModel, catalogue, find, models_dir, printable
-from dure.models.progress import PullProgress, Terminal
+from dure.models.progress import PullProgress, Silent, Terminal
 from dure.models.storage import (
     NoSourceError,
     finish,
@@ -95,6 +95,26 @@ def _pull(model: CatalogueModel, progress: PullProgress) -> Pulled:
         shutil.rmtree(folder, ignore_errors=True)
     seconds = time.monotonic() - started
     return Pulled(model.name, model.path, model.size, model.sha256, source, seconds)
+
+
+def remove_models() -> int:
+    """Remove every pulled model and what unfinished pulls have left; returns the bytes freed.
+
+    A model that another process is pulling is left alone.
+    """
+    freed = 0
+    for model in catalogue().values():
+        unfinished = models_dir() / ".pull" / model.name
+        if not model.path.exists() and not unfinished.exists():
+            continue
+        with _only_one(unfinished.with_suffix(".lock"), model, Silent()):
+            for path in [model.path, *unfinished.rglob("*")]:
+                with contextlib.suppress(FileNotFoundError), named_disk_errors(path):
+                    freed += path.stat().st_size if path.is_file() else 0
+            with named_disk_errors(model.path):
+                model.path.unlink(missing_ok=True)
+                shutil.rmtree(unfinished, ignore_errors=True)
+    return freed
 
 
 def _from_any_source(model: CatalogueModel, folder: Path, progress: PullProgress) -> str:

@@ -39,10 +39,12 @@ class Silent:
 class Terminal:
     """A rich progress bar on standard error; only the sentences where that isn't a terminal.
 
-    A context manager: the bar is taken down on the way out, whatever happened.
+    A context manager: the bar is taken down on the way out, whatever happened.  ``bar=False``
+    leaves it away in any case.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, bar: bool = True) -> None:
+        self._wanted = bar
         self._bar: Progress | None = None
         self._task: TaskID | None = None
 
@@ -66,7 +68,7 @@ class Terminal:
             print(text, file=sys.stderr, flush=True)
 
     def begin(self, text: str, total: int) -> None:
-        if not sys.stderr.isatty():
+        if not self._wanted or not sys.stderr.isatty():
             return
         if self._bar is None:
             self._bar = _bar()
