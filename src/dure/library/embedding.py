@@ -38,4 +38,4 @@ def gather_rows(
     """
     t, c = dl.program_id(0), dl.program_id(1)
     found = dl.load(rows, (t,), (bt,), fill=-1)
-    dl.store(y, (t, c), convert(dl.load(table, (found, c), (bt, bd)).to(dl.float32), y.dtype))
+    dl.store(y, (t, c), dl.load(table, (found, c), (bt, bd)))

@@ -46,15 +46,16 @@ def layer_norm(
     x: dl.Tensor,
     weight: dl.Tensor,
     bias: dl.Tensor,
+    residual: dl.Tensor,
     y: dl.Tensor,
     bm: dl.const,
     bd: dl.const,
     epsilon: dl.const,
 ):
-    """``y = (x - mean) / sqrt(variance + epsilon) * weight + bias`` a row, for x, y (M, D).
+    """``y = (x - mean) / sqrt(variance + epsilon) * weight + bias (+ residual)`` a row.
 
-    ``weight`` and ``bias`` (D,) may be None.  The variance is that of the differences from the
-    mean.
+    x, residual and y are (M, D); ``weight`` and ``bias`` (D,), and ``residual``, may be None.  The
+    variance is that of the differences from the mean.
     """
     i = dl.program_id(0)
     sums = dl.zeros((bm, bd), dl.float32)
@@ -75,6 +76,8 @@ def layer_norm(
             out = out * dl.load(weight, (c,), (bd,)).to(dl.float32)[None, :]
         if bias is not None:
             out = out + dl.load(bias, (c,), (bd,)).to(dl.float32)[None, :]
+        if residual is not None:
+            out = out + dl.load(residual, (i, c), (bm, bd)).to(dl.float32)
         dl.store(y, (i, c), convert(out, y.dtype))
 
 

@@ -2,8 +2,8 @@
 
 A step takes the tokens of a ragged batch (any mix of prefill chunks and single tokens, see
 :mod:`dure.ir.tensor.attention` for the inputs), writes their keys and values into paged pools and
-gives the logits of chosen rows.  Activations in front of a block-quantized weight are quantized to
-int8 blocks of 32; in front of a float weight they stay float32.
+gives the logits of chosen rows.  The program computes in float32; activations in front of a
+block-quantized weight become int8 blocks by a declared policy (:mod:`dure.compiler.quantize`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 from dure.ir.builder import Layer, ProgramBuilder, State
 from dure.ir.core import Function, Value
-from dure.ir.dtypes import BlockFormat, int8_block32
 from dure.ir.expr import Symbol
 from dure.models.config import ModelConfig
 from dure.models.weights import layer_shapes
@@ -122,7 +121,7 @@ class _Decoder:
         x = self.b.gather_rows(x, self.out_rows)
         x = self.b.rms_norm(x, self.model_weight("final_norm", (c.hidden,)), c.rms_epsilon)
         head = table if c.tied else self.model_weight("head", (c.vocabulary, c.hidden))
-        logits = self.b.linear(self.ready(x, head), head)
+        logits = self.b.linear(x, head)
         if c.final_softcap:
             logits = self.b.softcap(logits, c.final_softcap)
         self.b.output("logits", logits)
@@ -133,12 +132,6 @@ class _Decoder:
 
     def layer_types(self, layer: int) -> tuple[str, ...]:
         return tuple(self.types.layers[layer][name] for name in self.shapes)
-
-    def ready(self, x: Value, weight: Value) -> Value:
-        """``x`` as the weight wants its activations."""
-        if isinstance(weight.tensor.dtype, BlockFormat) and x.tensor.block is None:
-            return self.b.op("quantize_rows", x, quantize=int8_block32.name)[0]
-        return x
 
     def layer(self, layer: Layer, *carried: Value) -> Value:
         """One decoder layer."""
@@ -222,15 +215,9 @@ class _LayerWeights:
         return self.decoder.b.rms_norm(x, self.get(name), self.decoder.config.rms_epsilon)
 
     def linears(self, x: Value, names: tuple[str, ...]) -> list[Value]:
-        """Linear layers that share their input, which is quantized at most once."""
-        quantized: Value | None = None
+        """Linear layers of one input."""
         results: list[Value] = []
         for name in names:
-            weight = self.get(name)
-            operand = x
-            if isinstance(weight.tensor.dtype, BlockFormat):
-                quantized = quantized or self.decoder.ready(x, weight)
-                operand = quantized
             bias = self.get(f"{name}_bias") if f"{name}_bias" in self.decoder.shapes else None
-            results.append(self.decoder.b.linear(operand, weight, bias))
+            results.append(self.decoder.b.linear(x, self.get(name), bias))
         return results
