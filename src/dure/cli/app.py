@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Protocol, cast
+from typing import Annotated, Protocol, cast
 
 import typer
 import typer.main
@@ -83,13 +83,20 @@ def _explain(error: _UsageError) -> None:
     print(f"  fix: see `{path} --help`", file=sys.stderr)
 
 
-def _root(
-    version: bool = typer.Option(
-        False, "--version", help="Print the version and exit.", is_eager=True
-    ),
-) -> None:
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         import dure
 
         print(f"dure {dure.__version__}")
         raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version and exit.", is_eager=True, callback=_print_version
+        ),
+    ] = False,
+) -> None:
+    pass

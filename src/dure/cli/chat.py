@@ -9,13 +9,14 @@ import typer
 
 from dure.cli import options, text
 from dure.cli.output import print_json, say, show
-from dure.cli.prompt import Message, encode_messages
+from dure.cli.prompt import Message, chat_template, encode_messages
 from dure.cli.run import sentence, summary
 from dure.cli.session import Engine, complete, opened, too_long
 from dure.errors import UsageError
 from dure.models.catalogue import printable
 
 if TYPE_CHECKING:
+    from dure.serve.chat import ChatTemplate
     from dure.serve.sampler import SamplingParams
 
 System = Annotated[str, typer.Option("--system", help="Instructions put before the conversation.")]
@@ -50,13 +51,14 @@ def chat(
     )
     system = text.argument(system, "the system prompt")
     with opened(model, threads, context, quiet=as_json) as engine:
-        if engine.tokenizer.chat_template is None:
+        template = chat_template(engine.tokenizer)
+        if template is None:
             raise UsageError(
                 f"{printable(model)} has no chat template: it is a base model that continues text",
                 rule="a chat needs a model that was trained on conversations",
                 fix=f"complete text with `dure run {printable(model)} ...`, or chat with smollm2",
             )
-        turns = _converse(model, engine, params, system, max_tokens, as_json=as_json)
+        turns = _converse(model, engine, template, params, system, max_tokens, as_json=as_json)
     if as_json:
         print_json({"model": model, "turns": turns})
 
@@ -64,6 +66,7 @@ def chat(
 def _converse(
     model: str,
     engine: Engine,
+    template: ChatTemplate,
     params: SamplingParams,
     system: str,
     max_tokens: int,
@@ -83,7 +86,7 @@ def _converse(
         if not line:
             continue
         messages.append({"role": "user", "content": line})
-        ids = _fitting(engine, messages, len(start))
+        ids = _fitting(engine, template, messages, len(start))
         completion = complete(
             engine, ids, params, max_tokens, (lambda piece: None) if as_json else show
         )
@@ -96,10 +99,15 @@ def _converse(
     return turns
 
 
-def _fitting(engine: Engine, messages: list[Message], fixed: int) -> list[int]:
+def _fitting(
+    engine: Engine, template: ChatTemplate, messages: list[Message], fixed: int
+) -> list[int]:
     """The conversation's tokens; the oldest exchanges are dropped where the context is full."""
     dropped = 0
-    while len(ids := encode_messages(engine.tokenizer, messages)) >= engine.context_length:
+    while True:
+        ids = encode_messages(engine.tokenizer, template, messages)
+        if len(ids) < engine.context_length:
+            break
         if len(messages) - fixed < 3:
             raise too_long(len(ids), engine.context_length)
         del messages[fixed : fixed + 2]

@@ -9,24 +9,32 @@ from dure.cli.output import say
 from dure.cli.session import too_long
 
 if TYPE_CHECKING:
+    from dure.serve.chat import ChatTemplate
     from dure.serve.tokenizer import Tokenizer
 
 Message = dict[str, str]
 
 
-def encode_prompt(tokenizer: Tokenizer, prompt: str, *, raw: bool) -> list[int]:
-    """The tokens of one prompt: through the chat template if there is one and not ``raw``."""
-    if raw or tokenizer.chat_template is None:
+def chat_template(tokenizer: Tokenizer) -> ChatTemplate | None:
+    """The model's chat template, compiled; None for a base model."""
+    from dure.serve.chat import ChatTemplate
+
+    return None if tokenizer.chat_template is None else ChatTemplate.of(tokenizer)
+
+
+def encode_prompt(tokenizer: Tokenizer, template: ChatTemplate | None, prompt: str) -> list[int]:
+    """The tokens of one prompt, put into the template if there is one."""
+    if template is None:
         return tokenizer.encode(prompt, add_special=True, parse_special=False)
-    return encode_messages(tokenizer, [{"role": "user", "content": prompt}])
+    return encode_messages(tokenizer, template, [{"role": "user", "content": prompt}])
 
 
-def encode_messages(tokenizer: Tokenizer, messages: list[Message]) -> list[int]:
+def encode_messages(
+    tokenizer: Tokenizer, template: ChatTemplate, messages: list[Message]
+) -> list[int]:
     """The tokens of a conversation, up to where the assistant's next answer begins."""
-    from dure.serve.chat_template import ChatTemplate
-
-    template = ChatTemplate.from_tokenizer(tokenizer)
-    return template.encode(messages, add_generation_prompt=True)
+    words = template.render(messages, add_generation_prompt=True)
+    return tokenizer.encode(words, add_special=False, parse_special=True)
 
 
 def fit(

@@ -8,7 +8,7 @@ import typer
 
 from dure.cli import options, text
 from dure.cli.output import print_json, say, show
-from dure.cli.prompt import encode_prompt, fit
+from dure.cli.prompt import chat_template, encode_prompt, fit
 from dure.cli.session import Completion, Engine, complete, opened, rate
 
 if TYPE_CHECKING:
@@ -52,10 +52,11 @@ def run(
     prompt = text.not_empty(text.argument(prompt, "the prompt"), "the prompt")
     with opened(model, threads, context, quiet=as_json) as engine:
         tokenizer = engine.tokenizer
+        template = None if raw else chat_template(tokenizer)
         prompt_ids = fit(
             tokenizer,
             prompt,
-            lambda words: encode_prompt(tokenizer, words, raw=raw),
+            lambda words: encode_prompt(tokenizer, template, words),
             engine.context_length,
             max_tokens,
             truncate=truncate,
