@@ -18,13 +18,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from peers.engines import ENGINES, Interpreters, resolve_model
+from peers.engines import Interpreters, resolve_model
 from peers.machine import describe, kind
 from peers.measure import Settings, measure_model
 from peers.report import chart, table
 
 RESULTS = Path(__file__).resolve().parent / "results"
-PEERS = ["llama.cpp", "llama.cpp-q4_0", "openvino", "onnxruntime"]
+BENCHMARKED = ["dure", "llama.cpp", "llama.cpp-q4_0", "openvino", "onnxruntime"]
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -73,7 +73,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     measure = commands.add_parser("run", help="measure and write a JSON file")
     measure.add_argument("--models", nargs="+", default=["smollm2", "gemma3-270m"])
     measure.add_argument(
-        "--engines", nargs="+", default=["dure", *PEERS], choices=list(ENGINES), metavar="ENGINE"
+        "--engines", nargs="+", default=BENCHMARKED, choices=BENCHMARKED, metavar="ENGINE"
     )
     measure.add_argument("--rounds", type=int, default=7)
     measure.add_argument("--threads", type=int, default=2)

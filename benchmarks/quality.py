@@ -25,6 +25,8 @@ from typing import Any
 
 import numpy as np
 
+from dure.frontends.gguf.file import open_gguf
+
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from peers.client import Peer, PeerError
@@ -102,13 +104,10 @@ def window_logits(worker: Peer, ids: np.ndarray, bos: int) -> np.ndarray:
 
 def bos_of(model: Path) -> int:
     """The id to put in front of every window, or -1 for none."""
-    from gguf import GGUFReader
-
-    fields = GGUFReader(model).fields
-    wanted = fields.get("tokenizer.ggml.add_bos_token")
-    if wanted is None or not wanted.contents():
-        return -1
-    return int(fields["tokenizer.ggml.bos_token_id"].contents())
+    with open_gguf(model) as file:
+        if not file.metadata.get_bool("tokenizer.ggml.add_bos_token", False):
+            return -1
+        return file.metadata.require_int("tokenizer.ggml.bos_token_id")
 
 
 def fingerprint(model: Path, text: str, tokens: int, window: int) -> str:

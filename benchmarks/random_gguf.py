@@ -7,8 +7,8 @@ a size or a quantization for which no file is at hand::
     python benchmarks/random_gguf.py small.gguf --quantization Q4_K --layers 4 --vocabulary 4096
 
 Weights are normal with a standard deviation of 0.02 (the formats that ``gguf`` can quantize) or
-random blocks of about that spread (the K formats, which ``gguf`` can only read).  Norms are one.  The
-tokenizer is byte-level BPE: all bytes, a few merges, ChatML's control tokens, the rest unused.
+random blocks of about that spread (the K formats, which ``gguf`` can only read).  Norms are one.
+The tokenizer is byte-level BPE: all bytes, a few merges, ChatML's control tokens, the rest unused.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ def scale_bytes(rng: np.random.Generator, blocks: int) -> np.ndarray:
     """Q4_K's and Q5_K's twelve bytes of 6-bit scales and mins, each min equal to its scale.
 
     With ``dmin = d * middle`` the values are then centred on zero.  Layout as in ggml's
-    ``get_scale_min_k4``: six bits each of the first four scales and mins, then the low nibbles of the
-    last four, whose high bits sit above the first ones.
+    ``get_scale_min_k4``: six bits each of the first four scales and mins, then the low nibbles of
+    the last four, whose high bits sit above the first ones.
     """
     scales = rng.integers(32, 64, (blocks, 8), np.uint8)
     first, last = scales[:, :4], scales[:, 4:]

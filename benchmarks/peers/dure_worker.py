@@ -38,11 +38,6 @@ class DureWorker(Worker):
     def tokenize(self, text: str) -> list[int]:
         return list(self.engine.tokenizer.encode(text))
 
-    def bandwidth(self, size: int) -> float:
-        from dure.runtime.bandwidth import read_bandwidth
-
-        return read_bandwidth(size, threads=self.threads)
-
     def first_token(self, tokens: int) -> float:
         start = time.perf_counter()
         self.engine.bench(prompt=tokens, gen=1, batch=1)

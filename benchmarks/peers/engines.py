@@ -8,6 +8,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from dure.errors import DureError
+from dure.models.download import resolve
+
 
 @dataclass(frozen=True)
 class EngineKind:
@@ -27,6 +30,7 @@ ENGINES: dict[str, EngineKind] = {
     ),
     "openvino": EngineKind("openvino_worker", "peers", "gguf", "OpenVINO GenAI, reads the GGUF"),
     "onnxruntime": EngineKind("onnxruntime_worker", "peers", "onnx", "ONNX Runtime GenAI, int4"),
+    "bandwidth": EngineKind("bandwidth_worker", "dure", "gguf", "read bandwidth"),
     "transformers": EngineKind("transformers_worker", "reference", "gguf", "transformers, float32"),
 }
 
@@ -61,14 +65,11 @@ class Interpreters:
 
 
 def resolve_model(name: str) -> Path:
-    """The GGUF file of a path or of a name of dure's catalogue.  Raises ``SystemExit``."""
-    path = Path(name)
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise SystemExit(f"{path}: no such file")
-        return path.resolve()
+    """The GGUF file of a path or of a name of dure's catalogue, pulled where it is missing.
+
+    Raises ``SystemExit`` with dure's own sentence for what is neither.
+    """
     try:
-        from dure.models.catalogue import pull
-    except ImportError as error:
-        raise SystemExit(f"{name}: not a GGUF file, and dure's catalogue: {error}") from error
-    return Path(pull(name)).resolve()
+        return resolve(name).resolve()
+    except DureError as error:
+        raise SystemExit(str(error)) from error

@@ -17,6 +17,7 @@ from typing import Any
 
 from peers.client import Peer, PeerError
 from peers.engines import ENGINES, Interpreters
+from peers.footprint import bytes_per_token
 from peers.prepare import form_of
 
 
@@ -77,11 +78,17 @@ def measure_model(model: Path, settings: Settings) -> dict[str, Any]:
     wanted = measures(settings.threads, settings.generated, settings.context)
     results: dict[str, Any] = {}
     workers: dict[str, dict[int, Peer]] = {}
+    bandwidths: dict[str, list[float]] = {}
     try:
         for engine in settings.engines:
             results[engine], workers[engine] = _start(engine, model, settings)
+        _, probes = _start("bandwidth", model, settings)
+        workers["bandwidth"] = probes
         live = [engine for engine in settings.engines if workers[engine]]
-        bandwidths = _rounds(live, wanted, model, workers, results, settings)
+        for number in range(settings.rounds + 1):
+            print(f"{model.stem}: round {number} of {settings.rounds}", file=sys.stderr)
+            _round(number, live, wanted, workers, results)
+            _bandwidth(number, probes, model.stat().st_size, bandwidths)
         for engine in live:
             peaks = [worker.ask("memory")["peak_bytes"] for worker in _thawed(workers[engine])]
             results[engine]["peak_bytes"] = max(peaks)
@@ -91,18 +98,58 @@ def measure_model(model: Path, settings: Settings) -> dict[str, Any]:
                 worker.close()
     for engine in live:
         _first_tokens(engine, model, settings, results)
-    for engine in live:
-        samples = results[engine]["samples"]
-        results[engine]["medians"] = {
-            name: statistics.median(values) for name, values in samples.items() if values
-        }
+        results[engine]["medians"] = _medians(results[engine]["samples"])
+    step = bytes_per_token(model, settings.context + settings.generated / 2)
     return {
         "file": model.name,
         "file_bytes": model.stat().st_size,
+        "bytes_per_token": step,
         "measures": {measure.name: measure.label for measure in wanted},
-        "bandwidth": bandwidths,
+        "bandwidth": {"samples": bandwidths, "medians": _medians(bandwidths)},
         "engines": results,
+        "dure_over": ratios(results),
+        "fraction_of_bandwidth": fractions(results, _medians(bandwidths), step, settings.threads),
     }
+
+
+def _medians(samples: dict[str, list[float]]) -> dict[str, float]:
+    return {name: statistics.median(values) for name, values in samples.items() if values}
+
+
+def ratios(results: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """How many times faster dure is than each peer, by measure."""
+    ours = results.get("dure", {}).get("medians", {})
+    found: dict[str, dict[str, float]] = {}
+    for engine, result in results.items():
+        theirs = result.get("medians", {})
+        if engine != "dure" and ours and theirs:
+            found[engine] = {
+                name: theirs[name] / ours[name]
+                if name == "first_token"
+                else ours[name] / theirs[name]
+                for name in theirs
+                if name in ours
+            }
+    return found
+
+
+def fractions(
+    results: dict[str, Any], bandwidths: dict[str, float], step: int, threads: int
+) -> dict[str, dict[str, float]]:
+    """The part of the bandwidth that each engine's decode would use, reading the GGUF's bytes.
+
+    ``NAME/1gb`` is against a buffer of 1 GB, ``NAME/model_size`` against one of the model's size,
+    which a large cache may partly hold.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for engine, result in results.items():
+        for name, count in (("decode_1_thread", 1), ("decode", threads)):
+            for size in ("1gb", "model_size"):
+                rate = result.get("medians", {}).get(name)
+                limit = bandwidths.get(f"{size}_{count}_threads")
+                if rate and limit:
+                    found.setdefault(engine, {})[f"{name}/{size}"] = rate * step / limit
+    return found
 
 
 def _thawed(group: dict[int, Peer]) -> list[Peer]:
@@ -150,27 +197,20 @@ def _load(engine: str, path: Path, threads: int, settings: Settings) -> Peer:
     return worker
 
 
-def _rounds(
+def _round(
+    number: int,
     live: list[str],
     wanted: list[Measure],
-    model: Path,
     workers: dict[str, dict[int, Peer]],
     results: dict[str, Any],
-    settings: Settings,
-) -> dict[str, list[float]]:
-    """Round 0 warms up and is thrown away."""
-    bandwidths: dict[str, list[float]] = {}
-    for number in range(settings.rounds + 1):
-        print(f"{model.stem}: round {number} of {settings.rounds}", file=sys.stderr)
-        if number and "dure" in live:
-            _bandwidth(workers["dure"], model.stat().st_size, bandwidths)
-        for measure in wanted:
-            turn = number % len(live) if live else 0
-            for engine in live[turn:] + live[:turn]:
-                value = _burst(engine, measure, workers[engine][measure.threads], results)
-                if number and value:
-                    results[engine]["samples"].setdefault(measure.name, []).append(value)
-    return bandwidths
+) -> None:
+    """Every engine on every measure; round 0 warms up and is thrown away."""
+    turn = number % len(live) if live else 0
+    for measure in wanted:
+        for engine in live[turn:] + live[:turn]:
+            value = _burst(engine, measure, workers[engine][measure.threads], results)
+            if number and value:
+                results[engine]["samples"].setdefault(measure.name, []).append(value)
 
 
 def _burst(engine: str, measure: Measure, worker: Peer, results: dict[str, Any]) -> float | None:
@@ -187,17 +227,16 @@ def _burst(engine: str, measure: Measure, worker: Peer, results: dict[str, Any])
         worker.freeze()
 
 
-def _bandwidth(group: dict[int, Peer], size: int, found: dict[str, list[float]]) -> None:
-    """Read bandwidth over 1 GB and over the model's size, with one thread and with all."""
-    for threads, worker in group.items():
+def _bandwidth(
+    number: int, probes: dict[int, Peer], size: int, found: dict[str, list[float]]
+) -> None:
+    """Bytes/s read over 1 GB and over the model's size, with one thread and with all."""
+    for threads, worker in probes.items():
         worker.thaw()
         for name, count in (("1gb", 1 << 30), ("model_size", size)):
-            try:
-                rate = worker.ask("bandwidth", size=count)["bytes_per_second"]
-            except PeerError as error:
-                print(f"bandwidth: {error}", file=sys.stderr)
-                continue
-            found.setdefault(f"{name}_{threads}_threads", []).append(rate)
+            rate = worker.ask("bandwidth", size=count)["bytes_per_second"]
+            if number:
+                found.setdefault(f"{name}_{threads}_threads", []).append(rate)
         worker.freeze()
 
 

@@ -36,10 +36,27 @@ def _model(name: str, data: dict[str, Any]) -> str:
         cells = [_cell(column, result["medians"].get(column)) for column in columns]
         lines.append(f"| {result['label']} | " + " | ".join(cells) + " |")
     lines += _ratios(data["engines"], columns)
-    for key, values in data["bandwidth"].items():
-        rate = sorted(values)[len(values) // 2] / GIGABYTE
-        lines += ["", f"Read bandwidth, {key.replace('_', ' ')}: {rate:.1f} GB/s."]
+    lines += ["", *_bandwidth(data)]
     return "\n".join(lines)
+
+
+def _bandwidth(data: dict[str, Any]) -> list[str]:
+    """A sentence on the memory, and one on how near to it each engine's decode comes."""
+    names = {"1gb": "1 GB", "model_size": "the model's size"}
+    rates = [
+        f"{rate / GIGABYTE:.1f} ({names[key.rsplit('_', 2)[0]]}, {key.rsplit('_', 2)[1]} threads)"
+        for key, rate in data["bandwidth"]["medians"].items()
+    ]
+    if not rates:
+        return []
+    lines = [f"Read bandwidth in GB/s: {', '.join(rates)}."]
+    lines.append(f"A token reads {data['bytes_per_token'] / 1e6:.1f} MB; decode's part of 1 GB's:")
+    shares = [
+        f"{data['engines'][engine]['label']} {100 * values['decode/1gb']:.0f} %"
+        for engine, values in data["fraction_of_bandwidth"].items()
+        if "decode/1gb" in values
+    ]
+    return [*lines, "; ".join(shares) + "."]
 
 
 def _cell(column: str, value: float | None) -> str:
