@@ -12,13 +12,13 @@ import pytest
 
 
 def _model(name: str) -> Path:
-    """A model's GGUF: from the folder that DURE_TEST_MODELS names, else pulled from the catalogue."""
+    """A model's GGUF: from the folder in DURE_TEST_MODELS, else pulled from the catalogue."""
     folder = os.environ.get("DURE_TEST_MODELS")
     if folder:
         return Path(folder) / f"{name}.gguf"
-    from dure.models import catalogue
+    from dure.models.download import resolve
 
-    return Path(catalogue.pull(name))
+    return resolve(name)
 
 
 @pytest.fixture(scope="session")
