@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -39,9 +40,7 @@ class HFTokenizer:
         generation = _read_json(folder / "generation_config.json") or {}
         description = _parse(text, path)
         self._library = _load(text, path)
-        # The same model, for text in which special tokens are only text.
-        self._plain = _load(text, path)
-        self._plain.encode_special_tokens = True
+        self._source = (text, path)
         self._added, self._special = _added_tokens(description, path)
         self._byte_level, self.strips_space = _decoder_kind(description, path)
         self.vocab_size = self._size()
@@ -58,6 +57,13 @@ class HFTokenizer:
         """Ids of ``text``, without BOS and EOS."""
         library = self._library if parse_special else self._plain
         return library.encode(text, add_special_tokens=False).ids
+
+    @cached_property
+    def _plain(self) -> LibraryTokenizer:
+        """The same tokenizer, for text in which special tokens are only text."""
+        plain = _load(*self._source)
+        plain.encode_special_tokens = True
+        return plain
 
     def piece(self, token: int) -> bytes:
         """The bytes of one token; none for an id that the vocabulary skips."""
