@@ -16,7 +16,7 @@ from dure.errors import IRError
 from dure.ir.core import Function, Op, Param, Region, Value, infer
 from dure.ir.layout import AnyLayout
 from dure.ir.lowering import CompilerTarget, Use
-from dure.ir.tensor.program import repeat_tables
+from dure.ir.tensor.program import donated, repeat_tables
 from dure.ir.types import Type
 
 
@@ -56,11 +56,12 @@ def choose_layouts(function: Function, target: CompilerTarget) -> LaidOut:
     params = {p.value for p in function.params}
     uses: dict[Value, list[Use]] = {}
     _collect(function.body, classes, uses)
-    roles: Sequence[str] = function.attrs["roles"]  # type-checked by the builder
     chosen: dict[Value, AnyLayout | None] = {}
     types: dict[Value, Type] = {}
     loads: list[tuple[str, Value, AnyLayout]] = []
-    for param, role, name in zip(function.params, roles, _names(function), strict=True):
+    for param, role, name in zip(
+        function.params, described(function, "roles"), described(function, "names"), strict=True
+    ):
         if role == "input":
             continue
         value = param.value
@@ -77,29 +78,28 @@ def choose_layouts(function: Function, target: CompilerTarget) -> LaidOut:
     return LaidOut(rebuild(function, lambda _, __: False, types), _load_program(function, loads))
 
 
-def _names(function: Function) -> Sequence[str]:
-    names = function.attrs["names"]
-    if not isinstance(names, tuple) or len(names) != len(function.params):
+def described(function: Function, what: str) -> list[str]:
+    """What a program's attrs say of each parameter: its ``names`` or ``roles``."""
+    found = function.attrs.get(what)
+    if not isinstance(found, tuple) or len(found) != len(function.params):
         raise IRError(
-            f"program '{function.name}' does not name its parameters",
+            f"program '{function.name}' does not give the {what} of its parameters",
             rule="a program's attrs hold names and roles, one for each parameter",
             fix="build it with ProgramBuilder",
         )
-    return [str(n) for n in names]
+    return [str(entry) for entry in found]
 
 
 def _connect(region: Region, classes: _Classes) -> None:
     for op in region.ops:
         if op.name == "repeat":
-            body, carried = op.regions[0], op.attr("carried")
+            body = op.regions[0]
+            carried: int = op.attr("carried")
             for table, argument in zip(repeat_tables(op), body.args[carried:], strict=True):
                 for value in table:
                     classes.join(value, argument)
-            results = op.results[carried:]
-            count = op.attr("count")
-            for place, table in enumerate(op.attr("updated")):
-                for result in results[place * count : (place + 1) * count]:
-                    classes.join(result, body.args[carried + table])
+            for result, operand in donated(op).items():
+                classes.join(op.results[result], op.operands[operand])
             _connect(body, classes)
         elif op.name == "kv_write":
             classes.join(op.results[0], op.operands[0])

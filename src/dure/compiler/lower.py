@@ -83,7 +83,7 @@ def _append(builder: Rebuilder, op: Op, laid_out: Op, launches: Sequence[Launch]
 
 
 def _split(op: Op, launch: Launch, written: dict[Value, Value]) -> tuple[list[Value], list[Value]]:
-    """A launch's operands and the values that it writes, in the order of the kernel's parameters."""
+    """A launch's operands and the values that it writes, in the kernel's order."""
     if not launch.variants:
         raise _unfit(op, "has no variant")
     operands: list[Value] = []

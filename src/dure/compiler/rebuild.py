@@ -79,10 +79,10 @@ def argument_types(op: Op, region: Region, operands: Sequence[Value]) -> list[Ty
     """The types of a region's arguments, given the op's (new) operands."""
     if op.name != "repeat":
         return [a.type for a in region.args]
-    count, carried = op.attr("count"), op.attr("carried")
+    count: int = op.attr("count")
+    carried: int = op.attr("carried")
     firsts = [operands[carried + t * count] for t in range(op.attr("tables"))]
-    given: list[Value] = [*operands[:carried], *firsts]
-    return [v.type for v in given]
+    return [v.type for v in (*operands[:carried], *firsts)]
 
 
 def rebuild(
