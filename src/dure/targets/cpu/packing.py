@@ -76,12 +76,12 @@ def _pack_blocks(format: BlockFormat, length: int, lanes: int) -> PlaneLayouts:
         layouts[plane.name] = Layout((rows, columns), offset)
         offset += entries * plane.dtype.bits * lanes
     assert offset == block_bits, f"{format}: planes take {offset} of {block_bits} bits"
-    return PlaneLayouts(tuple((p.name, layouts[p.name]) for p in format.planes if p.name in layouts))
+    return PlaneLayouts(
+        tuple((p.name, layouts[p.name]) for p in format.planes if p.name in layouts)
+    )
 
 
-def _code_digits(
-    plane: Plane, block: int, block_bits: int, lanes: int
-) -> tuple[Digit, ...]:
+def _code_digits(plane: Plane, block: int, block_bits: int, lanes: int) -> tuple[Digit, ...]:
     bits = plane.dtype.bits
     per_byte = 8 // bits
     vector = lanes * GROUP * 8
@@ -94,9 +94,7 @@ def _code_digits(
     )
 
 
-def _scale_digits(
-    plane: Plane, entries: int, block_bits: int, lanes: int
-) -> tuple[Digit, ...]:
+def _scale_digits(plane: Plane, entries: int, block_bits: int, lanes: int) -> tuple[Digit, ...]:
     bits = plane.dtype.bits
     if bits >= 8:
         return (Digit(None, block_bits), Digit(entries, lanes * bits))

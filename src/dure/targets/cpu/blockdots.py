@@ -1,0 +1,422 @@
+"""Dot products of int8 activations with block-quantized weights, a chunk of 32 along K at a time.
+
+Inside a scale's block the sum is exact in int32; blocks are scaled and added in order in float32.  The
+weight comes as panels of one row a lane (:mod:`dure.targets.cpu.packing`); four consecutive k of a lane are
+one 32-bit group, which is what a byte-wise dot-product instruction multiplies at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dure.ir.dtypes import BlockFormat, DType, Plane
+from dure.ir.expr import as_expr
+from dure.ir.layout import Layout, PlaneLayouts
+from dure.targets.cpu.packing import CHUNK, GROUP
+from dure.targets.cpu.values import BlockBuffer, BlockTile, Buffer, Emitter, LoadedBlocks
+from dure.targets.cpu.writer import Reg, integer, vector_type
+
+
+class ActivationRows:
+    """The rows of an int8 tile: addresses of its planes, contiguous along K."""
+
+    def __init__(self, tile: BlockTile) -> None:
+        assert isinstance(tile, LoadedBlocks | BlockBuffer)
+        self.tile = tile
+
+    @staticmethod
+    def fits(tile: BlockTile) -> bool:
+        """Whether groups of four codes of a row lie side by side."""
+        if isinstance(tile, BlockBuffer):
+            return tile.axis == 1
+        if not isinstance(tile, LoadedBlocks) or tile.axis != 1:
+            return False
+        return all(tile.places[p.name].contiguous(1, 1) for p in tile.format.planes) and all(
+            place.inside(0, 1) and place.inside(1, 1) for place in tile.places.values()
+        )
+
+    def address(self, e: Emitter, plane: str, row: Reg, entry: Reg) -> Reg:
+        """The address of an entry of a plane."""
+        if isinstance(self.tile, BlockBuffer):
+            return self.tile.planes[plane].at(e, [row, entry])
+        return self.tile.places[plane].address([row, entry])
+
+
+@dataclass
+class Panels:
+    """A weight tile as panels: where codes, scales and offsets of a chunk lie."""
+
+    format: BlockFormat
+    base: Reg
+    layouts: PlaneLayouts
+    first_row: Reg
+    first_element: Reg
+
+    @property
+    def chunks(self) -> int:
+        """Chunks in one block of the format."""
+        return self.format.block // CHUNK
+
+    @property
+    def vectors(self) -> int:
+        """Panels that one row of registers covers."""
+        return 2 if self.format.block == CHUNK and len(self.format.groups["code"]) == 1 else 1
+
+    def panel(self, e: Emitter, column: Reg) -> Reg:
+        """The address of the panel that holds this column of the tile."""
+        row = e.w.add(self.first_row, column)
+        panel = e.w.floordiv(row, integer(e.lanes))
+        plane = self.format.planes[0].name
+        stride = self._bytes(self.layouts[plane], 0, 0)
+        return e.w.offset(self.base, e.w.mul(panel, stride))
+
+    @staticmethod
+    def _bytes(layout: Layout, axis: int, digit: int) -> Reg:
+        stride = as_expr(layout.axes[axis][digit].stride)
+        text = str(stride // 8)
+        return integer(int(text))
+
+    def block(self, e: Emitter, panel: Reg, block: Reg) -> Reg:
+        """The address of a block of the panel."""
+        w = e.w
+        plane = self.format.planes[0].name
+        first = w.floordiv(self.first_element, integer(self.format.block))
+        stride = self._bytes(self.layouts[plane], 1, 0)
+        return w.offset(panel, w.mul(w.add(first, block), stride))
+
+    # -- planes -----------------------------------------------------------------------------------
+
+    def codes(self, e: Emitter, block: Reg, chunk: Reg) -> list[Reg]:
+        """Eight vectors, one a group of four k: bytes of codes as vectors of i32 lanes.
+
+        Unsigned; a signed plane is moved up by 128, which :func:`zero_of` takes off again.
+        """
+        planes = self.format.groups["code"]
+        parts = [self._code_plane(e, plane, block, chunk) for plane in planes]
+        groups = parts[0]
+        for plane, part in zip(planes[1:], parts[1:], strict=True):
+            shift = e.w.constant("i32", plane.shift, e.lanes)
+            groups = [
+                e.w.binary("or", low, e.w.binary("shl", high, shift))
+                for low, high in zip(groups, part, strict=True)
+            ]
+        return groups
+
+    def _code_plane(self, e: Emitter, plane: Plane, block: Reg, chunk: Reg) -> list[Reg]:
+        w, bits, layout = e.w, plane.dtype.bits, self.layouts[plane.name]
+        start = w.offset(block, w.mul(chunk, self._bytes(layout, 1, 1)))
+        per_byte = 8 // bits
+        vector = self._bytes(layout, 1, 2)
+        plane_offset = as_expr(layout.offset) // 8
+        found: list[Reg] = []
+        for place in range(CHUNK // GROUP // per_byte):
+            at = w.offset(start, w.add(w.index(plane_offset), w.mul(integer(place), vector)))
+            loaded = w.load(vector_type("i32", e.lanes), at)
+            if bits == 8:
+                flip = w.constant("i32", -0x7F7F7F80, e.lanes)
+                found.append(w.binary("xor", loaded, flip) if plane.dtype.kind == "int" else loaded)
+                continue
+            mask = int.from_bytes(bytes([(1 << bits) - 1] * 4), "little")
+            for position in range(per_byte):
+                value = loaded
+                if position:
+                    value = w.binary("lshr", value, w.constant("i32", position * bits, e.lanes))
+                found.append(w.binary("and", value, w.constant("i32", mask, e.lanes)))
+        return found
+
+    def factor(self, e: Emitter, role: str, block: Reg, chunk: Reg, half: int) -> Reg | None:
+        """The scale (or offset) of each lane in float32; ``half`` picks among two scales a chunk."""
+        w = e.w
+        total: Reg | None = None
+        for group in self.format.factors("scale" if role == "scale" else "offset"):
+            value = self._entry(e, group[0], block, chunk, half)
+            for plane in group[1:]:
+                part = self._entry(e, plane, block, chunk, half)
+                shift = w.constant("i32", plane.shift, e.lanes)
+                value = w.binary("or", value, w.binary("shl", part, shift))
+            if not group[0].dtype.is_float:
+                value = w.cast("sitofp", value, vector_type("float", e.lanes))
+            total = value if total is None else w.binary("fmul", total, value)
+        return total
+
+    def _entry(self, e: Emitter, plane: Plane, block: Reg, chunk: Reg, half: int) -> Reg:
+        w, dtype, lanes = e.w, plane.dtype, e.lanes
+        layout = self.layouts[plane.name]
+        base = w.offset(block, w.index(as_expr(layout.offset) // 8))
+        entries = self.format.block // plane.per
+        entry = integer(0)
+        if entries > 1:
+            per_chunk = max(1, CHUNK // plane.per)
+            entry = w.add(w.mul(chunk, integer(per_chunk)), integer(half if per_chunk > 1 else 0))
+        if dtype.bits >= 8:
+            at = w.offset(base, w.mul(entry, integer(lanes * dtype.bits // 8)))
+            loaded = w.load(vector_type(f"i{dtype.bits}", lanes), at)
+            return self._widen(e, loaded, dtype)
+        per_byte = 8 // dtype.bits
+        at = w.offset(base, w.mul(w.floordiv(entry, integer(per_byte)), integer(lanes)))
+        loaded = w.cast("zext", w.load(vector_type("i8", lanes), at), vector_type("i32", lanes))
+        shift = w.cast("trunc", w.mul(w.mod(entry, per_byte), integer(dtype.bits)), "i32")
+        moved = w.binary("lshr", loaded, w.splat(shift, lanes))
+        return w.binary("and", moved, w.constant("i32", (1 << dtype.bits) - 1, lanes))
+
+    @staticmethod
+    def _widen(e: Emitter, loaded: Reg, dtype: DType) -> Reg:
+        if dtype.is_float:
+            if dtype.bits == 32:
+                return e.w.cast("bitcast", loaded, vector_type("float", e.lanes))
+            return e.convert.widen(loaded, dtype)
+        extend = "sext" if dtype.kind == "int" else "zext"
+        return e.w.cast(extend, loaded, vector_type("i32", e.lanes))
+
+
+def zero_of(format: BlockFormat) -> int:
+    """What to subtract from the codes as :meth:`Panels.codes` gives them."""
+    signed = format.groups["code"][0].dtype.kind == "int"
+    return format.zero + (128 if signed else 0)
+
+
+def chunk_step(
+    e: Emitter,
+    a: ActivationRows,
+    rows: Sequence[Reg],
+    b: Panels,
+    panels: Sequence[Reg],
+    block: Reg,
+    chunk: Reg,
+    totals: Sequence[Reg],
+) -> list[Reg]:
+    """Add one chunk of 32 to ``totals`` (row-major over rows and panels)."""
+    w, lanes = e.w, e.lanes
+    blocks = [b.block(e, panel, block) for panel in panels]
+    codes = [b.codes(e, at, chunk) for at in blocks]
+    place = w.add(w.mul(block, integer(b.chunks)), chunk)
+    scales_a = [w.load("float", a.address(e, "d", row, place), 4) for row in rows]
+    halves = CHUNK // min(CHUNK, b.format.scale_block)
+    zero, has_offset = zero_of(b.format), bool(b.format.factors("offset"))
+    running = list(totals)
+    for half in range(halves):
+        sums = (
+            [_code_sum(e, a, row, place, half, halves) for row in rows]
+            if zero or has_offset
+            else []
+        )
+        exact: list[Reg] = []
+        for i in range(len(rows)):
+            start = Reg(vector_type("i32", lanes), "zeroinitializer")
+            if zero:
+                start = w.splat(w.binary("mul", sums[i], Reg("i32", str(-zero))), lanes)
+            exact.extend([start] * len(panels))
+        groups = CHUNK // GROUP // halves
+        for group in range(half * groups, (half + 1) * groups):
+            for i, row in enumerate(rows):
+                at = w.add(w.mul(place, integer(CHUNK)), integer(group * GROUP))
+                four = w.load("i32", a.address(e, "code", row, at), 4)
+                spread = w.splat(four, lanes)
+                for j in range(len(panels)):
+                    slot = i * len(panels) + j
+                    exact[slot] = dot_bytes(e, exact[slot], codes[j][group], spread)
+        for j, at in enumerate(blocks):
+            scale = b.factor(e, "scale", at, chunk, half)
+            offset = b.factor(e, "offset", at, chunk, half)
+            assert scale is not None
+            for i in range(len(rows)):
+                slot = i * len(panels) + j
+                value = w.cast("sitofp", exact[slot], vector_type("float", lanes))
+                both = w.binary("fmul", scale, w.splat(scales_a[i], lanes))
+                running[slot] = e.math.fma(value, both, running[slot])
+                if offset is not None:
+                    total = w.cast("sitofp", sums[i], "float")
+                    shift = w.binary("fmul", total, scales_a[i])
+                    if b.format.offset_sign < 0:
+                        shift = w.emit("float", f"fneg {shift}")
+                    running[slot] = e.math.fma(offset, w.splat(shift, lanes), running[slot])
+    return running
+
+
+def _code_sum(e: Emitter, a: ActivationRows, row: Reg, place: Reg, half: int, halves: int) -> Reg:
+    """The sum of a row's codes over the chunk, or over one half of it."""
+    w = e.w
+    first = w.mul(place, integer(2))
+    if halves == 2:
+        return w.load("i32", a.address(e, "sum", row, w.add(first, integer(half))), 4)
+    one = w.load("i32", a.address(e, "sum", row, first), 4)
+    return w.binary(
+        "add", one, w.load("i32", a.address(e, "sum", row, w.add(first, integer(1))), 4)
+    )
+
+
+def dot_bytes(e: Emitter, total: Reg, codes: Reg, activations: Reg) -> Reg:
+    """``total`` plus, in each i32 lane, the four products of unsigned and signed bytes."""
+    w, lanes = e.w, e.lanes
+    bytes_type = vector_type("i8", 4 * lanes)
+    if e.host.has_int8_dot:
+        name = f"llvm.x86.avx512.vpdpbusd.{lanes * 32}"
+        left, right = (
+            w.cast("bitcast", codes, bytes_type),
+            w.cast("bitcast", activations, bytes_type),
+        )
+        return w.call(total.type, name, total, left, right)
+    if e.host.architecture != "x86_64":
+        return _dot_bytes_portable(e, total, codes, activations)
+    shorts = vector_type("i16", 2 * lanes)
+    eight = w.constant("i16", 8, 2 * lanes)
+    left, right = w.cast("bitcast", codes, shorts), w.cast("bitcast", activations, shorts)
+    even = w.binary("and", left, w.constant("i16", 255, 2 * lanes))
+    odd = w.binary("lshr", left, eight)
+    even_right = w.binary("ashr", w.binary("shl", right, eight), eight)
+    odd_right = w.binary("ashr", right, eight)
+    name = {4: "sse2.pmadd.wd", 8: "avx2.pmadd.wd", 16: "avx512.pmaddw.d.512"}[lanes]
+    for x, y in ((even, even_right), (odd, odd_right)):
+        total = w.binary("add", total, w.call(total.type, f"llvm.x86.{name}", x, y))
+    return total
+
+
+def _dot_bytes_portable(e: Emitter, total: Reg, codes: Reg, activations: Reg) -> Reg:
+    w, lanes = e.w, e.lanes
+    low = w.constant("i32", 255, lanes)
+    top = w.constant("i32", 24, lanes)
+    for byte in range(GROUP):
+        code = w.binary("and", w.binary("lshr", codes, w.constant("i32", 8 * byte, lanes)), low)
+        left = w.binary("shl", activations, w.constant("i32", 24 - 8 * byte, lanes))
+        value = w.binary("ashr", left, top)
+        total = w.binary("add", total, w.binary("mul", code, value))
+    return total
+
+
+def unpack(e: Emitter, tile: BlockTile, rows: int, length: int) -> Panels:
+    """Copy a (K, N) tile of any layout into panels of an all-int8 format in the arena."""
+    from dure.ir import dtypes
+    from dure.ir.types import TensorType, shape_of
+    from dure.targets.cpu.packing import packed_bytes, packed_layout
+
+    source = tile.format
+    per = min(source.scale_block, CHUNK)
+    planes = [Plane("d", "scale", dtypes.float32, per=per)]
+    if source.factors("offset"):
+        planes.append(Plane("m", "offset", dtypes.float32, per=per))
+    planes.append(Plane("code", "code", dtypes.int8))
+    format = BlockFormat("unpacked", CHUNK, tuple(planes), 0, source.offset_sign)
+    padded = -(-rows // e.lanes) * e.lanes
+    weight = TensorType(shape_of(padded, length), format, None, 1)
+    layouts = packed_layout(weight, e.lanes)
+    assert isinstance(layouts, PlaneLayouts)
+    base = e.allocate(packed_bytes(weight, e.lanes))
+    _fill_panels(e, tile, Panels(format, base, layouts, integer(0), integer(0)), rows, length)
+    return Panels(format, base, layouts, integer(0), integer(0))
+
+
+def _fill_panels(e: Emitter, tile: BlockTile, panels: Panels, rows: int, length: int) -> None:
+    w, source, format = e.w, tile.format, panels.format
+
+    def put(plane: Plane, value: Reg, row: Reg, entry: Reg) -> None:
+        layout = panels.layouts[plane.name]
+        total = w.index(as_expr(layout.offset) // 8)
+        for position, digits in zip((row, entry), layout.axes, strict=True):
+            below = 1
+            for place in range(len(digits) - 1, -1, -1):
+                digit = digits[place]
+                value_here = w.floordiv(position, integer(below))
+                if place:
+                    assert digit.extent is not None
+                    value_here = w.mod(value_here, digit.extent)
+                    below *= digit.extent
+                total = w.add(total, w.mul(value_here, w.index(as_expr(digit.stride) // 8)))
+        w.store(value, w.offset(panels.base, total))
+
+    per = format.scale_block
+
+    def column(n: Reg, _: list[Reg]) -> list[Reg]:
+        def scale(entry: Reg, _: list[Reg]) -> list[Reg]:
+            index = [w.mul(entry, integer(per)), n]
+            for plane in format.planes:
+                if plane.role != "code":
+                    found = tile.product(e, plane.role, index, 0, 1)
+                    assert found is not None
+                    put(plane, found, n, entry)
+            return []
+
+        w.loop(integer(0), integer(length // per), 1, scale)
+
+        def code(k: Reg, _: list[Reg]) -> list[Reg]:
+            number = tile.number(e, source.groups["code"], [k, n], 0, 1)
+            value = w.binary("sub", number, Reg("i32", str(source.zero)))
+            put(format.plane("code"), w.cast("trunc", value, "i8"), n, k)
+            return []
+
+        w.loop(integer(0), integer(length), 1, code)
+        return []
+
+    w.loop(integer(0), integer(rows), 1, column)
+
+
+def quantize(e: Emitter, source: Buffer, target: BlockBuffer, rows: Reg) -> None:
+    """The rows of a float tile to int8 blocks, by the rule of :func:`dure.ir.blocks.quantize_int8`."""
+    w, length = e.w, source.type.shape[-1]
+    format = target.format
+    lanes = min(e.lanes, 16)
+    pieces = format.block // lanes
+    floats, ints = vector_type("float", lanes), vector_type("i32", lanes)
+    flat = source.reshaped((source.type.elements // length, length))
+    planes = {
+        n: p.reshaped((flat.type.shape[0], p.type.shape[-1])) for n, p in target.planes.items()
+    }
+
+    def body(row: Reg, block: Reg) -> None:
+        start = w.mul(block, integer(format.block))
+        values = [
+            flat.vector(e, [row, w.add(start, integer(i * lanes))], 1, lanes) for i in range(pieces)
+        ]
+        largest = e.math.absolute(values[0])
+        for value in values[1:]:
+            size = e.math.absolute(value)
+            largest = w.select(w.compare("fcmp ugt", size, largest), size, largest)
+        top = reduce_lanes(e, largest, lambda a, b: w.select(w.compare("fcmp ugt", a, b), a, b))
+        scale = w.binary("fdiv", top, e.math.constant(top, 127.0))
+        inverse = w.binary("fdiv", e.math.constant(top, 127.0), top)
+        positive = w.compare("fcmp ogt", top, e.math.constant(top, 0.0))
+        inverse = w.select(positive, inverse, e.math.constant(top, 0.0))
+        planes["d"].put(e, scale, [row, block], 1)
+        per_sum = next((p.per for p in format.planes if p.role == "sum"), 0)
+        running: Reg | None = None
+        for i, value in enumerate(values):
+            scaled = e.math.rint(w.binary("fmul", value, w.splat(inverse, lanes)))
+            whole = w.call(ints, f"llvm.fptosi.sat.v{lanes}i32.v{lanes}f32", scaled)
+            place = [row, w.add(start, integer(i * lanes))]
+            planes["code"].put(e, w.cast("trunc", whole, vector_type("i8", lanes)), place, 1)
+            if per_sum:
+                running = whole if running is None else w.binary("add", running, whole)
+                if (i + 1) * lanes % per_sum == 0:
+                    total = reduce_lanes(e, running, lambda a, b: w.binary("add", a, b))
+                    entry = w.add(
+                        w.mul(block, integer(format.block // per_sum)),
+                        integer(i * lanes // per_sum),
+                    )
+                    planes["sum"].put(e, total, [row, entry], 1)
+                    running = None
+        assert floats
+
+    def each(row: Reg, _: list[Reg]) -> list[Reg]:
+        def inner(block: Reg, _: list[Reg]) -> list[Reg]:
+            body(row, block)
+            return []
+
+        w.loop(integer(0), integer(length // format.block), 1, inner)
+        return []
+
+    w.loop(integer(0), rows, 1, each)
+
+
+def reduce_lanes(e: Emitter, value: Reg, combine: object) -> Reg:
+    """All lanes of a vector to one, by halves."""
+    from collections.abc import Callable
+    from typing import cast
+
+    function = cast("Callable[[Reg, Reg], Reg]", combine)
+    lanes = int(value.type[1:].split(" ", 1)[0])
+    while lanes > 1:
+        half = lanes // 2
+        low = e.w.shuffle(value, range(half))
+        high = e.w.shuffle(value, range(half, lanes))
+        value, lanes = function(low, high), half
+    return e.w.lane(value, 0)

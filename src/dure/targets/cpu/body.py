@@ -1,0 +1,572 @@
+"""The body of a kernel instance: each op to a tile that is computed where it is used, or to a loop.
+
+A value gets a buffer where that is cheaper than computing it again: results of dots, reductions and
+scans, what loops carry, what several loops use.  Everything else is written into its consumer's loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NoReturn
+
+from dure.errors import KernelError
+from dure.ir.core import Function, Op, Region, Value, walk
+from dure.ir.dtypes import BlockFormat, DType
+from dure.ir.expr import Expr, as_expr
+from dure.ir.layout import AnyLayout, Layout, PlaneLayouts
+from dure.ir.types import TensorType, TileType, default_layout
+from dure.targets.cpu import contraction, elementwise, reductions
+from dure.targets.cpu.blockdots import quantize
+from dure.targets.cpu.demand import Demands, unit_axes
+from dure.targets.cpu.memory import Axis, Extent, Place, in_scope
+from dure.targets.cpu.values import (
+    AnyTile,
+    BlockBuffer,
+    BlockTile,
+    Buffer,
+    DecodedTile,
+    Emitter,
+    Full,
+    Iota,
+    ListEntries,
+    Loaded,
+    LoadedBlocks,
+    Mapped,
+    Reindexed,
+    Tile,
+    constant,
+    lane_axis,
+)
+from dure.targets.cpu.writer import Reg
+
+#: A chain of at most this many operations is computed again rather than stored for a second use.
+_CHEAP = 3
+
+
+@dataclass(frozen=True)
+class TensorRef:
+    """A tensor or a view of one: where it starts in the buffer, per axis."""
+
+    base: Reg
+    layout: AnyLayout
+    type: TensorType
+    starts: tuple[Expr, ...]
+
+
+class BodyEmitter:
+    """Writes one instance of a kernel."""
+
+    def __init__(self, emitter: Emitter, function: Function) -> None:
+        self.e = emitter
+        self.w = emitter.w
+        self.function = function
+        self.demands = Demands(function)
+        self.tiles: dict[Value, AnyTile] = {}
+        self.tensors: dict[Value, TensorRef] = {}
+        self.owned: set[Value] = set()
+        self.uses: dict[Value, int] = {}
+        self.inner_uses: set[Value] = set()
+        self.stored: set[Value] = set()
+        self._count(function.body)
+
+    def bind(self, value: Value, base: Reg) -> None:
+        """Give a tensor parameter its data pointer."""
+        kind = value.tensor
+        self.tensors[value] = TensorRef(base, default_layout(kind), kind, (as_expr(0),) * kind.rank)
+
+    def _count(self, body: Region) -> None:
+        defined: dict[Value, Region] = {}
+        roots: dict[Value, Value] = {}
+
+        def visit(region: Region) -> None:
+            defined.update(dict.fromkeys(region.args, region))
+            for op in region.ops:
+                for operand in op.operands:
+                    self.uses[operand] = self.uses.get(operand, 0) + 1
+                    if defined.get(operand, region) is not region:
+                        self.inner_uses.add(operand)
+                for inner in op.regions:
+                    visit(inner)
+                defined.update(dict.fromkeys(op.results, region))
+                if op.name == "view":
+                    roots[op.result] = roots.get(op.operands[0], op.operands[0])
+                if op.name == "store":
+                    self.stored.add(roots.get(op.operands[0], op.operands[0]))
+            for value in region.yields:
+                self.uses[value] = self.uses.get(value, 0) + 1
+                if defined.get(value, region) is not region:
+                    self.inner_uses.add(value)
+
+        visit(body)
+        self.roots = roots
+
+    # -- extents ----------------------------------------------------------------------------------
+
+    def extents(self, value: Value) -> list[Extent]:
+        """The static and used extents of a tile, with bounds that can be computed here."""
+        found: list[Extent] = []
+        for extent, used in zip(value.tile.shape, self.demands.of(value), strict=True):
+            usable = used is not None and in_scope(used, self.w)
+            found.append(Extent(extent, used if usable else None))
+        return found
+
+    # -- dispatch ---------------------------------------------------------------------------------
+
+    def region(self, region: Region) -> None:
+        """Write every op of a region."""
+        for op in region.ops:
+            self.op(op)
+
+    def op(self, op: Op) -> None:
+        """Write one op, or note how its result is computed."""
+        if op.results and not any(self.uses.get(r) for r in op.results) and op.name != "for":
+            return
+        handler: Callable[[Op], None] | None = getattr(self, f"_op_{op.name}", None)
+        if handler is not None:
+            handler(op)
+        elif op.definition.elementwise:
+            operands = [self.tile(o) for o in op.operands]
+            function = elementwise.function_of(self.e, op)
+            self.define(op.result, Mapped(op.result.tile, operands, function))
+        else:
+            self.refuse(op, f"the CPU target cannot compile '{op.name}'")
+
+    def refuse(self, op: Op, what: str, fix: str = "") -> NoReturn:
+        """Raise the error for an op that cannot be compiled."""
+        where = op.span.render() if op.span is not None else f"in {self.function.name}"
+        raise KernelError(what, where=where, rule="every op of a kernel compiles", fix=fix)
+
+    def tile(self, value: Value) -> Tile:
+        """The plain tile of a value."""
+        found = self.tiles[value]
+        assert isinstance(found, Tile), f"{value.type} is block-quantized"
+        return found
+
+    def define(self, value: Value, tile: AnyTile) -> None:
+        """Note a value's tile; store it now where its uses make that cheaper."""
+        if isinstance(tile, Mapped | Reindexed):
+            again = self.uses.get(value, 0) > 1 or value in self.inner_uses
+            if again and cost_of(tile) > _CHEAP:
+                tile = self.buffered(value, tile)
+        self.tiles[value] = tile
+
+    def buffered(self, value: Value, tile: Tile) -> Buffer:
+        """A buffer that holds the used part of a tile, owned by ``value``."""
+        if isinstance(tile, Buffer):
+            return tile
+        target = self.e.buffer(tile.type.shape, tile.dtype)
+        self.copy(tile, target, self.extents(value))
+        self.owned.add(value)
+        return target
+
+    def copy(self, source: Tile, target: Buffer, extents: Sequence[Extent]) -> None:
+        """Compute the used part of a tile into a buffer."""
+        axis = lane_axis(source.type.shape)
+
+        def body(index: list[Reg], lanes: int) -> None:
+            target.put(self.e, source.vector(self.e, index, axis, lanes), index, axis)
+
+        self.e.for_each(extents, axis, body) if extents else body([], 1)
+
+    # -- constants and shapes ---------------------------------------------------------------------
+
+    def _op_full(self, op: Op) -> None:
+        kind, value = op.result.tile, op.attr("value")
+        dtype = kind.dtype
+        assert isinstance(dtype, DType)
+        if isinstance(value, Expr):
+            from dure.ir import dtypes
+
+            number = self.w.cast("trunc", self.w.index(value), "i32")
+            scalar = self.e.convert.convert(number, dtypes.int32, dtype)
+        else:
+            scalar = constant(self.e, dtype, value, 1)
+        self.define(op.result, Full(kind, scalar))
+
+    def _op_iota(self, op: Op) -> None:
+        self.define(op.result, Iota(op.result.tile))
+
+    def _op_broadcast(self, op: Op) -> None:
+        source = self.tile(op.operands[0])
+        kind = op.result.tile
+        grows = kind.shape != source.type.shape
+        if grows and isinstance(source, Mapped) and cost_of(source) > 1:
+            source = self.buffered(op.operands[0], source)
+            self.tiles[op.operands[0]] = source
+        axes = [
+            None if have == 1 and want != 1 else axis
+            for axis, (have, want) in enumerate(zip(source.type.shape, kind.shape, strict=True))
+        ]
+        self.define(op.result, Reindexed(kind, source, axes))
+
+    def _op_reshape(self, op: Op) -> None:
+        source, kind = self.tile(op.operands[0]), op.result.tile
+        kept = unit_axes(source.type.shape, kind.shape)
+        if isinstance(source, Buffer):
+            self.tiles[op.result] = source.reshaped(kind.shape)
+        elif kept is not None:
+            self.define(op.result, Reindexed(kind, source, kept))
+        else:
+            self.tiles[op.result] = self.buffered(op.operands[0], source).reshaped(kind.shape)
+
+    def _op_transpose(self, op: Op) -> None:
+        source, order = self.tiles[op.operands[0]], op.attr("order")
+        if isinstance(source, BlockTile):
+            self.tiles[op.result] = source.transposed(order)
+            return
+        axes: list[int | None] = [None] * len(order)
+        for result_axis, source_axis in enumerate(order):
+            axes[source_axis] = result_axis
+        self.define(op.result, Reindexed(op.result.tile, source, axes))
+
+    # -- memory -----------------------------------------------------------------------------------
+
+    def _op_view(self, op: Op) -> None:
+        source, axis = self.tensors[op.operands[0]], op.attr("axis")
+        starts = list(source.starts)
+        starts[axis] = starts[axis] + op.attr("start")
+        self.tensors[op.result] = replace(source, type=op.result.tensor, starts=tuple(starts))
+
+    def _op_index_load(self, op: Op) -> None:
+        source = self.tensors[op.operands[0]]
+        assert isinstance(source.layout, Layout) and isinstance(source.type.dtype, DType)
+        bits = source.layout.address(
+            [s + i for s, i in zip(source.starts, op.attr("index"), strict=True)]
+        )
+        address = self.w.offset(source.base, self.w.index(bits // 8))
+        loaded = self.w.load("i32", address, 4)
+        self.w.symbols[op.symbols[0]] = self.w.cast("sext", loaded, "i64")
+
+    def axes_of(self, op: Op, source: TensorRef, lists: Sequence[Value], per: int) -> list[Axis]:
+        """The axes of a load or store, the quantized one counted in entries of ``per`` elements."""
+        found: list[Axis] = []
+        quantized = source.type.quantized_axis % source.type.rank if source.type.block else -1
+        for axis in range(source.type.rank):
+            divide = per if axis == quantized else 1
+            size = (source.starts[axis] + source.type.shape[axis]) // divide
+            step, stride = op.attr("step")[axis], op.attr("stride")[axis]
+            if axis in op.attr("list_axes"):
+                entries = self.tile(lists[list(op.attr("list_axes")).index(axis)])
+                start = (source.starts[axis] + op.attr("offset")[axis]) // divide
+                reader = ListEntries(self.e, entries)
+                found.append(Axis(start, 1, size, step // divide, reader))
+                continue
+            start = as_expr(op.attr("index")[axis]) * step + op.attr("offset")[axis]
+            found.append(Axis((source.starts[axis] + start) // divide, stride, size))
+        return found
+
+    def place(
+        self,
+        op: Op,
+        source: TensorRef,
+        layout: Layout,
+        dtype: DType,
+        extents: Sequence[Extent],
+        lists: Sequence[Value],
+        per: int = 1,
+        trusted: frozenset[int] = frozenset(),
+    ) -> Place:
+        """Where a load or store (or one plane of it) lies."""
+        axes = self.axes_of(op, source, lists, per)
+        padded = {
+            axis
+            for axis, digits in enumerate(layout.axes)
+            if len(digits) > 1
+            and source.type.block is None
+            and (digits[-1].extent or 1) >= self.e.lanes
+        }
+        return Place(self.w, source.base, layout, axes, extents, dtype, trusted | frozenset(padded))
+
+    def _lists(self, values: Sequence[Value]) -> None:
+        """Index lists are read at any position: they get buffers."""
+        for value in values:
+            tile = self.tile(value)
+            if not isinstance(tile, Buffer):
+                self.tiles[value] = self.buffered(value, tile)
+
+    def _op_load(self, op: Op) -> None:
+        source, kind = self.tensors[op.operands[0]], op.result.tile
+        lists = op.operands[1:]
+        self._lists(lists)
+        extents = self.extents(op.result)
+        if isinstance(kind.dtype, BlockFormat):
+            self.tiles[op.result] = self.load_blocks(op, source, extents)
+            return
+        assert isinstance(source.layout, Layout)
+        place = self.place(op, source, source.layout, kind.dtype, extents, lists)
+        tile: Tile = Loaded(kind, place, float(op.attr("fill")))
+        if self.roots.get(op.operands[0], op.operands[0]) in self.stored:
+            tile = self.buffered(op.result, tile)
+        self.tiles[op.result] = tile
+
+    def load_blocks(
+        self,
+        op: Op,
+        source: TensorRef,
+        extents: Sequence[Extent],
+        trusted: frozenset[int] = frozenset(),
+    ) -> LoadedBlocks:
+        """The planes of a block-quantized load."""
+        kind = op.result.tile
+        assert isinstance(source.layout, PlaneLayouts) and isinstance(kind.dtype, BlockFormat)
+        axis = kind.quantized_axis % kind.rank
+        places: dict[str, Place] = {}
+        for plane in kind.dtype.planes:
+            if plane.role == "sum" and plane.name not in dict(source.layout.planes):
+                continue
+            cut = list(extents)
+            cut[axis] = Extent(cut[axis].static // plane.per)
+            places[plane.name] = self.place(
+                op,
+                source,
+                source.layout[plane.name],
+                plane.dtype,
+                cut,
+                op.operands[1:],
+                plane.per,
+                trusted,
+            )
+        found = LoadedBlocks(kind, places)
+        found.source, found.op = source, op
+        return found
+
+    def _op_store(self, op: Op) -> None:
+        target, value = self.tensors[op.operands[0]], op.operands[1]
+        lists = op.operands[2:]
+        self._lists(lists)
+        extents = self.extents(value)
+        tile = self.tiles[value]
+        if isinstance(tile, BlockTile):
+            self._store_blocks(op, target, tile, extents)
+            return
+        assert isinstance(target.layout, Layout)
+        own = [
+            Extent(
+                x.static, used if (used := self._edge(op, target, axis, x)) is not None else x.used
+            )
+            for axis, x in enumerate(extents)
+        ]
+        place = self.place(op, target, target.layout, tile.dtype, own, lists)
+        axis = lane_axis(tile.type.shape)
+        combine = op.attr("combine")
+
+        def body(index: list[Reg], lanes: int) -> None:
+            new = tile.vector(self.e, index, axis, lanes)
+            mask = place.masks(index, axis, lanes)
+            if combine:
+                old = self.e.convert.widen(place.load(index, axis, lanes, mask), tile.dtype)
+                new = elementwise.apply(self.e, combine, tile.dtype, [old, new])
+            place.store(self.e.convert.narrow(new, tile.dtype), index, axis, mask)
+
+        self.e.for_each(own, axis, body) if own else body([], 1)
+
+    def _edge(self, op: Op, target: TensorRef, axis: int, extent: Extent) -> Expr | None:
+        """How much of this axis lies inside the tensor, for a store of neighbouring elements."""
+        from dure.ir.expr import maximum, minimum
+
+        if axis in op.attr("list_axes") or op.attr("stride")[axis] != 1:
+            return None
+        start = as_expr(op.attr("index")[axis]) * op.attr("step")[axis] + op.attr("offset")[axis]
+        found = maximum(0, minimum(extent.static, target.type.shape[axis] - start))
+        return None if found is as_expr(extent.static) else found
+
+    def _store_blocks(
+        self, op: Op, target: TensorRef, tile: BlockTile, extents: Sequence[Extent]
+    ) -> None:
+        if not isinstance(tile, BlockBuffer) or not isinstance(target.layout, PlaneLayouts):
+            self.refuse(
+                op,
+                "a block-quantized tile that was not made by quantize is stored",
+                "store the result of dl.quantize",
+            )
+        axis = tile.axis
+        for plane in tile.format.planes:
+            cut = [
+                Extent(x.static // plane.per)
+                if a == axis
+                else Extent(x.static, self._edge(op, target, a, x))
+                for a, x in enumerate(extents)
+            ]
+            layout = target.layout[plane.name]
+            place = self.place(op, target, layout, plane.dtype, cut, op.operands[2:], plane.per)
+            buffer = tile.planes[plane.name]
+
+            def body(
+                index: list[Reg], lanes: int, place: Place = place, buffer: Buffer = buffer
+            ) -> None:
+                value = buffer.raw(self.e, index, axis, lanes)
+                place.store(value, index, axis, place.masks(index, axis, lanes))
+
+            self.e.for_each(cut, axis, body)
+
+    # -- sums -------------------------------------------------------------------------------------
+
+    def _op_dot(self, op: Op) -> None:
+        contraction.dot(self, op)
+
+    def _op_reduce(self, op: Op) -> None:
+        self._reduced(op, reductions.reduce)
+
+    def _op_reduce_with(self, op: Op) -> None:
+        self._reduced(op, reductions.reduce_with)
+
+    def _op_cumsum(self, op: Op) -> None:
+        self._reduced(op, reductions.cumsum)
+
+    def _reduced(self, op: Op, function: Callable[[BodyEmitter, Op, Tile, Buffer], None]) -> None:
+        kind = op.result.tile
+        assert isinstance(kind.dtype, DType)
+        target = self.e.buffer(kind.shape, kind.dtype)
+        function(self, op, self.tile(op.operands[0]), target)
+        self.tiles[op.result] = target
+        self.owned.add(op.result)
+
+    def _op_quantize(self, op: Op) -> None:
+        kind = op.result.tile
+        assert isinstance(kind.dtype, BlockFormat)
+        source = self.buffered(op.operands[0], self.tile(op.operands[0]))
+        planes: dict[str, Buffer] = {}
+        for plane in kind.dtype.planes:
+            shape = (*kind.shape[:-1], kind.shape[-1] // plane.per)
+            planes[plane.name] = self.e.buffer(shape, plane.dtype)
+        target = BlockBuffer(kind, planes)
+        rows = self.w.index(1)
+        for extent in self.extents(op.operands[0])[:-1]:
+            used = kind.rank == 2 and extent.used is not None
+            rows = self.w.mul(rows, self.w.index(extent.bound if used else extent.static))
+        quantize(self.e, source, target, rows)
+        self.tiles[op.result] = target
+
+    def _op_dequantize(self, op: Op) -> None:
+        source = self.tiles[op.operands[0]]
+        assert isinstance(source, BlockTile)
+        tile: Tile = DecodedTile(op.result.tile, source)
+        if self.uses.get(op.result, 0) > 1 or op.result in self.inner_uses:
+            tile = self.buffered(op.result, tile)
+        self.tiles[op.result] = tile
+
+    # -- control ----------------------------------------------------------------------------------
+
+    def _op_for(self, op: Op) -> None:
+        if contraction.loop(self, op):
+            return
+        body, w = op.regions[0], self.w
+        carried: list[Buffer] = []
+        for argument, initial in zip(body.args, op.operands, strict=True):
+            kind = argument.tile
+            if not isinstance(kind.dtype, DType):
+                self.refuse(op, f"a loop carries a block-quantized tile ({kind})", "dequantize it")
+            target = self.e.buffer(kind.shape, kind.dtype)
+            self.copy(self.tile(initial), target, self.extents(argument))
+            carried.append(target)
+            self.tiles[argument] = target
+            self.owned.add(argument)
+
+        def turn(variable: Reg, _: list[Reg]) -> list[Reg]:
+            w.symbols[body.symbols[0]] = variable
+            mark = self.e.mark()
+            self.region(body)
+            self._yield(body, carried)
+            self.e.release(mark)
+            return []
+
+        w.loop(w.index(op.attr("start")), w.index(op.attr("stop")), op.attr("step"), turn)
+        for result, buffer in zip(op.results, carried, strict=True):
+            self.tiles[result] = buffer
+            self.owned.add(result)
+
+    def _yield(self, body: Region, carried: Sequence[Buffer]) -> None:
+        """Bring what a turn yields into the buffers that the next turn reads."""
+        moved: list[tuple[Tile, Buffer, list[Extent]]] = []
+        addresses = {c.address.name for c in carried}
+        for value, argument, target in zip(body.yields, body.args, carried, strict=True):
+            tile = self.tile(value)
+            if isinstance(tile, Buffer) and tile.address == target.address:
+                continue
+            extents = self.extents(argument)
+            read = reads_of(tile)
+            others = read & (addresses - {target.address.name})
+            if others or (target.address.name in read and not pointwise(tile)):
+                stored = self.e.buffer(tile.type.shape, tile.dtype)
+                self.copy(tile, stored, extents)
+                tile = stored
+            moved.append((tile, target, extents))
+        for tile, target, extents in moved:
+            self.copy(tile, target, extents)
+
+    def _op_if(self, op: Op) -> None:
+        results: list[Buffer] = []
+        for result in op.results:
+            kind = result.tile
+            if not isinstance(kind.dtype, DType):
+                self.refuse(op, f"an if gives a block-quantized tile ({kind})", "dequantize it")
+            results.append(self.e.buffer(kind.shape, kind.dtype))
+
+        def branch(region: Region) -> Callable[[], None]:
+            def write() -> None:
+                mark = self.e.mark()
+                self.region(region)
+                for value, target in zip(region.yields, results, strict=True):
+                    self.copy(self.tile(value), target, self.extents(value))
+                self.e.release(mark)
+
+            return write
+
+        then, otherwise = op.regions
+        self.w.when(
+            self.w.condition(as_expr(op.attr("condition"))), branch(then), branch(otherwise)
+        )
+        for result, buffer in zip(op.results, results, strict=True):
+            self.tiles[result] = buffer
+            self.owned.add(result)
+
+
+def cost_of(tile: Tile) -> int:
+    """Roughly how many instructions a vector of this tile takes."""
+    match tile:
+        case Mapped():
+            own = 1 if not elementwise.is_costly(tile) else 10
+            return own + sum(cost_of(o) for o in tile.operands)
+        case Reindexed():
+            return cost_of(tile.source)
+        case DecodedTile():
+            return 20
+        case Buffer() | Loaded():
+            return 1
+        case _:
+            return 0
+
+
+def reads_of(tile: Tile) -> set[str]:
+    """The addresses of the buffers that a tile reads when it is computed."""
+    match tile:
+        case Mapped():
+            return {name for operand in tile.operands for name in reads_of(operand)}
+        case Reindexed():
+            return reads_of(tile.source)
+        case Buffer():
+            return {tile.address.name}
+        case _:
+            return set()
+
+
+def pointwise(tile: Tile) -> bool:
+    """Whether element i of a tile reads element i of its buffers alone."""
+    match tile:
+        case Mapped():
+            return all(pointwise(o) for o in tile.operands)
+        case Reindexed():
+            return not reads_of(tile)
+        case _:
+            return True
+
+
+def all_ops(function: Function) -> list[Op]:
+    """Every op of a kernel."""
+    return list(walk(function.body))
+
+
+def tile_type(value: Value) -> TileType:
+    """The tile type of a value."""
+    return value.tile

@@ -1,0 +1,116 @@
+"""A tile kernel to textual LLVM IR.
+
+The function that comes out runs one worker's share of the grid::
+
+    void kernel(ptr args, ptr sizes, i64 worker, i64 workers, ptr arena)
+
+``args`` holds a data pointer per tensor parameter, ``sizes`` an i64 per symbol of the kernel, ``arena`` is
+scratch of ``arena_bytes`` that this worker alone uses.  Instances are numbered with the first grid axis
+fastest, and each worker runs one contiguous range of them; a kernel that combines into its output runs on
+the first worker alone, in that order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+
+from dure.errors import KernelError
+from dure.ir.core import Function, Op, walk
+from dure.runtime.host import HostFeatures
+from dure.targets.cpu.body import BodyEmitter
+from dure.targets.cpu.values import Emitter
+from dure.targets.cpu.writer import Reg, Writer, integer
+
+
+@dataclass(frozen=True)
+class KernelCode:
+    """The LLVM IR of one kernel.
+
+    ``definition`` is the function's text, ``declarations`` what it calls (by name, so that several kernels
+    can share a module), ``arena_bytes`` the scratch that each worker needs.
+    """
+
+    symbol: str
+    definition: str
+    arena_bytes: int
+    declarations: dict[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def llvm_ir(self) -> str:
+        """A whole module that holds this kernel alone."""
+        return module_text([self])
+
+
+def module_text(kernels: list[KernelCode], more: str = "") -> str:
+    """One module of several kernels and further definitions."""
+    declarations: dict[str, str] = {}
+    definitions: dict[str, str] = {}
+    for kernel in kernels:
+        declarations.update(kernel.declarations)
+        definitions[kernel.symbol] = kernel.definition
+    return "\n".join([*declarations.values(), *definitions.values(), more, ""])
+
+
+def emit_kernel(function: Function, host: HostFeatures) -> KernelCode:
+    """LLVM IR of a tile kernel for this host.
+
+    Raises :class:`KernelError` with the author's line where an op cannot be compiled.
+    """
+    if function.level != "tile":
+        raise KernelError(
+            f"'{function.name}' is a {function.level}-level function",
+            rule="the CPU compiles tile kernels",
+            fix="lower the program to kernels first",
+        )
+    w = Writer()
+    e = Emitter(w, host, Reg("ptr", "%arena"))
+    body = BodyEmitter(e, function)
+    for place, param in enumerate(function.params):
+        slot = w.offset(Reg("ptr", "%args"), integer(8 * place))
+        body.bind(param.value, w.load("ptr", slot, 8))
+    for place, symbol in enumerate(function.symbols):
+        slot = w.offset(Reg("ptr", "%sizes"), integer(8 * place))
+        w.symbols[symbol] = w.load("i64", slot, 8)
+    _instances(w, function, body)
+    w.do("ret void")
+    text = "\n".join(w.lines)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    symbol = "k_" + re.sub(r"\W", "_", function.name) + "_" + digest
+    parameters = "ptr %args, ptr %sizes, i64 %worker, i64 %workers, ptr %arena"
+    attributes = f"nounwind {host.function_attributes}"
+    definition = f"define void @{symbol}({parameters}) {attributes} {{\nentry:\n{text}\n}}\n"
+    return KernelCode(symbol, definition, e.arena_bytes, w.declarations)
+
+
+def _instances(w: Writer, function: Function, body: BodyEmitter) -> None:
+    """The loop over this worker's instances."""
+    extents = [w.maximum(w.index(extent), integer(0)) for extent in function.grid]
+    total = integer(1)
+    for extent in extents:
+        total = w.mul(total, extent)
+    worker, workers = Reg("i64", "%worker"), Reg("i64", "%workers")
+    if any(_combines(op) for op in walk(function.body)):
+        first = w.compare("icmp eq", worker, integer(0))
+        begin, end = integer(0), w.select(first, total, integer(0))
+    else:
+        begin = w.binary("udiv", w.mul(total, worker), workers)
+        end = w.binary("udiv", w.mul(total, w.add(worker, integer(1))), workers)
+
+    def instance(number: Reg, _: list[Reg]) -> list[Reg]:
+        rest = number
+        for axis, (program_id, extent) in enumerate(
+            zip(function.program_ids, extents, strict=True)
+        ):
+            last = axis == len(extents) - 1
+            w.symbols[program_id] = rest if last else w.binary("urem", rest, extent)
+            rest = rest if last else w.binary("udiv", rest, extent)
+        body.region(function.body)
+        return []
+
+    w.loop(begin, end, 1, instance)
+
+
+def _combines(op: Op) -> bool:
+    return op.name == "store" and bool(op.attr("combine"))

@@ -1,0 +1,348 @@
+"""Which micro-kernel a dot becomes, and loops over K that become one dot.
+
+``for k: acc = dot(load(a, (i, k)), load(b, (j, k)).T, acc)`` walks K in tiles for the scratchpad's sake.
+A CPU has caches instead: such a loop becomes one dot over the whole of K, whose accumulators stay in
+registers.  The order of additions is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dure.ir import dtypes
+from dure.ir.core import Op, Region, Value
+from dure.ir.dtypes import DType
+from dure.ir.expr import Expr, as_expr, minimum, proves, symbols
+from dure.ir.layout import Layout, PlaneLayouts
+from dure.targets.cpu.blockdots import ActivationRows, Panels, unpack
+from dure.targets.cpu.dots import KRange, block_dot, plain_dot
+from dure.targets.cpu.memory import Extent
+from dure.targets.cpu.packing import packed_layout
+from dure.targets.cpu.values import (
+    BlockTile,
+    Buffer,
+    DecodedTile,
+    Full,
+    Loaded,
+    LoadedBlocks,
+    Mapped,
+    Reindexed,
+    Tile,
+    TransposedBlocks,
+)
+from dure.targets.cpu.writer import Reg, integer
+
+if TYPE_CHECKING:
+    from dure.targets.cpu.body import BodyEmitter
+
+
+def dot(body: BodyEmitter, op: Op) -> None:
+    """One dot, over the K of its tiles."""
+    a, b = body.tiles[op.operands[0]], body.tiles[op.operands[1]]
+    target, fresh = _accumulator(body, op)
+    extents = body.extents(op.result)
+    length = op.operands[0].tile.shape[-1]
+    k = KRange(integer(0), integer(length))
+    if _is_block_dot(a, b):
+        assert isinstance(a, BlockTile) and isinstance(b, BlockTile)
+        rows = a if ActivationRows.fits(a) else None
+        panels = _panels(body, b, op.operands[1].tile.shape[1])
+        if rows is not None and len(extents) == 2:
+            if panels is None:
+                panels = unpack(body.e, b, op.operands[1].tile.shape[1], length)
+            block_dot(
+                body.e, ActivationRows(rows), panels, target, (extents[0], extents[1]), k, fresh
+            )
+            body.tiles[op.result] = target
+            body.owned.add(op.result)
+            return
+    left = _left(body, op.operands[0], _plain(body, op.operands[0], a))
+    right = _right(body, op.operands[1], _plain(body, op.operands[1], b))
+    rows_columns = (extents[-2], extents[-1])
+    if len(extents) == 2:
+        plain_dot(body.e, left, right, target, rows_columns, k, (), fresh)
+    else:
+
+        def each(index: Reg, _: list[Reg]) -> list[Reg]:
+            plain_dot(body.e, left, right, target, rows_columns, k, (index,), fresh)
+            return []
+
+        body.w.loop(integer(0), body.w.index(extents[0].bound), 1, each)
+    body.tiles[op.result] = target
+    body.owned.add(op.result)
+
+
+def _is_block_dot(a: object, b: object) -> bool:
+    return isinstance(a, BlockTile) and isinstance(b, BlockTile) and a.format is dtypes.int8_block32
+
+
+def _plain(body: BodyEmitter, value: Value, tile: object) -> Tile:
+    if isinstance(tile, BlockTile):
+        from dure.ir.types import TileType
+
+        return body.buffered(value, DecodedTile(TileType(tile.type.shape, dtypes.float32), tile))
+    assert isinstance(tile, Tile)
+    return tile
+
+
+def _accumulator(body: BodyEmitter, op: Op) -> tuple[Buffer, bool]:
+    """The buffer that the dot adds to, and whether it starts from zero."""
+    value = op.operands[2]
+    tile = body.tile(value)
+    kind = op.result.tile
+    assert isinstance(kind.dtype, DType)
+    if isinstance(tile, Full) and _is_zero(tile):
+        return body.e.buffer(kind.shape, kind.dtype), True
+    last = body.uses.get(value, 0) == 1 and value not in body.inner_uses
+    if isinstance(tile, Buffer) and last and value in body.owned:
+        return tile, False
+    extents = body.extents(value)
+    target = _reusable(body, tile, kind.shape) or body.e.buffer(kind.shape, kind.dtype)
+    body.copy(tile, target, extents)
+    return target, False
+
+
+def _is_zero(tile: Full) -> bool:
+    return tile.value.name in ("0", "0.0", "zeroinitializer", "0x0000000000000000")
+
+
+def _reusable(body: BodyEmitter, tile: Tile, shape: Sequence[int]) -> Buffer | None:
+    """A carried buffer that only this tile reads, element by element: it can be updated in place."""
+    if not isinstance(tile, Mapped):
+        return None
+    for operand in tile.operands:
+        if not isinstance(operand, Buffer) or operand.type.shape != tuple(shape):
+            continue
+        for value, known in body.tiles.items():
+            if known is operand and value in body.owned and body.uses.get(value, 0) == 1:
+                return operand if operand.stored is tile.dtype else None
+    return None
+
+
+def _left(body: BodyEmitter, value: Value, tile: Tile) -> Tile:
+    """The left operand, read a scalar at a time, over and over."""
+    if isinstance(tile, Buffer | Full):
+        return tile
+    if isinstance(tile, Loaded) and all(
+        tile.place.inside(axis, 1) for axis in range(tile.type.rank)
+    ):
+        return tile
+    return body.buffered(value, tile)
+
+
+def _right(body: BodyEmitter, value: Value, tile: Tile) -> Tile:
+    """The right operand, read a vector along N at a time."""
+    if isinstance(tile, Buffer | Full) or streams(body, tile, tile.type.rank - 1):
+        return tile
+    return body.buffered(value, tile)
+
+
+def streams(body: BodyEmitter, tile: Tile, axis: int) -> bool:
+    """Whether vectors along ``axis`` of a tile are plain loads."""
+    if isinstance(tile, Reindexed):
+        return axis in tile.sources and streams(body, tile.source, tile.sources.index(axis))
+    return isinstance(tile, Loaded) and tile.place.contiguous(axis, body.e.lanes)
+
+
+def _panels(body: BodyEmitter, tile: BlockTile, columns: int) -> Panels | None:
+    """The packed panels that a (K, N) weight tile is a piece of, if it is one."""
+    if not isinstance(tile, TransposedBlocks) or tile.order != (1, 0):
+        return None
+    source = tile.source
+    if not isinstance(source, LoadedBlocks) or source.source is None or source.op is None:
+        return None
+    ref, op, lanes = source.source, source.op, body.e.lanes
+    if len(op.operands) > 1 or columns % lanes or ref.type.rank != 2:
+        return None
+    whole = ref.type.with_layout(None)
+    if not all(_is_static(extent) for extent in whole.shape):
+        return None
+    if ref.layout != packed_layout(whole, lanes) or not isinstance(ref.layout, PlaneLayouts):
+        return None
+    starts = [
+        as_expr(op.attr("index")[a]) * op.attr("step")[a] + op.attr("offset")[a] + ref.starts[a]
+        for a in range(2)
+    ]
+    if starts[0] % lanes is not as_expr(0):
+        return None
+    row, element = (body.w.index(start) for start in starts)
+    return Panels(source.format, ref.base, ref.layout, row, element)
+
+
+def _is_static(extent: Expr) -> bool:
+    return not symbols(extent)
+
+
+# -- loops over K -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """An operand of a dot that is one load, walked along K by the loop."""
+
+    load: Op
+    k_axis: int
+    transposed: bool
+    size: Expr
+
+
+def loop(body: BodyEmitter, op: Op) -> bool:
+    """Write the loop as dots over the whole of K if it only walks K; say whether it did."""
+    region = op.regions[0]
+    dots = _dots_of(region)
+    if dots is None or op.attr("step") != 1 or as_expr(op.attr("start")) is not as_expr(0):
+        return False
+    walks: list[tuple[_Walk, _Walk]] = []
+    for found in dots:
+        left, right = (
+            _walk_of(body, region, found.operands[0]),
+            _walk_of(body, region, found.operands[1]),
+        )
+        if left is None or right is None or not _fits(body, left, right, found):
+            return False
+        walks.append((left, right))
+    for place, (found, (left, right)) in enumerate(zip(dots, walks, strict=True)):
+        _whole_dot(body, op, place, found, left, right)
+    return True
+
+
+def _dots_of(region: Region) -> list[Op] | None:
+    """The dots that a loop's carried values are accumulated by, in order, if that is all it does."""
+    if any(o.name not in ("load", "transpose", "dot") for o in region.ops):
+        return None
+    by_result = {o.result: o for o in region.ops}
+    found: list[Op] = []
+    for argument, value in zip(region.args, region.yields, strict=True):
+        op = by_result.get(value)
+        if op is None or op.name != "dot" or op.operands[2] is not argument:
+            return None
+        found.append(op)
+    used = [o for op in region.ops for o in op.operands]
+    if any(used.count(a) != 1 for a in region.args) or not found:
+        return None
+    return found if len(found) == sum(o.name == "dot" for o in region.ops) else None
+
+
+def _walk_of(body: BodyEmitter, region: Region, value: Value) -> _Walk | None:
+    """How an operand of a dot walks K with the loop's variable."""
+    by_result = {o.result: o for o in region.ops}
+    transposed = False
+    op = by_result.get(value)
+    while op is not None and op.name == "transpose" and tuple(op.attr("order")) == (1, 0):
+        transposed = not transposed
+        op = by_result.get(op.operands[0])
+    if op is None or op.name != "load" or len(op.operands) != 1 or op.attr("fill") != 0:
+        return None
+    variable = region.symbols[0]
+    index = [as_expr(i) for i in op.attr("index")]
+    moving = [a for a, i in enumerate(index) if variable in symbols(i)]
+    if len(moving) != 1 or index[moving[0]] is not variable or op.result.tile.rank != 2:
+        return None
+    axis = moving[0]
+    shape = op.result.tile.shape
+    whole = op.attr("step")[axis] == shape[axis] and op.attr("stride")[axis] == 1
+    if not whole or as_expr(op.attr("offset")[axis]) is not as_expr(0):
+        return None
+    others = [*op.attr("offset"), *index]
+    if any(variable in symbols(as_expr(o)) for a, o in enumerate(others) if a != 2 + axis):
+        return None
+    source = body.tensors[op.operands[0]]
+    if source.starts[axis] is not as_expr(0):
+        return None
+    return _Walk(op, axis, transposed, source.type.shape[axis])
+
+
+def _fits(body: BodyEmitter, left: _Walk, right: _Walk, op: Op) -> bool:
+    """Whether the micro-kernels can read both operands where they lie."""
+    k_of_left, k_of_right = (0 if left.transposed else 1), (1 if right.transposed else 0)
+    if left.k_axis != k_of_left or right.k_axis != k_of_right:
+        return False
+    a, b = op.operands[0].tile, op.operands[1].tile
+    if (a.block is None) != (b.block is None):
+        return False
+    right_ref = body.tensors[right.load.operands[0]]
+    lanes = body.e.lanes
+    if b.block is not None:
+        left_ref = body.tensors[left.load.operands[0]]
+        whole = right_ref.type.with_layout(None)
+        return (
+            a.block is dtypes.int8_block32
+            and not left.transposed
+            and right.transposed
+            and all(_is_static(extent) for extent in whole.shape)
+            and left_ref.layout == _default(left_ref.type)
+            and right_ref.layout == packed_layout(whole, lanes)
+            and b.shape[1] % lanes == 0
+            and right_ref.starts[0] % lanes is as_expr(0)
+            and as_expr(right.load.attr("index")[0]) * right.load.attr("step")[0] % lanes
+            is as_expr(0)
+        )
+    n_axis = 0 if right.transposed else 1
+    layout = right_ref.layout
+    assert isinstance(layout, Layout) and isinstance(b.dtype, DType)
+    inner = layout.axes[n_axis][-1]
+    return as_expr(inner.stride) is as_expr(b.dtype.bits) and (
+        inner.extent is None or (inner.extent % lanes == 0 and b.shape[1] % lanes == 0)
+    )
+
+
+def _default(kind: object) -> object:
+    from dataclasses import replace
+
+    from dure.ir.types import TensorType, default_layout
+
+    assert isinstance(kind, TensorType)
+    return default_layout(replace(kind, layout=None))
+
+
+def _whole_dot(body: BodyEmitter, op: Op, place: int, found: Op, left: _Walk, right: _Walk) -> None:
+    region = op.regions[0]
+    argument, initial, result = region.args[place], op.operands[place], op.results[place]
+    kind = argument.tile
+    assert isinstance(kind.dtype, DType)
+    tile = body.tile(initial)
+    target = body.e.buffer(kind.shape, kind.dtype)
+    fresh = isinstance(tile, Full) and _is_zero(tile)
+    if not fresh:
+        body.copy(tile, target, body.extents(argument))
+    step = left.load.result.tile.shape[left.k_axis]
+    end = minimum(as_expr(op.attr("stop")) * step, left.size, right.size)
+    extents = body.extents(argument)
+    variable = region.symbols[0]
+    body.w.symbols[variable] = integer(0)
+    k = KRange(integer(0), body.w.index(end))
+    a = _operand(body, left, extents[0], end)
+    b = _operand(body, right, extents[1], end)
+    if isinstance(a, BlockTile):
+        panels = _panels(body, b, kind.shape[1]) if isinstance(b, BlockTile) else None
+        assert panels is not None
+        block_dot(body.e, ActivationRows(a), panels, target, (extents[0], extents[1]), k, fresh)
+    else:
+        assert isinstance(a, Tile) and isinstance(b, Tile)
+        plain_dot(body.e, a, b, target, (extents[0], extents[1]), k, (), fresh)
+    body.tiles[result] = target
+    body.owned.add(result)
+    assert found.operands[2] is argument and proves(as_expr(0) <= as_expr(step))
+
+
+def _operand(body: BodyEmitter, walk: _Walk, other: Extent, end: Expr) -> Tile | BlockTile:
+    """The operand as one tile over the whole of K."""
+    op, axis = walk.load, walk.k_axis
+    source = body.tensors[op.operands[0]]
+    extents = [other, other]
+    extents[axis] = Extent(op.result.tile.shape[axis], end)
+    trusted = frozenset({axis})
+    kind = op.result.tile
+    if kind.block is not None:
+        blocks = body.load_blocks(op, source, extents, trusted)
+        return blocks.transposed((1, 0)) if walk.transposed else blocks
+    assert isinstance(source.layout, Layout) and isinstance(kind.dtype, DType)
+    at = body.place(op, source, source.layout, kind.dtype, extents, (), 1, trusted)
+    tile = Loaded(kind, at, 0.0)
+    if not walk.transposed:
+        return tile
+    from dure.ir.types import TileType
+
+    return Reindexed(TileType(kind.shape[::-1], kind.dtype), tile, (1, 0))

@@ -1,0 +1,185 @@
+"""Register-blocked micro-kernels of dot.
+
+A block of rows times vectors of columns stays in registers while K is walked from start to end, so that
+each output element is one chain of additions in the order of K: the same bits whatever the block, the
+number of rows or of workers.  Vector lanes run along N.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from dure.ir import dtypes
+from dure.ir.dtypes import BlockFormat, DType
+from dure.targets.cpu.blockdots import ActivationRows, Panels, chunk_step
+from dure.targets.cpu.memory import Extent
+from dure.targets.cpu.values import Buffer, Emitter, Tile
+from dure.targets.cpu.writer import Reg, integer, vector_type
+
+__all__ = ["BlockFormat", "KRange", "block_dot", "plain_dot"]
+
+
+@dataclass(frozen=True)
+class KRange:
+    """The part of K that a dot walks, as i64 registers, in elements."""
+
+    start: Reg
+    stop: Reg
+
+
+#: (first row, rows in the block, first column, lanes per vector, vectors) -> nothing
+Block = Callable[[Reg, int, Reg, int, int], None]
+
+
+def row_blocks(e: Emitter, rows: int) -> list[int]:
+    """Heights of the register blocks, the tallest first: bounded by the host's vector registers."""
+    tallest = 8 if e.host.vector_registers >= 32 else 4
+    return [height for height in (tallest, 2, 1) if height <= rows]
+
+
+def cover(e: Emitter, m: Extent, n: Extent, vectors: int, block: Block) -> None:
+    """Cover the used part of an (m, n) tile with register blocks, columns outermost."""
+    w, lanes = e.w, e.lanes
+
+    def rows(column: Reg, wide: int, count: int) -> None:
+        used = w.index(m.bound)
+        start = integer(0)
+        for height in row_blocks(e, m.static):
+            whole = w.sub(used, w.mod(w.sub(used, start), height))
+
+            def inner(row: Reg, _: list[Reg], height: int = height) -> list[Reg]:
+                block(row, height, column, wide, count)
+                return []
+
+            w.loop(start, whole, height, inner)
+            start = whole
+
+    start, rest = 0, n.static
+    used = w.index(n.bound)
+    for count in dict.fromkeys((vectors, 1)):
+        width = count * lanes
+        main = rest - rest % width
+        if not main:
+            continue
+        stop = w.minimum(used, integer(start + main))
+
+        def columns(column: Reg, _: list[Reg], count: int = count) -> list[Reg]:
+            rows(column, lanes, count)
+            return []
+
+        w.loop(integer(start), stop, width, columns)
+        start, rest = start + main, rest - main
+    while rest:
+        piece = 1 << (rest.bit_length() - 1)
+        rows(integer(start), piece, 1)
+        start, rest = start + piece, rest - piece
+
+
+def plain_dot(
+    e: Emitter,
+    a: Tile,
+    b: Tile,
+    c: Buffer,
+    extents: tuple[Extent, Extent],
+    k: KRange,
+    batch: Sequence[Reg] = (),
+    fresh: bool = False,
+) -> None:
+    """``c += a @ b`` for floats (in float32) or integers (in int32).
+
+    ``fresh`` starts from zero and does not read ``c``.  ``batch`` are the leading indices.
+    """
+    w = e.w
+    accumulator = c.stored
+
+    def block(row: Reg, height: int, column: Reg, lanes: int, vectors: int) -> None:
+        places = [
+            [*batch, w.add(row, integer(i)), w.add(column, integer(j * lanes))]
+            for i in range(height)
+            for j in range(vectors)
+        ]
+        axis = len(batch) + 1
+        zero = _zero(accumulator, lanes)
+        initial = [zero if fresh else c.vector(e, p, axis, lanes) for p in places]
+
+        def step(at: Reg, totals: list[Reg]) -> list[Reg]:
+            right = [
+                _operand(
+                    e, b, [*batch, at, w.add(column, integer(j * lanes))], axis, lanes, accumulator
+                )
+                for j in range(vectors)
+            ]
+            found: list[Reg] = []
+            for i in range(height):
+                left = _operand(e, a, [*batch, w.add(row, integer(i)), at], axis, 1, accumulator)
+                spread = w.splat(left, lanes)
+                for j in range(vectors):
+                    found.append(_multiply_add(e, spread, right[j], totals[i * vectors + j]))
+            return found
+
+        for place, total in zip(places, w.loop(k.start, k.stop, 1, step, initial), strict=True):
+            c.put(e, total, place, axis)
+
+    cover(e, *extents, 2, block)
+
+
+def _zero(dtype: DType, lanes: int) -> Reg:
+    element = "float" if dtype.is_float else "i32"
+    if lanes == 1:
+        return Reg(element, "0.0" if dtype.is_float else "0")
+    return Reg(vector_type(element, lanes), "zeroinitializer")
+
+
+def _operand(
+    e: Emitter, tile: Tile, index: Sequence[Reg], axis: int, lanes: int, accumulator: DType
+) -> Reg:
+    value = tile.vector(e, index, axis, lanes)
+    target = dtypes.float32 if accumulator.is_float else dtypes.int32
+    if tile.dtype.is_float:
+        return value if tile.dtype.bits <= 32 else e.convert.convert(value, tile.dtype, target)
+    return e.convert.convert(value, tile.dtype, target)
+
+
+def _multiply_add(e: Emitter, a: Reg, b: Reg, c: Reg) -> Reg:
+    if "float" in c.type:
+        return e.math.fma(a, b, c)
+    return e.w.binary("add", e.w.binary("mul", a, b), c)
+
+
+def block_dot(
+    e: Emitter,
+    a: ActivationRows,
+    b: Panels,
+    c: Buffer,
+    extents: tuple[Extent, Extent],
+    k: KRange,
+    fresh: bool = False,
+) -> None:
+    """``c += a @ b`` for int8 blocks times panels of a block-quantized weight."""
+    w = e.w
+
+    def block(row: Reg, height: int, column: Reg, lanes: int, vectors: int) -> None:
+        places = [
+            [w.add(row, integer(i)), w.add(column, integer(j * lanes))]
+            for i in range(height)
+            for j in range(vectors)
+        ]
+        zero = _zero(dtypes.float32, lanes)
+        initial = [zero if fresh else c.vector(e, p, 1, lanes) for p in places]
+        rows = [w.add(row, integer(i)) for i in range(height)]
+        panels = [b.panel(e, w.add(column, integer(j * lanes))) for j in range(vectors)]
+
+        def step(first: Reg, totals: list[Reg]) -> list[Reg]:
+            def inner(chunk: Reg, running: list[Reg]) -> list[Reg]:
+                return chunk_step(e, a, rows, b, panels, first, chunk, running)
+
+            return w.loop(integer(0), integer(b.chunks), 1, inner, totals)
+
+        block_elements = integer(b.chunks * 32)
+        start = w.floordiv(k.start, block_elements)
+        stop = w.floordiv(k.stop, block_elements)
+        for place, total in zip(places, w.loop(start, stop, 1, step, initial), strict=True):
+            c.put(e, total, place, 1)
+
+    cover(e, *extents, 1 if e.host.vector_registers < 32 else b.vectors, block)
