@@ -7,6 +7,7 @@ control characters)."""
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,9 @@ def _byte_characters() -> dict[str, int]:
     return table | {chr(256 + index): byte for index, byte in enumerate(hidden)}
 
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 BYTE_OF_CHARACTER = _byte_characters()
+CHARACTER_OF_BYTE = {byte: character for character, byte in BYTE_OF_CHARACTER.items()}
 
 
 def bytes_of_token(token: str) -> bytes:
@@ -75,17 +78,10 @@ def _rule(file: GGUFFile) -> PreTokenizer:
 
 
 def _build(file: GGUFFile, vocabulary: Vocabulary, rule: PreTokenizer) -> LibraryTokenizer:
-    from tokenizers import Regex
     from tokenizers import Tokenizer as LibraryTokenizer
-    from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
-    from tokenizers.pre_tokenizers import PreTokenizer as Step
 
     library = LibraryTokenizer(_model(file, vocabulary, rule))
-    steps: list[Step] = [
-        Split(Regex(pattern), behavior="isolated", invert=False) for pattern in rule.patterns
-    ]
-    steps.append(ByteLevel(add_prefix_space=False, use_regex=False))
-    library.pre_tokenizer = Sequence(steps)
+    library.pre_tokenizer = rule.build()
     return library
 
 
@@ -94,6 +90,7 @@ def _model(file: GGUFFile, vocabulary: Vocabulary, rule: PreTokenizer) -> BPE:
 
     merges = _merges(file)
     ids = dict(zip(vocabulary.tokens, range(len(vocabulary.tokens)), strict=True))
+    _require_byte_level(file, ids)
     # Text must not become a control token by being spelled like one, so these are taken out, unless
     # the merge list itself builds them.
     plain = ids.copy()
@@ -102,7 +99,7 @@ def _model(file: GGUFFile, vocabulary: Vocabulary, rule: PreTokenizer) -> BPE:
     problem: BaseException | None = None
     for table in (plain, ids):
         try:
-            return BPE(table, merges, ignore_merges=rule.ignore_merges)
+            return BPE(_writable(table), merges, ignore_merges=rule.ignore_merges)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # the library also panics, which is not an Exception
@@ -113,6 +110,27 @@ def _model(file: GGUFFile, vocabulary: Vocabulary, rule: PreTokenizer) -> BPE:
         rule="both halves of a merge, and the two together, are tokens",
         fix="convert the model again with a current converter",
     )
+
+
+def _require_byte_level(file: GGUFFile, ids: dict[str, int]) -> None:
+    missing = [chr(byte) for byte in range(0x20, 0x7F) if CHARACTER_OF_BYTE[byte] not in ids]
+    if missing:
+        raise ModelFileError(
+            f"the vocabulary has no token for {len(missing)} of the printable ASCII characters, "
+            f"{missing[0]!r} among them",
+            where=f"{file.path}, {PREFIX}tokens",
+            rule="a vocabulary of kind gpt2 has a token for every byte of ordinary text",
+            fix="convert the model again with a current converter",
+        )
+
+
+def _writable(table: dict[str, int]) -> dict[str, int]:
+    """The tokens that are UTF-8; no text, which is, has any of the others in it."""
+    try:
+        "".join(table).encode("utf-8")
+        return table
+    except UnicodeEncodeError:
+        return {text: index for text, index in table.items() if not _SURROGATE.search(text)}
 
 
 def _merges(file: GGUFFile) -> list[tuple[str, str]]:

@@ -9,6 +9,10 @@ what no pattern matches stays a piece of its own."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tokenizers.pre_tokenizers import PreTokenizer as LibraryPreTokenizer
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,16 @@ class PreTokenizer:
     add_bos: bool = False
     compose: bool = False
     """The text is brought to Unicode's normal form C first, as the models' own tokenizers do."""
+
+    def build(self) -> LibraryPreTokenizer:
+        """The rule for the ``tokenizers`` library: words, with bytes as visible characters."""
+        from tokenizers import Regex
+        from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
+
+        cuts: list[LibraryPreTokenizer] = [
+            Split(Regex(pattern), behavior="isolated", invert=False) for pattern in self.patterns
+        ]
+        return Sequence([*cuts, ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
