@@ -67,6 +67,7 @@ from dure.lang.functions import (
     tanh,
     where,
 )
+from dure.lang.interpreter import interpret
 from dure.lang.memory import load, store
 from dure.lang.programs import cdiv, num_programs, program_id, range, static_assert, static_range
 from dure.lang.shapes import (

@@ -66,9 +66,7 @@ def _reduce(x: TileBase, axis: int | None, keepdims: bool, combiner: str) -> Til
             return reshape(_reduce(reshape(x, (kind.elements,)), 0, False, combiner), shape)
         return _reduce(reshape(x, (kind.elements,)), 0, False, combiner)
     place = check_axis(axis, x, combiner)
-    if combiner in ("sum", "prod") and (dtype.kind == "bool" or _narrow(dtype)):
-        dtype = dtypes.int32
-    elif dtype.kind == "bool":
+    if (combiner in ("sum", "prod") and (dtype.kind == "bool" or _narrow(dtype))) or dtype.kind == "bool":
         dtype = dtypes.int32
     source = cast_tile(x, dtype)
     result = builder().emit("reduce", [source], {"axis": place, "combiner": combiner})

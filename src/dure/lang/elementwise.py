@@ -112,7 +112,7 @@ def _power(left: object, right: object, dtype: DType) -> Tile:
             rule="** takes floats, or a whole exponent from 1 to 4",
             fix="convert the base with .to(dl.float32)",
         )
-    if right == 0.5:
+    if isinstance(right, float) and right == 0.5:
         return unary("sqrt", left)
     return elementwise("pow", left, right, dtype=dtype)
 

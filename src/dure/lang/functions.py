@@ -126,7 +126,9 @@ def minimum(a: Any, b: Any) -> Any:
 def where(condition: Any, a: Any, b: Any) -> Tile:
     """``a`` where the condition holds, else ``b``, element by element."""
     dtype = common_dtype((a, b))
-    shape = broadcast_shape([t.shape for t in (condition, a, b) if isinstance(t, TileBase)], "where")
+    shape = broadcast_shape(
+        [t.shape for t in (condition, a, b) if isinstance(t, TileBase)], "where"
+    )
     if isinstance(condition, TileBase):
         chosen: Any = condition
         if condition.dtype != dtypes.bool_:

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property, update_wrapper
 from types import FunctionType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dure.errors import KernelError
 from dure.ir.core import Function
 from dure.ir.types import TensorType
+from dure.lang.binding import match
 from dure.lang.frontend.compile import Specialization, compile_kernel
 from dure.lang.frontend.source import Source, source_of
 from dure.lang.signature import Signature, signature_of
 from dure.lang.values import describe
+
+if TYPE_CHECKING:
+    from dure.lang.launch import Launcher
 
 
 class Kernel:
@@ -54,8 +58,46 @@ class Kernel:
             self.signature, self.source, types, consts, explicit_grid=explicit_grid
         )
 
+    def __call__(self, *args: object, **keywords: object) -> None:
+        """Launch with the grid that follows from the stores."""
+        self.launch(None, args, keywords)
+
+    def __getitem__(self, grid: object) -> GridLaunch:
+        """``k[grid](...)``: an int, a tuple of ints, or a function of the arguments by name."""
+        return GridLaunch(self, grid)
+
+    def launch(self, grid: object, args: Sequence[object], keywords: Mapping[str, object]) -> None:
+        """Launch; ``grid`` of None follows from the stores.  Raises KernelError for bad arguments."""
+        from dure.lang import interpreter
+
+        arguments = match(self.signature, args, keywords)
+        if interpreter.interpreting():
+            interpreter.run(self, grid, arguments)
+        else:
+            self.launcher.launch(grid, arguments)
+
+    @cached_property
+    def launcher(self) -> Launcher:
+        """What launches this kernel."""
+        from dure.lang.launch import Launcher
+
+        return Launcher(self)
+
     def __repr__(self) -> str:
         return f"<dure kernel {self.__name__}>"
+
+
+class GridLaunch:
+    """A kernel with a grid, ready to be called."""
+
+    __slots__ = ("grid", "kernel")
+
+    def __init__(self, kernel: Kernel, grid: object) -> None:
+        self.kernel = kernel
+        self.grid = grid
+
+    def __call__(self, *args: object, **keywords: object) -> None:
+        self.kernel.launch(self.grid, args, keywords)
 
 
 def kernel(function: Any) -> Kernel:

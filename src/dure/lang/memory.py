@@ -84,7 +84,9 @@ def load(
     place = _place("dl.load", source, index, static_shape(shape, "dl.load"), step, offset, stride)
     _check_inside("dl.load", source, place, free=fill is not None)
     number = (-1 if source.type.index is not None else 0) if fill is None else fill
-    tile = builder().load(source, place.lists, {**place.attrs(), "shape": place.shape, "fill": _fill(number, source)})
+    tile = builder().load(
+        source, place.lists, {**place.attrs(), "shape": place.shape, "fill": _fill(number, source)}
+    )
     tile.indices_of = source if source.type.index is not None else None
     if fill is None:
         tile.origins = _origins(source, place)
@@ -202,9 +204,7 @@ def _place(
         for axis, o in enumerate(_optional("offset", offset, source))
     )
     strides = tuple(_static(f"stride of {name}", s, 1) for s in _optional("stride", stride, source))
-    return Place(
-        shape, tuple(scalars), tuple(lists), tuple(axes), tuple(steps), offsets, strides
-    )
+    return Place(shape, tuple(scalars), tuple(lists), tuple(axes), tuple(steps), offsets, strides)
 
 
 def _per_axis(what: str, value: object, source: TensorBase) -> tuple[object, ...]:
@@ -289,7 +289,11 @@ def _require_range(
             fix="use max(index, 0), or say offset= and fill= where tiles hang over the edge",
         ),
     )
-    last = plain(indices.binary("max", as_expr(tiles) - 1, 0)) if isinstance(tiles, Expr) else max(tiles - 1, 0)
+    last = (
+        plain(indices.binary("max", as_expr(tiles) - 1, 0))
+        if isinstance(tiles, Expr)
+        else max(tiles - 1, 0)
+    )
     builder().require(
         indices.compare("<=", index, last),
         KernelError(

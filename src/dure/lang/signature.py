@@ -68,9 +68,7 @@ class Signature:
     def index_of(self, name: str) -> Index | None:
         """The declared range of a tensor argument's elements."""
         for parameter in self.tensors:
-            if parameter.name == name or (
-                parameter.many and name.startswith(f"{parameter.name}_")
-            ):
+            if parameter.name == name or (parameter.many and name.startswith(f"{parameter.name}_")):
                 return parameter.index
         return None
 

@@ -190,5 +190,3 @@ class Tile(TileBase):
         if isinstance(self.payload, Value):
             return describe(self)
         return f"Tile({self.__array__()!r}, dtype={self.dtype})"
-
-

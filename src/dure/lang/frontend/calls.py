@@ -221,8 +221,16 @@ def _extreme(name: str, python: Callable[..., object]) -> Callable[..., object]:
                 )
         total = items[0]
         for value in items[1:]:
-            total = value if isinstance(total, int) and isinstance(value, int) and python((total, value)) == value else (
-                indices.binary(name, total, value) if isinstance(total, Expr) or isinstance(value, Expr) else total
+            total = (
+                value
+                if isinstance(total, int)
+                and isinstance(value, int)
+                and python((total, value)) == value
+                else (
+                    indices.binary(name, total, value)
+                    if isinstance(total, Expr) or isinstance(value, Expr)
+                    else total
+                )
             )
         return total
 
@@ -334,4 +342,3 @@ _PYTHON: dict[int, Callable[..., object]] = {
     id(builtins.pow): _power,
     id(builtins.range): lambda frame, *args, **kw: programs.range(*args, **kw),
 }
-

@@ -85,9 +85,7 @@ def _declared(signature: Signature, name: str, type: TensorType | None) -> Tenso
     return replace(type, index=(as_expr(index.low), as_expr(high)), unique=index.unique)
 
 
-def _ranged(
-    name: str, type: TensorType | None, ranges: Mapping[str, Expr]
-) -> TensorType | None:
+def _ranged(name: str, type: TensorType | None, ranges: Mapping[str, Expr]) -> TensorType | None:
     if type is None or type.index is None or name not in ranges:
         return type
     low, high = type.index
@@ -166,5 +164,3 @@ def _layout_exprs(layout: AnyLayout | None) -> list[Expr]:
         return [e for _, plane in layout.planes for e in _layout_exprs(plane)]
     strides = [digit.stride for digits in layout.axes for digit in digits]
     return [as_expr(s) for s in (*strides, layout.offset)]
-
-

@@ -21,7 +21,9 @@ N = TypeVar("N", bound=ast.expr)
 _HANDLERS: dict[type[ast.expr], Callable[[Frame, Any], object]] = {}
 
 
-def _handles(kind: type[N]) -> Callable[[Callable[[Frame, N], object]], Callable[[Frame, N], object]]:
+def _handles(
+    kind: type[N],
+) -> Callable[[Callable[[Frame, N], object]], Callable[[Frame, N], object]]:
     def register(handler: Callable[[Frame, N], object]) -> Callable[[Frame, N], object]:
         _HANDLERS[kind] = handler
         return handler

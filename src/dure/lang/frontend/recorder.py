@@ -219,5 +219,3 @@ def rebuild(template: object, tiles: list[Tile]) -> object:
     if isinstance(template, tuple | list):
         return tuple(rebuild(part, tiles) for part in as_tuple(template))
     return template
-
-

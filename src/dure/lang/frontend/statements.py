@@ -311,18 +311,20 @@ def _bound(frame: Frame, name: str) -> object:
     return frame.locals.get(name, Unbound("", ""))
 
 
-def _check_carried(
-    frame: Frame, node: ast.For, name: str, before: object, after: object
-) -> None:
+def _check_carried(frame: Frame, node: ast.For, name: str, before: object, after: object) -> None:
     if flatten(before):
         if _types(before) == _types(after):
             return
-        what = f"'{name}' is {_describe(before)} before the loop and {_describe(after)} after a turn"
+        what = (
+            f"'{name}' is {_describe(before)} before the loop and {_describe(after)} after a turn"
+        )
         fix = "start with a tile of the final shape and dtype, or convert with .to(dtype)"
     else:
         if _same(before, after):
             return
-        what = f"'{name}' is {_describe(before)} before the loop and {_describe(after)} after a turn"
+        what = (
+            f"'{name}' is {_describe(before)} before the loop and {_describe(after)} after a turn"
+        )
         fix = "compute index scalars from the loop variable; unroll with dl.static_range for constants"
         if flatten(after):
             fix = f"start with a tile, as in {name} = dl.full(shape, {before!r}, dtype)"
