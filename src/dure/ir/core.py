@@ -17,15 +17,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 from dure.errors import IRError
-from dure.ir.dtypes import DType
+from dure.ir.dtypes import ElementType
 from dure.ir.expr import Expr, Symbol
+from dure.ir.layout import AnyLayout
 from dure.ir.types import Access, TensorType, TileType, Type
 
 Level: TypeAlias = Literal["tensor", "tile", "machine", "any"]
 #: What an attribute may hold: these print and parse back.
-Attribute: TypeAlias = (
-    "bool | int | float | str | Expr | DType | Function | tuple[Attribute, ...] | None"
-)
+Attribute: TypeAlias = "PlainAttribute | Function | tuple[Attribute, ...]"
+PlainAttribute: TypeAlias = bool | int | float | str | Expr | ElementType | AnyLayout | None
 
 
 @dataclass(frozen=True, slots=True)

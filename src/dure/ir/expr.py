@@ -411,6 +411,16 @@ def _bounds(expr: Expr) -> tuple[int | None, int | None]:
             return 0, 1
 
 
+def _corner(left: tuple[int | None, int], right: tuple[int | None, int]) -> tuple[int, int]:
+    """The product of two ends, each a number or (None, sign of infinity); 0 times infinity is 0."""
+    (x, x_end), (y, y_end) = left, right
+    if x is not None and y is not None:
+        return x * y, 0
+    x_sign = x_end if x is None else (x > 0) - (x < 0)
+    y_sign = y_end if y is None else (y > 0) - (y < 0)
+    return 0, x_sign * y_sign
+
+
 @dataclass(frozen=True, slots=True)
 class Interval:
     """A closed range of integers, open-ended where an end is None."""
@@ -426,24 +436,15 @@ class Interval:
 
     def times(self, other: Interval) -> Interval:
         """The range of ``x * y``."""
-        infinity = float("inf")
-
-        def corner(x: float, y: float) -> float:
-            return 0 if x == 0 or y == 0 else x * y
-
-        mine = (
-            -infinity if self.low is None else self.low,
-            infinity if self.high is None else self.high,
-        )
-        theirs = (
-            -infinity if other.low is None else other.low,
-            infinity if other.high is None else other.high,
-        )
-        corners = [corner(x, y) for x in mine for y in theirs]
-        low, high = min(corners), max(corners)
-        return Interval(
-            None if low == -infinity else int(low), None if high == infinity else int(high)
-        )
+        corners = [
+            _corner(x, y)
+            for x in ((self.low, -1), (self.high, 1))
+            for y in ((other.low, -1), (other.high, 1))
+        ]
+        finite = [value for value, sign in corners if sign == 0]
+        low = None if any(sign < 0 for _, sign in corners) else min(finite, default=None)
+        high = None if any(sign > 0 for _, sign in corners) else max(finite, default=None)
+        return Interval(low, high)
 
 
 def substitute(expr: Expr, values: Mapping[Expr, IntLike]) -> Expr:
