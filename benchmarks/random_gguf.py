@@ -22,6 +22,21 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as Format
 
+FILE_TYPES = {
+    Format.F32: gguf.LlamaFileType.ALL_F32,
+    Format.F16: gguf.LlamaFileType.MOSTLY_F16,
+    Format.BF16: gguf.LlamaFileType.MOSTLY_BF16,
+    Format.Q4_0: gguf.LlamaFileType.MOSTLY_Q4_0,
+    Format.Q4_1: gguf.LlamaFileType.MOSTLY_Q4_1,
+    Format.Q5_0: gguf.LlamaFileType.MOSTLY_Q5_0,
+    Format.Q5_1: gguf.LlamaFileType.MOSTLY_Q5_1,
+    Format.Q8_0: gguf.LlamaFileType.MOSTLY_Q8_0,
+    Format.Q4_K: gguf.LlamaFileType.MOSTLY_Q4_K_S,
+    Format.Q5_K: gguf.LlamaFileType.MOSTLY_Q5_K_S,
+    Format.Q6_K: gguf.LlamaFileType.MOSTLY_Q6_K,
+}
+"""What the metadata calls a file whose matrices have the format."""
+
 SPREAD = 0.02
 BLOCK = 256
 """Weights in a super-block of the K formats."""
@@ -161,6 +176,7 @@ def write(path: Path, shape: Shape, form: Format, embedding: Format, seed: int) 
     writer.add_rope_freq_base(shape.rope_base)
     writer.add_vocab_size(shape.vocabulary)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    writer.add_file_type(FILE_TYPES[form])
     add_tokenizer(writer, shape.vocabulary)
 
     def matrix(name: str, rows: int, columns: int, kind: Format = form) -> None:
@@ -209,6 +225,8 @@ def main() -> None:
         vocabulary=arguments.vocabulary or shape.vocabulary,
     )
     form = Format[arguments.quantization.upper()]
+    if form not in FILE_TYPES:
+        raise SystemExit(f"{form.name}: not one of {', '.join(kind.name for kind in FILE_TYPES)}")
     floats = form in (Format.F32, Format.F16, Format.BF16)
     default = form.name if floats else "Q8_0"
     embedding = Format[(arguments.embedding or default).upper()]

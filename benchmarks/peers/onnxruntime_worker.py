@@ -20,6 +20,7 @@ class OnnxRuntimeWorker(Worker):
 
         self.api = onnxruntime_genai
         self.threads = threads
+        self.length = context
         description = json.loads((Path(model) / "genai_config.json").read_text())
         self.vocabulary = description["model"]["vocab_size"]
         configuration = onnxruntime_genai.Config(model)
@@ -30,7 +31,7 @@ class OnnxRuntimeWorker(Worker):
         return {"onnxruntime-genai": onnxruntime_genai.__version__}
 
     def prefill(self, tokens: int) -> float:
-        generator = self._generator(1, tokens + 8)
+        generator = self._generator(1)
         ids = self._ids(1, tokens)
         start = time.perf_counter()
         generator.append_tokens(ids)
@@ -38,7 +39,7 @@ class OnnxRuntimeWorker(Worker):
         return time.perf_counter() - start
 
     def decode(self, sequences: int, context: int, tokens: int) -> float:
-        generator = self._generator(sequences, context + tokens + 2)
+        generator = self._generator(sequences)
         generator.append_tokens(self._ids(sequences, context))
         generator.generate_next_token()
         start = time.perf_counter()
@@ -49,10 +50,11 @@ class OnnxRuntimeWorker(Worker):
     def _ids(self, sequences: int, tokens: int) -> np.ndarray:
         return np.array([self.random_ids(tokens) for _ in range(sequences)], np.int32)
 
-    def _generator(self, sequences: int, length: int) -> Any:
+    def _generator(self, sequences: int) -> Any:
+        """A generator of the context loaded for; a model with a window takes no shorter one."""
         parameters = self.api.GeneratorParams(self.model)
         parameters.set_search_options(
-            max_length=length, min_length=length, batch_size=sequences, do_sample=False
+            max_length=self.length, min_length=self.length, batch_size=sequences, do_sample=False
         )
         return self.api.Generator(self.model, parameters)
 

@@ -65,7 +65,7 @@ def test_bpe_facts(bpe: Tokenizer) -> None:
     assert bpe.chat_template is None
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(text=text_like)
 def test_bpe_is_the_librarys_own_pipeline(bpe: Tokenizer, text: str) -> None:
     library = LibraryTokenizer(
@@ -84,13 +84,13 @@ def test_bpe_is_the_librarys_own_pipeline(bpe: Tokenizer, text: str) -> None:
     assert plain(bpe, text) == expected
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(text=text_like)
 def test_bpe_round_trip(bpe: Tokenizer, text: str) -> None:
     assert bpe.decode(plain(bpe, text)) == text
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(text=text_like)
 def test_spm_is_greedy_merging_by_score(spm: Tokenizer, text: str) -> None:
     tokens = spm_vocabulary()[0]
@@ -103,7 +103,7 @@ def test_spm_is_greedy_merging_by_score(spm: Tokenizer, text: str) -> None:
     assert plain(spm, text) == expected
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(text=text_like.filter(lambda text: "▁" not in text))
 def test_spm_round_trip(spm: Tokenizer, spm_prefix: Tokenizer, text: str) -> None:
     assert spm.decode(plain(spm, text)) == text
@@ -246,7 +246,7 @@ def test_a_missing_rule_is_the_default_one(tmp_path: Path) -> None:
     assert ids == plain(Tokenizer.from_gguf(opened(bpe_builder("default"), tmp_path)), TEXT)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_streaming_gives_whole_characters_and_the_same_text(
     bpe: Tokenizer, spm: Tokenizer, data: st.DataObject

@@ -8,6 +8,7 @@ variants that a step chooses among by its number of rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from dure.errors import IRError
@@ -77,6 +78,12 @@ def _specialize(
     if found is None:
         found = _SPECIALIZED[key] = kernel.specialize(types, consts)
     return found
+
+
+def _updating(function: Function) -> Function:
+    """The kernel with its first parameter updated in place: it writes only some of its rows."""
+    first = replace(function.params[0], access="inout")
+    return replace(function, params=(first, *function.params[1:]))
 
 
 def _types(values: Sequence[Value | None]) -> list[TensorType | None]:
@@ -232,12 +239,12 @@ def lower_kv_write(op: Op, context: LoweringContext) -> list[Launch]:
         assert size is not None
         consts: dict[str, object] = {"bt": 1, "bh": 1, "bd": power_of_two(size)}
         function = _specialize(kv_write, _types([pool, x, slots]), consts)
-        return [Launch([donated, x, slots], [Variant(function)])]
+        return [Launch([donated, x, slots], [Variant(_updating(function))])]
     cosines, sines, positions, *norm = rest
     values = [pool, x, slots, cosines, sines, positions, norm[0] if norm else None]
     function = _specialize(rope_kv_write, _types(values), _head_consts(op, x, cosines))
     arguments = [donated, *(v for v in values[1:] if v is not None)]
-    return [Launch(arguments, [Variant(function)])]
+    return [Launch(arguments, [Variant(_updating(function))])]
 
 
 @lowers("attention")

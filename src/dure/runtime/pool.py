@@ -7,10 +7,10 @@ is worker 0. Inside a step the workers meet at barriers
 sleep and wake without it, so that a busy Python thread slows no step.
 
 Helpers are pinned to cores of their own where there are enough; the caller's own set of cores is
-left as it is.  A helper that has nothing to do stays awake for ``DURE_SPIN_US`` and then sleeps.
-With more workers than cores, or beside other busy programs, waiting workers give way: everything
-stays correct and moves on.  Steps of one process run one at a time.  A forked child starts helpers
-of its own at its first step.
+left as it is.  A helper that has nothing to do stays awake for up to ``DURE_SPIN_US``
+microseconds, then sleeps. With more workers than cores, or beside other busy programs, waiting
+workers give way: everything stays correct and moves on.  Steps of one process run one at a time.
+A forked child starts helpers of its own at its first step.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from dure.errors import TargetError, UsageError
 from dure.runtime import cache, host, llvm, pool_code
 from dure.runtime.memory import Buffer
 
-_BARRIER_SPIN_MICROSECONDS = 50
-_BARRIER_YIELDS = 2000
+_BARRIER_SPIN_MICROSECONDS = 100
+_LEAST_SPIN_MICROSECONDS = 1
 _CROWDED_YIELDS = 4
 
 
@@ -241,16 +241,17 @@ def _write_parameters(
 ) -> None:
     """Fill the parts of ``pool_state`` that the native code only reads."""
     rate = native.pauses_per_microsecond
-    idle = settings.spin_microseconds()
     crowded = workers > max(1, len(host.cores().allowed) or os.cpu_count() or 1)
-    spin = min(idle, _BARRIER_SPIN_MICROSECONDS)
-    words = state.view(8, "int32", pool_code.PARAMETERS)
-    if crowded:
-        words[2:6] = 0, _CROWDED_YIELDS, 0, _CROWDED_YIELDS
-    else:
-        # A yield with nobody to yield to takes about half a microsecond.
-        words[2:4] = int(spin * rate), 2 * (idle - spin)
-        words[4:6] = int(_BARRIER_SPIN_MICROSECONDS * rate), _BARRIER_YIELDS
+    least = max(1, int(_LEAST_SPIN_MICROSECONDS * rate))
+    idle = barrier = least
+    if not crowded:
+        idle = max(least, int(settings.spin_microseconds() * rate))
+        barrier = max(least, int(_BARRIER_SPIN_MICROSECONDS * rate))
+    yields = _CROWDED_YIELDS if crowded else 0
+    state.view(4, "int32", pool_code.PARAMETERS + 8)[:] = idle, barrier, least, yields
+    for worker in range(workers):
+        private = pool_code.WORKER_LINES + pool_code.LINE * worker + pool_code.PRIVATE
+        state.view(2, "int32", private)[:] = barrier, idle
     for core in helper_cores:
         state.array[pool_code.HELPER_CORES + core // 8] |= 1 << core % 8
     if helper_cores:

@@ -6,18 +6,26 @@ bytes in pairs):
 
     TICKET (0)               i64; low half: the newest step's number; high half: its workers
     STEP (8), CONTEXT (16)   the newest step's function and its first argument
-    PARAMETERS (128)         i32 sleepers on the ticket; i32 stop; i32 idle pauses, idle yields;
-                             i32 barrier pauses, barrier yields; i64 workers of the step before
+    PARAMETERS (128)         i32 sleepers on the ticket; i32 stop; i32 most pauses when idle, most
+                             pauses at a barrier, least pauses; i32 yields; i64 workers of the
+                             step before
     HELPER_CORES (256)       a bit for each processor that a helper is pinned to
     CALLER_CORE (384)        a bit for the processor that is left to the caller
-    WORKER_LINES + 128 * w   i32 phase, i32 its sleepers; i32 done, i32 its sleepers
+    WORKER_LINES + 256 * w   i32 phase, i32 its sleepers; i32 done, i32 its sleepers;
+                             at 128, for the worker alone: i32 patience at a barrier, i32 when idle
 
 **Waiting** is the same everywhere: until a 32-bit counter has reached a target.  The waiter looks
-again and again with the processor's pause instruction, then gives its time slice away between
-looks, then sleeps in the kernel (a futex on Linux; elsewhere it naps and looks).  Before it sleeps
-it says so in the counter's *sleepers* word, so that whoever advances the counter pays for a system
-call only when somebody sleeps.  Advancing is an atomic exchange, and a sleeper looks once more
-after it has said so: one of the two sees the other.
+again and again with the processor's pause instruction, and then sleeps in the kernel (a futex on
+Linux; elsewhere it gives way, then naps, and looks in between).  Before it sleeps it says so in the
+counter's *sleepers* word, so that whoever advances the counter pays for a system call only when
+somebody sleeps.  Advancing is an atomic exchange, and a sleeper looks once more after it has said
+so: one of the two sees the other.
+
+**Patience**, how long a worker looks before it sleeps, is learnt: each wait that ended in time
+makes it longer by a quarter, each that did not halves it.  On a quiet machine workers never sleep
+inside a step.  Beside other busy programs they sleep almost at once, which keeps their credit with
+the system's scheduler.  Only in a pool with more workers than cores a waiter gives its time slice
+away a few times before it sleeps: whom it waits for most likely waits for this core.
 
 **The barrier.** Every worker has a *phase* counter on a line of its own.  Up to four workers each
 advance their own and wait for all others: one transfer of a cache line after the last arrival.
@@ -40,7 +48,9 @@ PARAMETERS = 128
 HELPER_CORES = 256
 CALLER_CORE = 384
 WORKER_LINES = 512
-LINE = 128
+LINE = 256
+PRIVATE = 128
+
 MOST_CORES = 1024
 """Processors numbered above this are left alone: the sets of cores have this many bits."""
 
@@ -49,6 +59,9 @@ ALL_TO_ALL_WORKERS = 4
 
 GLANCES = 30
 """Looks at another worker's counter before asking whether anybody sleeps on ours."""
+
+_YIELDS = 200
+_ALL = 2**31 - 1
 
 
 def state_bytes(workers: int) -> int:
@@ -195,24 +208,38 @@ define internal i32 @sleep_while(ptr %word, i32 %seen, i32 %nap) {{
   ret i32 %nap
 }}
 
-define internal void @wake(ptr %word) noinline {{ call i64 (i64, ...) @dure_os_syscall(i64
-{number}, ptr %word, i64 129, i32 2147483647, {arguments}) ret void }}
+define internal void @wake(ptr %word) noinline {{
+  call i64 (i64, ...) @dure_os_syscall(i64 {number}, ptr %word, i64 129, i32 {_ALL}, {arguments})
+  ret void
+}}
 """
 
 
 def _nap_ir() -> str:
-    """Sleep a little and longer each time, up to a millisecond: for systems without a futex."""
-    unit, first, longest = (1, 1, 1) if sys.platform == "win32" else (1, 50, 1000)
+    """For systems without a futex: give way a number of times, then nap, longer each time.
+
+    ``%nap`` counts how often this wait has done so.  Naps last up to a millisecond (``usleep``
+    counts microseconds, Windows' ``Sleep`` milliseconds).
+    """
+    first, longest = (1, 1) if sys.platform == "win32" else (50, 1000)
     return f"""
 declare i32 @dure_os_nap(i32)
 
 define internal i32 @sleep_while(ptr %word, i32 %seen, i32 %nap) {{
-  %least = icmp slt i32 %nap, {first}
-  %now = select i1 %least, i32 {first}, i32 %nap
-  call i32 @dure_os_nap(i32 %now)
-  %longer = mul i32 %now, {2 * unit}
-  %most = icmp sgt i32 %longer, {longest}
-  %next = select i1 %most, i32 {longest}, i32 %longer
+  %lively = icmp slt i32 %nap, {_YIELDS}
+  br i1 %lively, label %give_way, label %doze
+give_way:
+  call i32 @dure_os_yield()
+  %once_more = add i32 %nap, 1
+  ret i32 %once_more
+doze:
+  %naps = sub i32 %nap, {_YIELDS}
+  %long = shl i32 {first}, %naps
+  %too_long = icmp ugt i32 %long, {longest}
+  %time = select i1 %too_long, i32 {longest}, i32 %long
+  call i32 @dure_os_nap(i32 %time)
+  %longer = add i32 %nap, 1
+  %next = select i1 %too_long, i32 %nap, i32 %longer
   ret i32 %next
 }}
 
@@ -231,32 +258,42 @@ define internal i1 @reached(ptr %flag, i32 %target) alwaysinline {
   ret i1 %there
 }
 
-define internal void @wait_for(ptr %flag, i32 %target, ptr %sleepers, i32 %pauses, i32 %yields)
-    noinline {
+; %patience_at is the waiter's own patience, between %least and %most.
+define internal void @wait_for(ptr %flag, i32 %target, ptr %sleepers, ptr %patience_at,
+    i32 %most, i32 %least, i32 %yields) noinline {
 entry:
+  %patience = load i32, ptr %patience_at, align 4
   br label %look
 look:
   %i = phi i32 [0, %entry], [%i1, %spin]
   %there = call i1 @reached(ptr %flag, i32 %target)
-  br i1 %there, label %done, label %tired
+  br i1 %there, label %in_time, label %tired
 tired:
-  %spinning = icmp slt i32 %i, %pauses
-  br i1 %spinning, label %spin, label %look_again
+  %spinning = icmp slt i32 %i, %patience
+  br i1 %spinning, label %spin, label %crowded
 spin:
   call void @pause()
   %i1 = add i32 %i, 1
   br label %look
-look_again:
-  %j = phi i32 [0, %tired], [%j1, %give_way]
-  %there2 = call i1 @reached(ptr %flag, i32 %target)
-  br i1 %there2, label %done, label %patient
-patient:
+in_time:
+  %quarter = lshr i32 %patience, 2
+  %more = add i32 %patience, %quarter
+  %grown = add i32 %more, 1
+  %too_much = icmp sgt i32 %grown, %most
+  %longer = select i1 %too_much, i32 %most, i32 %grown
+  store i32 %longer, ptr %patience_at, align 4
+  ret void
+crowded:
+  %j = phi i32 [0, %tired], [%j1, %look_again]
   %yielding = icmp slt i32 %j, %yields
   br i1 %yielding, label %give_way, label %announce
 give_way:
   call i32 @dure_os_yield()
   %j1 = add i32 %j, 1
   br label %look_again
+look_again:
+  %there3 = call i1 @reached(ptr %flag, i32 %target)
+  br i1 %there3, label %in_time, label %crowded
 announce:
   atomicrmw add ptr %sleepers, i32 1 seq_cst
   br label %last_look
@@ -264,15 +301,17 @@ last_look:
   %nap = phi i32 [0, %announce], [%nap1, %sleep]
   %seen = load atomic i32, ptr %flag seq_cst, align 4
   %ahead = sub i32 %seen, %target
-  %there3 = icmp sge i32 %ahead, 0
-  br i1 %there3, label %awake, label %sleep
+  %there2 = icmp sge i32 %ahead, 0
+  br i1 %there2, label %awake, label %sleep
 sleep:
   %nap1 = call i32 @sleep_while(ptr %flag, i32 %seen, i32 %nap)
   br label %last_look
 awake:
   atomicrmw sub ptr %sleepers, i32 1 seq_cst
-  br label %done
-done:
+  %half = lshr i32 %patience, 1
+  %too_little = icmp slt i32 %half, %least
+  %shorter = select i1 %too_little, i32 %least, i32 %half
+  store i32 %shorter, ptr %patience_at, align 4
   ret void
 }
 
@@ -300,9 +339,15 @@ _BARRIER = f"""
 ; Wait until the counters of workers 0 to %workers - 1, %worker's own apart, are at %target or past
 ; it.  %field is the counter's place in a worker's line.
 define internal void @wait_for_others(ptr %state, i64 %worker, i64 %workers, i32 %target,
-    i64 %field, i32 %pauses, i32 %yields) {{
+    i64 %field) {{
 entry:
+  %most = call i32 @parameter(ptr %state, i64 {PARAMETERS + 12})
+  %least = call i32 @parameter(ptr %state, i64 {PARAMETERS + 16})
+  %yields = call i32 @parameter(ptr %state, i64 {PARAMETERS + 20})
   %lines = getelementptr i8, ptr %state, i64 {WORKER_LINES}
+  %own_distance = mul i64 %worker, {LINE}
+  %own_line = getelementptr i8, ptr %lines, i64 %own_distance
+  %patience = getelementptr i8, ptr %own_line, i64 {PRIVATE}
   %fields = getelementptr i8, ptr %lines, i64 %field
   br label %next
 next:
@@ -316,7 +361,8 @@ look:
   br i1 %there, label %met, label %wait
 wait:
   %sleepers = getelementptr i8, ptr %flag, i64 4
-  call void @wait_for(ptr %flag, i32 %target, ptr %sleepers, i32 %pauses, i32 %yields)
+  call void @wait_for(ptr %flag, i32 %target, ptr %sleepers, ptr %patience, i32 %most, i32 %least,
+    i32 %yields)
   br label %met
 met:
   %other1 = add i64 %other, 1
@@ -331,7 +377,7 @@ done:
 ; then comes the full fence that the question for sleepers needs (with two workers, 100 ns a barrier
 ; against 350 ns with the fence first).
 define internal void @arrive_and_wait(ptr %state, i64 %worker, i64 %workers, ptr %mine,
-    ptr %my_sleepers, i32 %target, i32 %pauses, i32 %yields) alwaysinline {{
+    ptr %my_sleepers, i32 %target) alwaysinline {{
   store atomic i32 %target, ptr %mine release, align 4
   %distance = mul i64 %worker, {-LINE}
   %first = getelementptr i8, ptr %mine, i64 %distance
@@ -358,8 +404,7 @@ rouse:
   call void @wake(ptr %mine)
   br label %wait
 wait:
-  call void @wait_for_others(ptr %state, i64 %worker, i64 %workers, i32 %target, i64 0,
-    i32 %pauses, i32 %yields)
+  call void @wait_for_others(ptr %state, i64 %worker, i64 %workers, i32 %target, i64 0)
   ret void
 }}
 
@@ -368,8 +413,6 @@ entry:
   %several = icmp ugt i64 %workers, 1
   br i1 %several, label %start, label %done
 start:
-  %pauses = call i32 @parameter(ptr %state, i64 {PARAMETERS + 16})
-  %yields = call i32 @parameter(ptr %state, i64 {PARAMETERS + 20})
   %distance = mul i64 %worker, {LINE}
   %lines = getelementptr i8, ptr %state, i64 {WORKER_LINES}
   %mine = getelementptr i8, ptr %lines, i64 %distance
@@ -384,11 +427,10 @@ start:
   br i1 %simple, label %arrive, label %gather
 arrive:
   call void @arrive_and_wait(ptr %state, i64 %worker, i64 %others, ptr %mine, ptr %my_sleepers,
-    i32 %target, i32 %pauses, i32 %yields)
+    i32 %target)
   br label %done
 gather:
-  call void @wait_for_others(ptr %state, i64 %worker, i64 %workers, i32 %target, i64 0,
-    i32 %pauses, i32 %yields)
+  call void @wait_for_others(ptr %state, i64 %worker, i64 %workers, i32 %target, i64 0)
   call void @advance(ptr %mine, i32 %target, ptr %my_sleepers)
   br label %done
 done:
@@ -411,13 +453,15 @@ entry:
   %mine = getelementptr i8, ptr %lines, i64 %distance
   %done_flag = getelementptr i8, ptr %mine, i64 8
   %done_sleepers = getelementptr i8, ptr %mine, i64 12
+  %patience = getelementptr i8, ptr %mine, i64 {PRIVATE + 4}
   br label %idle
 idle:
   %seen = phi i32 [%first, %entry], [%number, %look], [%number, %work]
   %target = add i32 %seen, 1
-  %pauses = call i32 @parameter(ptr %state, i64 {PARAMETERS + 8})
-  %yields = call i32 @parameter(ptr %state, i64 {PARAMETERS + 12})
-  call void @wait_for(ptr %state, i32 %target, ptr %sleepers, i32 %pauses, i32 %yields)
+  %most = call i32 @parameter(ptr %state, i64 {PARAMETERS + 8})
+  %least = call i32 @parameter(ptr %state, i64 {PARAMETERS + 16})
+  call void @wait_for(ptr %state, i32 %target, ptr %sleepers, ptr %patience, i32 %most, i32 %least,
+    i32 0)
   %ticket = load atomic i64, ptr %state seq_cst, align 8
   %number = trunc i64 %ticket to i32
   %workers = lshr i64 %ticket, 32
@@ -536,10 +580,7 @@ rouse:
   br label %work
 work:
   call void %step(ptr %context, i64 0, i64 %workers, ptr %state)
-  %pauses = call i32 @parameter(ptr %state, i64 {PARAMETERS + 16})
-  %yields = call i32 @parameter(ptr %state, i64 {PARAMETERS + 20})
-  call void @wait_for_others(ptr %state, i64 0, i64 %workers, i32 %number, i64 8, i32 %pauses,
-    i32 %yields)
+  call void @wait_for_others(ptr %state, i64 0, i64 %workers, i32 %number, i64 8)
   br label %done
 done:
   call void @set_control(i64 %control)

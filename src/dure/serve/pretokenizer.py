@@ -93,11 +93,11 @@ _RULES: dict[PreTokenizer, str] = {
     ),
     PreTokenizer((_LLAMA3,)): "dbrx smaug-bpe chatglm-bpe",
     PreTokenizer((_LLAMA3,), ignore_merges=True): "glm4 glm5",
-    PreTokenizer((_QWEN2,), compose=True): "qwen2 deepseek-r1-qwen",
+    PreTokenizer((_QWEN2,), compose=True): "qwen2 deepseek-r1-qwen f2llmv2",
     PreTokenizer((_QWEN2,)): "kormo stablelm2 hunyuan megrez grok-2 solar-open",
     PreTokenizer((_QWEN35,), compose=True): "qwen35",
     PreTokenizer((_TEKKEN,), ignore_merges=True, add_bos=True): "tekken",
-    PreTokenizer((_GPT4O,)): "gpt-4o llama4 kanana2 minimax-m2",
+    PreTokenizer((_GPT4O,)): "gpt-4o llama4 kanana2 minimax-m2 talkie",
     PreTokenizer((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, r"[0-9][0-9][0-9]")): "falcon",
     PreTokenizer((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\p{N}")): (
         "deepseek-coder"

@@ -238,7 +238,8 @@ class Metadata(Mapping[str, MetadataValue]):
         """An array of numbers, widened to float64."""
         value = self._require(key)
         if isinstance(value, np.ndarray) and value.dtype.kind in "iuf":
-            return value.astype(np.float64)
+            with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one
+                return value.astype(np.float64)
         raise self.wrong_type(key, "an array of numbers")
 
     def per_layer_ints(self, key: str, layers: int) -> list[int]:

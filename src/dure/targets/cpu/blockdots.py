@@ -419,4 +419,4 @@ def reduce_lanes(e: Emitter, value: Reg, combine: object) -> Reg:
         low = e.w.shuffle(value, range(half))
         high = e.w.shuffle(value, range(half, lanes))
         value, lanes = function(low, high), half
-    return e.w.lane(value, 0)
+    return value

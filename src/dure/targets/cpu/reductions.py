@@ -211,7 +211,7 @@ def _arg(
             wins = better(high_value, low_value)
             loses = better(low_value, high_value)
             tie = w.compare("icmp slt", high, low)
-            truth = w.constant("i1", 1, half) if half > 1 else Reg("<1 x i1>", "splat (i1 true)")
+            truth = w.constant("i1", 1, half)
             even = w.binary("and", tie, w.binary("xor", loses, truth))
             wins = w.binary("or", wins, even)
             value, where = w.select(wins, high_value, low_value), w.select(wins, high, low)

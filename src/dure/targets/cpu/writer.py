@@ -328,7 +328,9 @@ class Writer:
         return Reg(vector_type(element, lanes), f"<{items}>")
 
     def shuffle(self, value: Reg, order: Sequence[int]) -> Reg:
-        """The lanes of ``value`` in this order."""
+        """The lanes of ``value`` in this order; one lane is a scalar."""
+        if len(order) == 1:
+            return self.lane(value, order[0])
         mask = ", ".join(f"i32 {i}" for i in order)
         lanes = len(order)
         type = f"<{lanes} x {element_of(value.type)}>"

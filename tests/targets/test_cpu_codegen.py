@@ -1,0 +1,387 @@
+"""The CPU target against the reference interpreter, construct by construct."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from cpu_kernels import check
+
+import dure
+import dure.lang as dl
+from dure.ir.dtypes import DTYPES
+
+RNG = np.random.default_rng(7)
+
+
+def randoms(*shape: int, dtype: str = "float32") -> np.ndarray:
+    kind = DTYPES[dtype]
+    if kind.is_integer:
+        low, high = (-100, 100) if kind.kind == "int" else (0, 200)
+        return RNG.integers(low, high, shape).astype(kind.numpy)
+    if kind.kind == "bool":
+        return RNG.integers(0, 2, shape).astype(np.bool_)
+    return (RNG.standard_normal(shape) * 3).astype(kind.numpy)
+
+
+@dure.kernel
+def unary(x: dl.Tensor, y: dl.Tensor, function: dl.const, bm: dl.const, bn: dl.const):
+    i, j = dl.program_id(0), dl.program_id(1)
+    dl.store(y, (i, j), function(dl.load(x, (i, j), (bm, bn))).to(y.dtype))
+
+
+@dure.kernel
+def binary(
+    x: dl.Tensor, z: dl.Tensor, y: dl.Tensor, function: dl.const, bm: dl.const, bn: dl.const
+):
+    i, j = dl.program_id(0), dl.program_id(1)
+    a, b = dl.load(x, (i, j), (bm, bn)), dl.load(z, (i, j), (bm, bn))
+    dl.store(y, (i, j), function(a, b).to(y.dtype))
+
+
+SHAPES = [(1, 1), (5, 7), (3, 16), (9, 100), (64, 33), (0, 4)]
+EXACT_UNARY = ["abs", "floor", "ceil", "round", "sqrt"]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", EXACT_UNARY)
+def test_exact_functions(name: str, shape: tuple[int, int]) -> None:
+    x = np.abs(randoms(*shape)) if name == "sqrt" else randoms(*shape)
+    check(unary, [x, np.zeros_like(x)], {"function": getattr(dl, name), "bm": 4, "bn": 16})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize(
+    "name", ["exp", "exp2", "tanh", "sigmoid", "erf", "sin", "cos", "log", "log2", "rsqrt"]
+)
+def test_transcendental_functions(name: str, dtype: str) -> None:
+    x = randoms(7, 50, dtype=dtype)
+    x = np.abs(x) if name in ("log", "log2", "rsqrt") else x
+    tolerance = {"float32": 2e-6, "float16": 2e-3, "bfloat16": 1.6e-2}[dtype]
+    consts = {"function": getattr(dl, name), "bm": 2, "bn": 32}
+    check(unary, [x, np.zeros_like(x)], consts, tolerance=tolerance)
+
+
+def test_elementary_functions_at_the_edges() -> None:
+    inf, nan = np.inf, np.nan
+    x = np.array([[0.0, -0.0, inf, -inf, nan, 1e-40, -1e-40, 88.9, -104.5, 3e38]], np.float32)
+    for name in ("exp", "exp2", "tanh", "sigmoid", "erf", "log", "log2", "abs", "floor", "round"):
+        found = check(
+            unary,
+            [x, np.zeros_like(x)],
+            {"function": getattr(dl, name), "bm": 1, "bn": 16},
+            tolerance=3e-6,
+        )[1]
+        assert np.isnan(found[0, 4]), name
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int32", "int8", "uint8"])
+@pytest.mark.parametrize("name", ["add", "sub", "mul", "minimum", "maximum"])
+def test_arithmetic(name: str, dtype: str) -> None:
+    function = {
+        "add": lambda a, b: a + b,
+        "sub": lambda a, b: a - b,
+        "mul": lambda a, b: a * b,
+    }
+    chosen = {"add": add, "sub": sub, "mul": mul}.get(name) or getattr(dl, name)
+    assert name not in function or callable(function[name])
+    x, z = randoms(6, 40, dtype=dtype), randoms(6, 40, dtype=dtype)
+    check(binary, [x, z, np.zeros_like(x)], {"function": chosen, "bm": 4, "bn": 32})
+
+
+def add(a, b):
+    return a + b
+
+
+def sub(a, b):
+    return a - b
+
+
+def mul(a, b):
+    return a * b
+
+
+def floordiv(a, b):
+    return a // b
+
+
+def mod(a, b):
+    return a % b
+
+
+def bits(a, b):
+    return ((a & b) | (a ^ b)) + (a << (b & 7)) + (a >> (b & 3))
+
+
+def divide(a, b):
+    return a / b
+
+
+def power(a, b):
+    return a**b
+
+
+def compared(a, b):
+    return dl.where((a < b) | (a == b), a, b * 2)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "uint8"])
+@pytest.mark.parametrize("function", [floordiv, mod, bits, compared])
+def test_integer_arithmetic(function, dtype: str) -> None:
+    x, z = randoms(5, 33, dtype=dtype), randoms(5, 33, dtype=dtype)
+    z[0, :4] = 0
+    check(binary, [x, z, np.zeros_like(x)], {"function": function, "bm": 2, "bn": 16})
+
+
+@pytest.mark.parametrize("function", [divide, compared])
+def test_float_arithmetic(function) -> None:
+    x, z = randoms(5, 33), randoms(5, 33)
+    check(binary, [x, z, np.zeros_like(x)], {"function": function, "bm": 2, "bn": 16})
+
+
+def test_power() -> None:
+    x, z = np.abs(randoms(5, 33)), randoms(5, 33)
+    consts = {"function": power, "bm": 2, "bn": 16}
+    check(binary, [x, z, np.zeros_like(x)], consts, tolerance=2e-6)
+
+
+CASTS = ["float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "int32", "int8", "uint8"]
+
+
+@pytest.mark.parametrize("target", CASTS)
+@pytest.mark.parametrize("source", CASTS)
+def test_casts(source: str, target: str) -> None:
+    x = randoms(4, 40, dtype=source)
+    if DTYPES[source].is_float:
+        x[0, :6] = np.array([0, -0.0, 1e-3, 240, 300, -1e-6], np.float32).astype(x.dtype)
+    y = np.zeros(x.shape, DTYPES[target].numpy)
+
+    check(unary, [x, y], {"function": same, "bm": 4, "bn": 16})
+
+
+def same(x):
+    return x
+
+
+@dure.kernel
+def rows(x: dl.Tensor, y: dl.Tensor, function: dl.const, bm: dl.const, bn: dl.const):
+    i = dl.program_id(0)
+    tile = dl.load(x, (i, 0), (bm, bn))
+    dl.store(y, (i, 0), function(tile, 1, keepdims=True).to(y.dtype))
+
+
+@dure.kernel
+def columns(x: dl.Tensor, y: dl.Tensor, function: dl.const, bm: dl.const, bn: dl.const):
+    i = dl.program_id(0)
+    tile = dl.load(x, (0, i), (bm, bn))
+    dl.store(y, (0, i), function(tile, 0, keepdims=True).to(y.dtype))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32"])
+@pytest.mark.parametrize("name", ["sum", "max", "min", "argmax", "argmin"])
+@pytest.mark.parametrize("width", [1, 8, 32, 64, 24])
+def test_reductions(name: str, dtype: str, width: int) -> None:
+    x = randoms(6, width, dtype=dtype)
+    result = np.int32 if name.startswith("arg") else x.dtype
+    exact = name != "sum" or dtype == "int32"
+    tolerance = 0.0 if exact else {"float32": 1e-5, "bfloat16": 2e-2}[dtype]
+    function = getattr(dl, name)
+    consts = {"function": function, "bm": 4, "bn": width}
+    check(rows, [x, np.zeros((6, 1), result)], consts, tolerance=tolerance)
+    consts = {"function": function, "bm": width, "bn": 4}
+    check(columns, [x.T.copy(), np.zeros((1, 6), result)], consts, tolerance=tolerance)
+
+
+def test_argmax_takes_the_lowest_index_and_the_first_nan() -> None:
+    x = np.zeros((3, 64), np.float32)
+    x[1, 40:] = 5
+    x[2, 20] = np.nan
+    consts = {"function": dl.argmax, "bm": 1, "bn": 64}
+    found = check(rows, [x, np.zeros((3, 1), np.int32)], consts)[1]
+    np.testing.assert_array_equal(found[:, 0], [0, 40, 20])
+
+
+@dure.kernel
+def softmax(x: dl.Tensor, y: dl.Tensor, bm: dl.const, bn: dl.const):
+    i = dl.program_id(0)
+    tile = dl.load(x, (i, 0), (bm, bn), fill=-1e30)
+    e = dl.exp(tile - dl.max(tile, 1, keepdims=True))
+    dl.store(y, (i, 0), e / dl.sum(e, 1, keepdims=True))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (5, 31), (8, 64), (70, 200)])
+def test_softmax(shape: tuple[int, int]) -> None:
+    x = randoms(*shape)
+    y = check(softmax, [x, np.zeros_like(x)], {"bm": 8, "bn": 256}, tolerance=1e-5)[1]
+    np.testing.assert_allclose(y.sum(1), 1, rtol=1e-5)
+
+
+@dure.kernel
+def scan(x: dl.Tensor, y: dl.Tensor, axis: dl.const, bm: dl.const, bn: dl.const):
+    dl.store(y, (0, 0), dl.cumsum(dl.load(x, (0, 0), (bm, bn)), axis))
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_cumsum(axis: int) -> None:
+    x = randoms(8, 32, dtype="int32")
+    check(scan, [x, np.zeros_like(x)], {"axis": axis, "bm": 8, "bn": 32})
+    x = randoms(8, 32)
+    check(scan, [x, np.zeros_like(x)], {"axis": axis, "bm": 8, "bn": 32}, tolerance=1e-5)
+
+
+@dure.kernel
+def moved(x: dl.Tensor, y: dl.Tensor, bm: dl.const, bn: dl.const):
+    i, j = dl.program_id(0), dl.program_id(1)
+    tile = dl.load(x, (j, i), (bn, bm)).T
+    dl.store(y, (i, j), tile + dl.arange(bm)[:, None].to(dl.float32))
+
+
+def test_transpose_and_iota() -> None:
+    x = randoms(40, 21)
+    check(moved, [x, np.zeros((21, 40), np.float32)], {"bm": 8, "bn": 16})
+
+
+@dure.kernel
+def folded(x: dl.Tensor, y: dl.Tensor):
+    tile = dl.load(x, (0, 0), (8, 32))
+    dl.store(y, (0, 0, 0), (tile * 2.0).reshape((8, 4, 8)) + 1.0)
+
+
+def test_reshape() -> None:
+    check(folded, [randoms(8, 32), np.zeros((8, 4, 8), np.float32)], {})
+
+
+@dure.kernel
+def running(x: dl.Tensor, y: dl.Tensor, z: dl.Tensor, bn: dl.const):
+    i = dl.program_id(0)
+    top = dl.full((1, bn), -1e30, dl.float32)
+    total = dl.zeros((1, bn), dl.float32)
+    for r in dl.range(x.shape[0]):
+        row = dl.load(x, (r, i), (1, bn))
+        higher = dl.maximum(top, row)
+        total = total * dl.exp(top - higher) + dl.exp(row - higher)
+        top = higher
+    dl.store(y, (0, i), top)
+    dl.store(z, (0, i), total)
+
+
+@pytest.mark.parametrize("length", [0, 1, 9])
+def test_loop_with_two_carried_values(length: int) -> None:
+    x = randoms(length, 50)
+    arrays = [x, np.zeros((1, 50), np.float32), np.zeros((1, 50), np.float32)]
+    check(running, arrays, {"bn": 32}, tolerance=1e-5)
+
+
+@dure.kernel
+def swapped(x: dl.Tensor, y: dl.Tensor):
+    a = dl.load(x, (0, 0), (1, 16))
+    b = dl.load(x, (1, 0), (1, 16))
+    for _ in dl.range(x.shape[0]):
+        a, b = b, a + b
+    dl.store(y, (0, 0), a)
+    dl.store(y, (1, 0), b)
+
+
+def test_loop_that_exchanges_what_it_carries() -> None:
+    check(swapped, [randoms(5, 16, dtype="int32"), np.zeros((2, 16), np.int32)], {})
+
+
+@dure.kernel
+def chosen(x: dl.Tensor, pick: dl.Index(0, 3), y: dl.Tensor):
+    i = dl.program_id(0)
+    which = pick[i]
+    tile = dl.load(x, (i, 0), (1, 32))
+    if which == 0:
+        result = tile * 2.0
+    else:
+        result = tile + dl.load(x, (which, 0), (1, 32))
+    dl.store(y, (i, 0), result)
+
+
+def test_condition_on_an_index() -> None:
+    pick = np.array([0, 3, 1, 0, 2], np.int32)
+    from cpu_kernels import symbolic
+
+    x = randoms(5, 20)
+    y = np.zeros_like(x)
+    types = [symbolic(x, "x"), symbolic(pick, "p"), symbolic(y, "y")]
+    check(chosen, [x, pick, y], {}, types=types)
+
+
+@dure.kernel
+def gathered(table: dl.Tensor, rows: dl.Index(-1, 7), y: dl.Tensor, bn: dl.const):
+    i, j = dl.program_id(0), dl.program_id(1)
+    which = dl.load(rows, (i,), (4,), fill=-1)
+    dl.store(y, (i, j), dl.load(table, (which, j), (4, bn), fill=9.0))
+
+
+def test_gather_of_rows_by_a_list() -> None:
+    rows_ = np.array([3, -1, 0, 7, 7, 2], np.int32)
+    check(gathered, [randoms(8, 40), rows_, np.zeros((6, 40), np.float32)], {"bn": 32})
+
+
+@dure.kernel
+def scattered(x: dl.Tensor, rows: dl.Index(-1, 7, unique=True), y: dl.Tensor, bn: dl.const):
+    i, j = dl.program_id(0), dl.program_id(1)
+    which = dl.load(rows, (i,), (4,), fill=-1)
+    dl.store(y, (which, j), dl.load(x, (i, j), (4, bn)))
+
+
+def test_scatter_of_rows_by_a_list() -> None:
+    rows_ = np.array([3, -1, 0, 7, 6, 2], np.int32)
+    check(scattered, [randoms(6, 40), rows_, np.zeros((8, 40), np.float32)], {"bn": 32})
+
+
+@dure.kernel
+def multiplied(a: dl.Tensor, b: dl.Tensor, c: dl.Tensor, bm: dl.const, bn: dl.const, bk: dl.const):
+    i, j = dl.program_id(0), dl.program_id(1)
+    acc = dl.zeros((bm, bn), dl.int32 if a.dtype == dl.int8 else dl.float32)
+    for k in dl.range(dl.cdiv(a.shape[1], bk)):
+        acc += dl.load(a, (i, k), (bm, bk)) @ dl.load(b, (k, j), (bk, bn))
+    dl.store(c, (i, j), acc.to(c.dtype))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float8_e4m3fn", "int8"])
+@pytest.mark.parametrize("size", [(1, 1, 1), (5, 7, 9), (33, 65, 40), (17, 100, 0)])
+def test_matmul(dtype: str, size: tuple[int, int, int]) -> None:
+    m, n, k = size
+    a, b = randoms(m, k, dtype=dtype), randoms(k, n, dtype=dtype)
+    c = np.zeros((m, n), np.int32 if dtype == "int8" else np.float32)
+    consts = {"bm": 16, "bn": 32, "bk": 16}
+    check(multiplied, [a, b, c], consts, tolerance=0 if dtype == "int8" else 2e-4)
+
+
+@dure.kernel
+def combined(x: dl.Tensor, y: dl.Tensor, bn: dl.const):
+    i = dl.program_id(0)
+    dl.store(y, (0, 0), dl.load(x, (i, 0), (1, bn)), combine="add")
+
+
+def test_combine_has_a_fixed_order() -> None:
+    x = randoms(9, 32)
+    types = None
+    from cpu_kernels import symbolic
+
+    y = np.ones((1, 32), np.float32)
+    types = [symbolic(x, "x"), symbolic(y, "y")]
+    function = combined.specialize(types, {"bn": 32})
+    from cpu_kernels import run_cpu
+
+    from dure.ir.expr import evaluate
+
+    bound = {"grid_0": 9}
+    if any(s.name == "grid_0" for s in function.symbols):
+        from cpu_kernels import POOL
+
+        from dure.ir.interpret import bind_sizes
+        from dure.targets.cpu.launch import compile_kernel
+
+        bound = bind_sizes(function, [x, y], bound)
+        kernel = compile_kernel(function, None, POOL)
+        sizes = [evaluate(s, bound) for s in function.symbols]
+        kernel.run([x.ctypes.data, y.ctypes.data], sizes)
+    else:
+        run_cpu(function, [x, y])
+    expected = np.ones(32, np.float32)
+    for row in x:
+        expected = expected + row
+    np.testing.assert_array_equal(y[0], expected)
