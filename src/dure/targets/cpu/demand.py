@@ -69,7 +69,7 @@ class Demands:
                 for region in op.regions:
                     self._region(region)
             case _:
-                if all(r in self._found for r in op.results):
+                if op.results and op.results[0] in self._found:
                     self._pure(op)
 
     def _store(self, op: Op) -> None:
