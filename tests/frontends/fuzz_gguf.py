@@ -2,11 +2,12 @@
 
     python tests/frontends/fuzz_gguf.py --minutes 60 --seed 7
 
-Each case is a small valid file, changed: bytes flipped, cut, doubled, swapped or inserted anywhere,
-and integers where the format has integers replaced by the values that break readers.  Only
-:class:`dure.errors.DureError` may come out; anything else, a case that takes longer than a second of
-processor time, or memory that grows, ends the run with exit code 1 and leaves the file behind.
-"""
+Half of the cases are small valid files, changed: bytes flipped, cut, doubled, swapped or inserted
+anywhere, and integers where the format has integers replaced by the values that break readers.
+The other half keep the format and lie within it: values of other types, odd tokens, scores, merges
+and ids, tensors of odd shapes at odd offsets.  Only :class:`dure.errors.DureError` may come out;
+anything else, a case that takes longer than a second of processor time, or memory that grows, ends
+the run with exit code 1 and leaves the file behind."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import gguf_builder as gb
-from gguf_builder import Builder
+from gguf_builder import Builder, Tensor
 
 from dure.errors import DureError, ModelFileError
 from dure.frontends.gguf import GGUFFile, open_gguf
@@ -33,7 +34,7 @@ NASTY = [0, 1, 2, 3, 4, 5, 7, 8, 9, 31, 32, 33, 127, 255, 256, 65535, 65536, 2**
 NASTY += [2**31, 2**32 - 1, 2**32, 2**40, 2**62, 2**63 - 1, 2**63, 2**64 - 8, 2**64 - 1]
 
 
-def seeds() -> list[bytes]:
+def builders() -> list[Builder]:
     """Valid files, one for each kind of content."""
     bpe = Builder().add("general.architecture", gb.STRING, "llama")
     byte_symbols = [chr(code) for code in range(33, 127)] + ["Ġ", "Ċ", "ab", "abc", "Ġa", "<|e|>"]
@@ -66,7 +67,12 @@ def seeds() -> list[bytes]:
     values.add("split.count", gb.U16, 1)
     for index, name in enumerate(gb.BLOCKS):
         values.tensor(name, (index % 3 + 1, gb.BLOCKS[name][1]), name)
-    return [bpe.build(), spm.build(), values.build()]
+    return [bpe, spm, values]
+
+
+def seeds() -> list[bytes]:
+    """The bytes of the valid files."""
+    return [builder.build() for builder in builders()]
 
 
 def mutate(rng: random.Random, content: bytes, others: list[bytes]) -> bytes:
@@ -137,6 +143,115 @@ def _header(rng: random.Random, data: bytearray, _: list[bytes]) -> None:
 MUTATIONS = [_flip, _byte, _cut, _remove, _insert, _double, _splice, _integer, _integer, _header]
 
 
+def lie(rng: random.Random) -> bytes:
+    """A file whose format is right and whose content is not."""
+    builder = rng.choice(builders())
+    for _ in range(1 + int(rng.expovariate(0.7))):
+        if builder.tensors and rng.random() < 0.3:
+            _lie_in_tensor(rng, rng.choice(builder.tensors))
+        else:
+            _lie_in_metadata(rng, builder)
+    content = builder.build()
+    return mutate(rng, content, [content]) if rng.random() < 0.1 else content
+
+
+def _lie_in_tensor(rng: random.Random, tensor: Tensor) -> None:
+    sizes = [*NASTY, 64, 256, 512]
+    tensor.data = tensor.payload()
+    match rng.randrange(4):
+        case 0:
+            tensor.shape = tuple(rng.choice(sizes) % 2**64 for _ in range(rng.randrange(6)))
+        case 1:
+            tensor.offset = rng.choice(sizes) * rng.choice((1, 32)) % 2**64
+        case 2:
+            tensor.type_number = rng.randrange(45)
+        case _:
+            tensor.name = rng.choice(("w", "norm", "", b"\xff", "n" * 70_000, "\0", "é"))
+
+
+def _lie_in_metadata(rng: random.Random, builder: Builder) -> None:
+    key = rng.choice(KEYS)
+    raw = gb.string(key)
+    size = 1 << 16
+    if rng.random() < 0.9:  # else the key is there twice
+        old = [entry for entry in builder.entries if entry.startswith(raw)]
+        size = int.from_bytes(old[0][len(raw) + 8 : len(raw) + 16], "little") if old else 3
+        builder.entries = [entry for entry in builder.entries if not entry.startswith(raw)]
+    length = max(0, min(size + rng.choice((0, 0, 0, 0, -1, 1)), 400))
+    match rng.randrange(8):
+        case 0:
+            builder.add_array(key, gb.STRING, [_odd_text(rng) for _ in range(length)])
+        case 1:
+            values = [
+                rng.choice((0.0, -1.0, 1e38, -1e38, float("nan"), float("inf")))
+                for _ in range(length)
+            ]
+            builder.add_array(key, gb.F32, values)
+        case 2:
+            builder.add_array(
+                key, gb.I32, [rng.choice((1, 1, 3, 4, 5, 6, 7, -1)) for _ in range(length)]
+            )
+        case 3:
+            builder.add_array(key, gb.I32, [rng.randrange(1, 7) for _ in range(length)])
+        case 4:
+            builder.add(key, gb.STRING, _odd_text(rng))
+        case 5:
+            builder.add(key, gb.U32, rng.choice(NASTY) % 2**32)
+        case 6:
+            builder.add(key, gb.BOOL, rng.random() < 0.5)
+        case _:
+            return
+
+
+def _odd_text(rng: random.Random) -> str | bytes:
+    pieces = [
+        "a",
+        "b",
+        "c",
+        "ab",
+        "Ġ",
+        "Ċ",
+        "▁",
+        "▁▁",
+        "<0x41>",
+        "<|e|>",
+        "gpt2",
+        "llama",
+        "smollm",
+        "tekken",
+        "\x00",
+        "é",
+        "두",
+        "🌾",
+        "{{",
+        "\n",
+    ]
+    if rng.random() < 0.05:
+        return rng.choice((b"\xff", b"", b"\xe2\x96", b"\xed\xa0\x80", b"a" * 5000))
+    return rng.choice(("", " ", "")).join(rng.choice(pieces) for _ in range(rng.randrange(1, 4)))
+
+
+KEYS = ["general.architecture", "general.alignment", "split.count", "tokenizer.chat_template"]
+KEYS += [
+    "tokenizer.ggml." + name
+    for name in [
+        "model",
+        "pre",
+        "tokens",
+        "token_type",
+        "scores",
+        "merges",
+        "bos_token_id",
+        "eos_token_id",
+        "eot_token_id",
+        "unknown_token_id",
+        "add_bos_token",
+        "add_eos_token",
+        "add_space_prefix",
+    ]
+] * 3
+
+
 def exercise(path: Path) -> str:
     """Read all of a file; returns how it ended.  Lets through whatever is not a ModelFileError."""
     try:
@@ -188,7 +303,7 @@ def run(cases: int | None, seconds: float | None, seed: int, keep: Path) -> dict
         while (cases is None or number < cases) and (
             deadline is None or time.monotonic() < deadline
         ):
-            content = mutate(rng, rng.choice(files), files)
+            content = mutate(rng, rng.choice(files), files) if rng.random() < 0.5 else lie(rng)
             path.write_bytes(content)
             start = time.process_time()
             try:
