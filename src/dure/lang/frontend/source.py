@@ -45,8 +45,13 @@ def _characters(text: str, utf8_column: int) -> int:
 
 def shown_path(file: str) -> str:
     """The file, relative to the working folder where it lies inside."""
+    return _relative(file, str(Path.cwd()))
+
+
+@lru_cache(maxsize=256)
+def _relative(file: str, folder: str) -> str:
     try:
-        return str(Path(file).relative_to(Path.cwd()))
+        return str(Path(file).relative_to(folder))
     except ValueError:
         return file
 
