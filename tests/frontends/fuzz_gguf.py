@@ -7,7 +7,8 @@ anywhere, and integers where the format has integers replaced by the values that
 The other half keep the format and lie within it: values of other types, odd tokens, scores, merges
 and ids, tensors of odd shapes at odd offsets.  Only :class:`dure.errors.DureError` may come out;
 anything else, a case that takes longer than a second of processor time, or memory that grows, ends
-the run with exit code 1 and leaves the file behind."""
+the run with exit code 1 and leaves the file behind.
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@
 A text is cut into words by the file's pre-tokenizer, each word's UTF-8 bytes are written as 256
 visible characters, and pairs are merged in the order of the file's merge list.  A byte for which
 the vocabulary has no token is left out, as the models' own tokenizers do (SmolLM2 lacks six
-control characters)."""
+control characters).
+"""
 
 from __future__ import annotations
 

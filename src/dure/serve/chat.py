@@ -2,7 +2,8 @@
 
 A template is Jinja source that comes with the model, written for Hugging Face's
 ``apply_chat_template``; it is run in a sandbox whose time, memory and output are bounded
-(:mod:`dure.serve.bounded_jinja`)."""
+(:mod:`dure.serve.bounded_jinja`).
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """A tokenizer from a Hugging Face folder: ``tokenizer.json`` run by the ``tokenizers`` library.
 
 ``tokenizer_config.json`` (BOS and EOS, chat template), ``generation_config.json`` (further end
-tokens) and ``chat_template.jinja`` are read where they exist."""
+tokens) and ``chat_template.jinja`` are read where they exist.
+"""
 
 from __future__ import annotations
 

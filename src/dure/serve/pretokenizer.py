@@ -4,7 +4,8 @@ A GGUF file names its rule in ``tokenizer.ggml.pre``; :data:`PRE_TOKENIZERS` say
 means.  The patterns are the ones in the models' published ``tokenizer.json`` (Oniguruma syntax, as
 the ``tokenizers`` library compiles them); which names share a rule follows llama.cpp's
 ``llama-vocab.cpp``. Patterns apply in order: each cuts the pieces that the one before it left, and
-what no pattern matches stays a piece of its own."""
+what no pattern matches stays a piece of its own.
+"""
 
 from __future__ import annotations
 

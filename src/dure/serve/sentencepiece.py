@@ -7,7 +7,8 @@ UTF-8 bytes in byte tokens, or as the unknown token where the vocabulary has non
 
 It works on the vocabulary's own dictionary.  (The ``tokenizers`` library could run it as BPE over
 merges derived from the scores; for Gemma's 262,144 tokens these are 514,847 merges, and deriving
-and building them takes seconds at every start.  Here words are cached instead.)"""
+and building them takes seconds at every start.  Here words are cached instead.)
+"""
 
 from __future__ import annotations
 

@@ -6,7 +6,8 @@
 
 Encoding follows the model's own tokenizer to the id.  Decoding works on bytes: tokens may hold
 parts of a character, and only whole characters come out of :class:`Detokenizer` as a generation
-proceeds."""
+proceeds.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 Keys are those of the GGUF specification (``tokenizer.ggml.*``).  Whatever is missing, has another
 type than it should, or points outside the vocabulary is a :class:`~dure.errors.ModelFileError`
-that names the key; nothing is guessed where a guess would change the tokens."""
+that names the key; nothing is guessed where a guess would change the tokens.
+"""
 
 from __future__ import annotations
 
