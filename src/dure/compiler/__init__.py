@@ -1,0 +1,1 @@
+"""The compiler: tensor programs to what a target runs, by an ordered list of passes."""

@@ -1,0 +1,120 @@
+"""What compiling a program leaves behind: objects and the numbers that running it needs.
+
+An artifact is one block of bytes in the object cache, under a key made of the printed program, the
+host's features and dure's own source: a warm start reads it and generates nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dure
+from dure.runtime import llvm
+from dure.runtime.host import HostFeatures
+from dure.targets.cpu.step import Arena, ContextLayout, Fixed, Param
+
+FORMAT = 1
+_MAGIC = b"dure-program-1\n"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A compiled program.
+
+    ``objects`` are linked in order, each with the symbols of those before it; the last is the step.
+    ``report`` holds counts for people: kernels, launches, barriers, bytes.
+    """
+
+    objects: tuple[bytes, ...]
+    symbols: tuple[tuple[str, ...], ...]
+    layout: ContextLayout
+    outputs: tuple[Fixed, ...]
+    scratch_bytes: int
+    arena_bytes: int
+    report: dict[str, int] = field(default_factory=dict[str, int])
+
+    def to_bytes(self) -> bytes:
+        """The artifact as one block."""
+        header = {
+            "symbols": self.symbols,
+            "lengths": [len(o) for o in self.objects],
+            "layout": {
+                "symbols": self.layout.symbols,
+                "params": self.layout.params,
+                "words": self.layout.words,
+                "tables": [[first, _packed(places)] for first, places in self.layout.tables],
+            },
+            "outputs": _packed(self.outputs),
+            "scratch_bytes": self.scratch_bytes,
+            "arena_bytes": self.arena_bytes,
+            "report": self.report,
+        }
+        text = json.dumps(header).encode()
+        return b"".join([_MAGIC, len(text).to_bytes(8, "little"), text, *self.objects])
+
+    @staticmethod
+    def from_bytes(data: bytes) -> Artifact | None:
+        """The artifact in a block, or None if it is none."""
+        start = len(_MAGIC) + 8
+        if not data.startswith(_MAGIC) or len(data) < start:
+            return None
+        end = start + int.from_bytes(data[len(_MAGIC) : start], "little")
+        header: dict[str, Any] = json.loads(data[start:end])
+        objects: list[bytes] = []
+        for length in header["lengths"]:
+            objects.append(data[end : end + length])
+            end += length
+        layout = header["layout"]
+        tables = [(int(first), _unpacked(places)) for first, places in layout["tables"]]
+        return Artifact(
+            tuple(objects),
+            tuple(tuple(names) for names in header["symbols"]),
+            ContextLayout(layout["symbols"], layout["params"], tables, layout["words"]),
+            _unpacked(header["outputs"]),
+            header["scratch_bytes"],
+            header["arena_bytes"],
+            header["report"],
+        )
+
+
+def _packed(places: tuple[Fixed, ...]) -> list[list[int]]:
+    return [[0, p.position] if isinstance(p, Param) else [1, p.offset] for p in places]
+
+
+def _unpacked(places: list[list[int]]) -> tuple[Fixed, ...]:
+    return tuple(Arena(value) if kind else Param(value) for kind, value in places)
+
+
+def program_key(text: str, host: HostFeatures) -> str:
+    """The cache key of a program that prints as ``text``."""
+    parts = (
+        f"program {FORMAT}",
+        f"llvm {llvm.llvm_version()}",
+        f"{host.triple} {host.architecture} {host.feature_string} {host.vector_bits}",
+        f"{host.vector_registers} {host.l1d_bytes} {host.l2_bytes} {host.l3_bytes}",
+        source_digest(),
+        text,
+    )
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode()
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.hexdigest()
+
+
+@functools.cache
+def source_digest() -> str:
+    """A digest of dure's own source: another compiler makes other programs."""
+    root = Path(dure.__file__).parent
+    digest = hashlib.sha256()
+    for folder in ("ir", "lang", "library", "compiler", "targets", "runtime"):
+        for path in sorted((root / folder).rglob("*.py")):
+            digest.update(str(path.relative_to(root)).encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,80 @@
+"""From planned programs to objects: kernels once each, then the step that calls them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dure.ir.core import Function, walk
+from dure.runtime import llvm, pool
+from dure.runtime.cache import compile_cached
+from dure.runtime.host import HostFeatures
+from dure.targets.cpu.artifact import Artifact
+from dure.targets.cpu.codegen import KernelCode, emit_kernel
+from dure.targets.cpu.load import LOAD, LoadPlan, emit_load
+from dure.targets.cpu.step import CHECK, STEP, emit_step
+
+
+def build(
+    step: Function,
+    load: LoadPlan,
+    arena_bytes: int,
+    report: dict[str, int],
+    host: HostFeatures,
+    times: llvm.CompileTimes | None = None,
+) -> Artifact:
+    """Generates and compiles everything that a program needs on ``host``.
+
+    ``step`` is planned (offsets, barriers).  Raises what the code generator raises, with the
+    author's line.
+    """
+    codes = _kernels(step, host)
+    distinct = list({code.symbol: code for code in codes.values()}.values())
+    code = emit_step(step, codes, host)
+    objects: list[bytes] = []
+    symbols: list[tuple[str, ...]] = []
+    for kernel in distinct:
+        objects.append(compile_cached(kernel.llvm_ir, host, times=times))
+        symbols.append((kernel.symbol,))
+    if load.weights:
+        objects.append(compile_cached(emit_load(load, host), host, times=times))
+        symbols.append((LOAD,))
+    objects.append(compile_cached(code.llvm_ir, host, times=times))
+    symbols.append((STEP, CHECK))
+    return Artifact(
+        tuple(objects),
+        tuple(symbols),
+        code.layout,
+        code.outputs,
+        code.scratch_bytes,
+        arena_bytes,
+        {**report, "kernels": len(distinct), "load_bytes": load.total_bytes},
+    )
+
+
+def _kernels(step: Function, host: HostFeatures) -> dict[Function, KernelCode]:
+    """The code of every kernel that a program may launch."""
+    codes: dict[Function, KernelCode] = {}
+    for op in walk(step.body):
+        if op.name == "launch":
+            for _, kernel in op.attr("variants"):
+                if kernel not in codes:
+                    codes[kernel] = emit_kernel(kernel, host)
+    return codes
+
+
+def link(artifact: Artifact) -> dict[str, tuple[llvm.LoadedModule, int]]:
+    """Loads an artifact's objects; gives each symbol's module and address."""
+    addresses = dict(pool.symbols())
+    found: dict[str, tuple[llvm.LoadedModule, int]] = {}
+    for object_code, names in zip(artifact.objects, artifact.symbols, strict=True):
+        module = llvm.load_object(object_code, addresses)
+        for name in names:
+            address = module.address(name)
+            found[name] = (module, address)
+            addresses[name] = address
+    return found
+
+
+def symbols_of(step: Function) -> Sequence[str]:
+    """The names of the sizes that a program takes."""
+    return [s.name for s in step.symbols]

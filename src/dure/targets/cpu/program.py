@@ -1,0 +1,326 @@
+"""A compiled program in memory: its weights, states and arena, and the call that runs a step.
+
+Python's part of a step is to check the inputs, store their addresses in the context, and call the
+pool once.  Inputs are read where they are; outputs are views of the arena, valid until the next
+step.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dure.errors import UsageError
+from dure.ir.core import Function
+from dure.ir.dtypes import DType
+from dure.ir.expr import Const, Expr, Symbol, bounds, evaluate
+from dure.ir.sizes import tensor_bytes
+from dure.ir.types import TensorType
+from dure.runtime import llvm
+from dure.runtime.memory import Buffer
+from dure.runtime.pool import Pool, shared_pool
+from dure.targets.cpu.artifact import Artifact
+from dure.targets.cpu.build import link
+from dure.targets.cpu.load import LOAD, LoadPlan
+from dure.targets.cpu.step import CHECK, STEP, Arena, Param
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class _Input:
+    """What a step needs to know of an input, found once."""
+
+    name: str
+    position: int
+    word: int
+    type: TensorType
+    dtype: np.dtype[Any]
+    #: (axis, name) of the extents that are symbols, and (axis, number) of those that are known.
+    symbols: tuple[tuple[int, str], ...]
+    numbers: tuple[tuple[int, int], ...]
+    derived: tuple[tuple[int, Expr], ...]
+
+
+class CompiledProgram:
+    """A program ready to run; made by :func:`dure.compiler.compile_program`.
+
+    ``stored`` is the program as written (weights as a file stores them), ``step`` the one over
+    laid-out parameters, ``load`` the plan of what is laid out anew.
+    """
+
+    def __init__(
+        self,
+        stored: Function,
+        step: Function,
+        load: LoadPlan,
+        artifact: Artifact,
+        workers: int | None = None,
+    ) -> None:
+        self.name = step.name
+        self.report = artifact.report
+        self._artifact = artifact
+        self._plan = load
+        self._pool: Pool = shared_pool(workers)
+        self._types = [p.value.tensor for p in step.params]
+        self._stored = [p.value.tensor for p in stored.params]
+        self._names = [str(n) for n in _strings(step, "names")]
+        self._roles = [str(r) for r in _strings(step, "roles")]
+        self._outputs = [str(o) for o in _strings(step, "outputs")]
+        self._output_types = [v.tensor for v in step.body.yields]
+        self._bounds = {s.name: (bounds(s)[0] or 0, bounds(s)[1]) for s in step.symbols}
+        self._link()
+        self._context = np.zeros(artifact.layout.words, np.int64)
+        self._arena = Buffer(max(1, artifact.arena_bytes), alignment=128)
+        self._scratch = Buffer(max(1, artifact.scratch_bytes * self._pool.workers), alignment=128)
+        self._context[0] = self._arena.address
+        self._context[1] = self._scratch.address
+        self._inputs = [self._input(i) for i, r in enumerate(self._roles) if r == "input"]
+        self._missing = {n for n, r in zip(self._names, self._roles, strict=True) if r != "input"}
+        self._kept: dict[str, object] = {}
+        self._fixed: dict[str, int] = {}
+        self.states: dict[str, Buffer] = {}
+
+    def _link(self) -> None:
+        found = link(self._artifact)
+        self._modules: list[llvm.LoadedModule] = [module for module, _ in found.values()]
+        self._step = found[STEP][1]
+        self._load_function = found[LOAD][1] if LOAD in found else 0
+        check = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)
+        self._check = check(found[CHECK][1])
+
+    def _input(self, position: int) -> _Input:
+        kind = self._types[position]
+        assert isinstance(kind.dtype, DType), f"input {self._names[position]} is {kind}"
+        extents = list(enumerate(kind.shape))
+        return _Input(
+            self._names[position],
+            position,
+            self._artifact.layout.params[position],
+            kind,
+            np.dtype(kind.dtype.numpy),
+            tuple((axis, e.name) for axis, e in extents if isinstance(e, Symbol)),
+            tuple((axis, e.value) for axis, e in extents if isinstance(e, Const)),
+            tuple((axis, e) for axis, e in extents if not isinstance(e, Symbol | Const)),
+        )
+
+    @property
+    def workers(self) -> int:
+        """The workers of a step."""
+        return self._pool.workers
+
+    @property
+    def arena_bytes(self) -> int:
+        """Bytes of the buffers of a step."""
+        return self._artifact.arena_bytes
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of the weights that are laid out anew."""
+        return self._plan.total_bytes
+
+    @property
+    def weight_types(self) -> dict[str, TensorType]:
+        """The stored type of each weight by name: what :meth:`load` takes."""
+        entries = zip(self._names, self._roles, self._stored, strict=True)
+        return {name: kind for name, role, kind in entries if role == "weight"}
+
+    # Weights and states -------------------------------------------------------------------------
+
+    def load(self, weights: Mapping[str, Array | memoryview | bytes]) -> None:
+        """Lays the weights out, in parallel; called once before the first step.
+
+        Each is its stored bytes (any dtype, contiguous), as :attr:`weight_types` describes.  Those
+        that are used as they are stay where they are; the program keeps them alive.
+        """
+        given = {name: self._stored_bytes(name, weights) for name in self.weight_types}
+        moved = {weight.name for weight in self._plan.weights}
+        for position, name in enumerate(self._names):
+            if self._roles[position] == "weight" and name not in moved:
+                self._kept[name] = given[name]
+                self._point(position, _address(given[name]))
+                self._missing.discard(name)
+        if moved:
+            self._relayout(given)
+        self._fill_tables()
+
+    def _stored_bytes(self, name: str, weights: Mapping[str, Any]) -> Array:
+        if name not in weights:
+            raise UsageError(
+                f"weight '{name}' is missing",
+                rule=f"'{self.name}' takes {len(self.weight_types)} weights",
+                fix="load every weight at once",
+            )
+        value: Any = weights[name]
+        array: Array = value if _is_array(value) else np.frombuffer(value, np.uint8)
+        kind = self.weight_types[name]
+        needed = tensor_bytes(kind)
+        if array.nbytes != needed or not array.flags.c_contiguous:
+            raise UsageError(
+                f"weight '{name}' has {array.nbytes} bytes",
+                rule=f"it is {kind}: {needed} contiguous bytes",
+                fix="pass the tensor's bytes as the file stores them",
+            )
+        return array
+
+    def _relayout(self, given: Mapping[str, Array]) -> None:
+        packed = Buffer(self._plan.total_bytes, alignment=128)
+        self._kept["packed weights"] = packed
+        context = np.empty(2 * len(self._plan.weights), np.int64)
+        positions = {name: i for i, name in enumerate(self._names)}
+        for number, weight in enumerate(self._plan.weights):
+            address = packed.address + weight.offset
+            context[2 * number] = _address(given[weight.name])
+            context[2 * number + 1] = address
+            self._point(positions[weight.name], address)
+            self._missing.discard(weight.name)
+        self._pool.run(self._load_function, _address(context))
+
+    def allocate_states(self, sizes: Mapping[str, int] | None = None) -> dict[str, Buffer]:
+        """Zeroed memory for every state; ``sizes`` gives the symbols in their shapes, for good."""
+        self._fixed.update(sizes or {})
+        for position, name in enumerate(self._names):
+            if self._roles[position] != "state":
+                continue
+            kind = self._types[position]
+            buffer = Buffer(max(1, tensor_bytes(kind, self._fixed)), alignment=128)
+            self.states[name] = buffer
+            self._point(position, buffer.address)
+            self._missing.discard(name)
+        self._fill_tables()
+        return self.states
+
+    def _point(self, position: int, address: int) -> None:
+        self._context[self._artifact.layout.params[position]] = address
+
+    def _fill_tables(self) -> None:
+        layout = self._artifact.layout
+        for first, places in layout.tables:
+            for number, place in enumerate(places):
+                if isinstance(place, Param):
+                    self._context[first + number] = self._context[layout.params[place.position]]
+                else:
+                    self._context[first + number] = self._arena.address + place.offset
+
+    # A step -------------------------------------------------------------------------------------
+
+    def run(
+        self, inputs: Mapping[str, Array], sizes: Mapping[str, int] | None = None
+    ) -> dict[str, Array]:
+        """Runs one step; gives the named outputs, which the next step overwrites.
+
+        ``sizes`` gives the symbols that no input's shape tells.  Raises :class:`UsageError` for
+        inputs of another dtype or shape, sizes outside their bounds and indices outside their
+        declared range.
+        """
+        if self._missing:
+            raise UsageError(
+                f"'{self.name}' has no {sorted(self._missing)[0]}",
+                rule="weights are loaded and states allocated before the first step",
+                fix="call load() and allocate_states()",
+            )
+        values = {**self._fixed, **(sizes or {})}
+        keep = [self._bind(given, inputs, values) for given in self._inputs]
+        self._bind_sizes(values, keep)
+        failed = self._check(self._context.ctypes.data)
+        if failed:
+            raise self._outside(failed - 1, inputs)
+        self._pool.run(self._step, self._context.ctypes.data)
+        return {name: self._output(i, values) for i, name in enumerate(self._outputs)}
+
+    def _bind(self, given: _Input, inputs: Mapping[str, Array], values: dict[str, int]) -> Array:
+        array = inputs.get(given.name)
+        if array is None:
+            raise UsageError(
+                f"input '{given.name}' is missing",
+                rule=f"'{self.name}' takes {', '.join(i.name for i in self._inputs)}",
+                fix=f"pass '{given.name}' as {given.type}",
+            )
+        shape = array.shape
+        right = array.dtype == given.dtype and len(shape) == len(given.type.shape)
+        if right:
+            for axis, name in given.symbols:
+                right = right and values.setdefault(name, shape[axis]) == shape[axis]
+            for axis, number in given.numbers:
+                right = right and shape[axis] == number
+        if not right:
+            raise UsageError(
+                f"input '{given.name}' is {array.dtype} of shape {shape}",
+                rule=f"it is {given.type} (sizes so far: {values})",
+                fix="pass an array of that dtype and shape",
+            )
+        if not array.flags.c_contiguous:
+            array = np.ascontiguousarray(array)
+        if given.type.unique and array.size > 1:
+            self._check_unique(given, array)
+        self._context[given.word] = _address(array)
+        return array
+
+    def _check_unique(self, given: _Input, array: Array) -> None:
+        present = array[array >= 0]
+        if np.unique(present).size != present.size:
+            raise UsageError(
+                f"input '{given.name}' holds an index twice",
+                rule="its elements are distinct (negative ones are absent and may repeat)",
+                fix="pass distinct indices",
+            )
+
+    def _bind_sizes(self, values: dict[str, int], arrays: list[Array]) -> None:
+        for name, word in self._artifact.layout.symbols.items():
+            value = values.get(name)
+            low, high = self._bounds[name]
+            if value is None or value < low or (high is not None and value > high):
+                raise UsageError(
+                    f"size {name} is {value}",
+                    rule=f"{name} lies in [{low}, {high}] for '{self.name}'",
+                    fix=f"pass inputs, or sizes={{'{name}': ...}}, inside that range",
+                )
+            self._context[word] = value
+        for given, array in zip(self._inputs, arrays, strict=True):
+            for axis, extent in given.derived:
+                if array.shape[axis] != evaluate(extent, values):
+                    raise UsageError(
+                        f"input '{given.name}' has shape {array.shape}",
+                        rule=f"it is {given.type} for sizes {values}",
+                    )
+
+    def _outside(self, position: int, inputs: Mapping[str, Array]) -> UsageError:
+        name, kind = self._names[position], self._types[position]
+        assert kind.index is not None
+        found = inputs[name]
+        return UsageError(
+            f"input '{name}' holds indices from {found.min()} to {found.max()}",
+            rule=f"its elements are declared to lie in [{kind.index[0]}, {kind.index[1]}]",
+            fix="pass indices inside the range",
+        )
+
+    def _output(self, number: int, values: Mapping[str, int]) -> Array:
+        kind, place = self._output_types[number], self._artifact.outputs[number]
+        assert isinstance(kind.dtype, DType), f"output {self._outputs[number]} is {kind}"
+        shape = tuple(evaluate(extent, values) for extent in kind.shape)
+        if isinstance(place, Arena):
+            return self._arena.view(shape, kind.dtype.numpy, place.offset)
+        raise UsageError(
+            f"output '{self._outputs[number]}' is the input '{self._names[place.position]}' itself",
+            rule="an output is computed by the program",
+            fix="leave it out of the outputs",
+        )
+
+
+def _strings(function: Function, name: str) -> tuple[Any, ...]:
+    found = function.attrs[name]
+    assert isinstance(found, tuple), f"attribute {name} of {function.name}"
+    return found
+
+
+def _is_array(value: object) -> bool:
+    return isinstance(value, np.ndarray)
+
+
+def _address(array: Array) -> int:
+    return int(array.__array_interface__["data"][0])
