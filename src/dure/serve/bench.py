@@ -89,8 +89,7 @@ def _run(
     prompts = random.integers(0, engine.vocabulary, (batch, prompt)).astype(np.int32)
     sequences: list[Sequence] = []
     try:
-        for _ in range(batch):
-            sequences.append(engine.sequence())
+        sequences.extend(engine.sequence() for _ in range(batch))
         started = time.perf_counter()
         tokens = [
             int(engine.prefill(sequence, ids).argmax())

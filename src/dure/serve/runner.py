@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+import dure.library as _registers_lowerings
+from dure.compiler.pipeline import compile_program
+from dure.models.decoder import StepLimits, step_program
+from dure.models.stored import StoredModel
 from dure.serve.kv import Int32s
+from dure.targets.cpu.program import CompiledProgram
+
+_REGISTERED = _registers_lowerings
 
 
 class StepRunner(Protocol):
@@ -26,3 +33,29 @@ class StepRunner(Protocol):
     def close(self) -> None:
         """Free weights, pools and code."""
         ...
+
+
+class CompiledStep:
+    """A step program compiled for the host CPU."""
+
+    def __init__(self, program: CompiledProgram) -> None:
+        self._program: CompiledProgram | None = program
+        self.threads = program.workers
+
+    @staticmethod
+    def load(model: StoredModel, limits: StepLimits, threads: int | None) -> CompiledStep:
+        """Compile the model's step, lay its weights out and make room for its KV pools."""
+        program = compile_program(step_program(model.config, model.types, limits), workers=threads)
+        weights: dict[str, npt.NDArray[Any]] = {w.name: w.data for w in model.weights()}
+        program.load({**weights, **model.tables(limits.positions)})
+        program.allocate_states()
+        return CompiledStep(program)
+
+    def run(self, inputs: Mapping[str, Int32s]) -> npt.NDArray[np.float32]:
+        """See :class:`StepRunner`."""
+        assert self._program is not None, "a closed step was run"
+        return self._program.run(inputs)["logits"]
+
+    def close(self) -> None:
+        """See :class:`StepRunner`."""
+        self._program = None
