@@ -27,7 +27,7 @@ SLOW_ENGINE = """
                 time.sleep(0.01)
 
     session.load_engine = lambda path, threads, context: Slow(threads, 10**6)
-    sys.exit(main.run(sys.argv[1:]))
+    main.main()
 """
 
 

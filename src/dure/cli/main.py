@@ -18,7 +18,11 @@ EXIT_INTERRUPTED = 130
 
 def main() -> None:
     """Run the command line of this process and exit with its code."""
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    if code == EXIT_INTERRUPTED:
+        # A second Ctrl-C while the interpreter cleans up after the first one changes nothing.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -32,8 +36,6 @@ def run(arguments: Sequence[str]) -> int:
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
-        # A second Ctrl-C while the first one is being cleaned up after changes nothing.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("dure: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
