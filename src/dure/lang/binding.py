@@ -15,7 +15,7 @@ from dure.ir.layout import strided
 from dure.ir.types import TensorType
 from dure.lang.programs import MAX_GRID_AXES
 from dure.lang.signature import KernelParameter, Signature
-from dure.lang.values import TensorBase, TileBase, describe
+from dure.lang.values import TensorBase, TileBase, as_tuple, describe
 
 if TYPE_CHECKING:
     from dure.runtime.arrays import ArrayView
@@ -93,7 +93,7 @@ def check_const(signature: Signature, parameter: KernelParameter, value: object)
     if is_array or isinstance(value, TensorBase | TileBase | Expr):
         raise KernelError(
             f"an array ({type(value).__name__}) was passed as {where}",
-            rule="a dl.const is a number, flag, string, dtype, tuple or function, known when compiling",
+            rule="a dl.const is known when compiling: number, flag, string, dtype, tuple, function",
             fix=f"annotate it as {parameter.name}: dl.Tensor, or pass a number",
         )
     try:
@@ -101,7 +101,7 @@ def check_const(signature: Signature, parameter: KernelParameter, value: object)
     except TypeError:
         raise KernelError(
             f"{describe(value)} was passed as {where}",
-            rule="a dl.const is hashable: kernels are kept by the values of their consts",
+            rule="a dl.const is hashable: kernels are kept by their consts' values",
             fix="pass a tuple instead of a list, a frozen dataclass instead of a dict",
         ) from None
     return value
@@ -109,7 +109,7 @@ def check_const(signature: Signature, parameter: KernelParameter, value: object)
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What a specialisation knows of an array: its dtype, rank, and whether the last axis is dense."""
+    """What a specialisation knows of an array; ``dense``: the last axis has no gaps."""
 
     dtype: str
     rank: int
@@ -129,7 +129,9 @@ def form_of(name: str, view: ArrayView) -> Form:
 
 
 def type_of(name: str, form: Form) -> TensorType:
-    """The type of an argument of this form: all sizes are symbols, and all strides but a dense last."""
+    """The type of an argument of this form: all sizes are symbols, and all strides but a dense
+    last.
+    """
     dtype = dtypes.DTYPES[form.dtype]
     shape = tuple(symbol(f"{name}_{axis}", "size", 0) for axis in range(form.rank))
     strides: list[int | Expr] = [
@@ -154,7 +156,7 @@ def resolve_grid(name: str, grid: object, meta: Callable[[], Meta]) -> tuple[int
     """The extents that a launch's ``[grid]`` means: an int, a tuple, or a function of a Meta."""
     if callable(grid):
         grid = grid(meta())
-    entries = cast("Sequence[object]", grid if isinstance(grid, tuple | list) else (grid,))
+    entries = as_tuple(grid)
     if not 1 <= len(entries) <= MAX_GRID_AXES:
         raise _bad_grid(name, grid, f"a grid has 1 to {MAX_GRID_AXES} axes")
     return tuple(_extent(name, grid, e) for e in entries)

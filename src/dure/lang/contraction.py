@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 @builtin
 def dot(a: TileBase, b: TileBase, acc: TileBase | None = None) -> Tile:
-    """``acc + a @ b`` for a (..., m, k), b (..., k, n); the accumulator is float32, for integers int32."""
+    """``acc + a @ b`` for a (..., m, k), b (..., k, n); the accumulator is float32, for integers
+    int32.
+    """
     left = tile_type(a, "the left operand of dot")
     right = tile_type(b, "the right operand of dot")
     if left.rank < 2 or right.rank < 2:
@@ -66,7 +68,9 @@ def _reduce(x: TileBase, axis: int | None, keepdims: bool, combiner: str) -> Til
             return reshape(_reduce(reshape(x, (kind.elements,)), 0, False, combiner), shape)
         return _reduce(reshape(x, (kind.elements,)), 0, False, combiner)
     place = check_axis(axis, x, combiner)
-    if (combiner in ("sum", "prod") and (dtype.kind == "bool" or _narrow(dtype))) or dtype.kind == "bool":
+    if (
+        combiner in ("sum", "prod") and (dtype.kind == "bool" or _narrow(dtype))
+    ) or dtype.kind == "bool":
         dtype = dtypes.int32
     source = cast_tile(x, dtype)
     result = builder().emit("reduce", [source], {"axis": place, "combiner": combiner})
@@ -136,7 +140,7 @@ def reduce(
     x: TileBase,
     axis: int,
     combine: Callable[..., object],
-    identity: float,
+    identity: object,
     keepdims: bool = False,
 ) -> Tile:
     """A reduction with ``combine(a, b)``, which is associative and has this identity."""

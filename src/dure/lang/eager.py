@@ -1,9 +1,11 @@
-"""The builder that computes at once on NumPy: what the language's functions do under ``dl.interpret``."""
+"""The builder that computes at once on NumPy: what the language's functions do under
+``dl.interpret``.
+"""
 
 from __future__ import annotations
 
+import inspect
 import linecache
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -153,7 +155,7 @@ def handle(name: str, type: TensorType, memory: Array | Blocks) -> Tensor:
 
 def author_line() -> str:
     """The line of the kernel that is running, with what Python knows of its columns."""
-    frame = sys._getframe(1)
+    frame = inspect.currentframe()
     while frame is not None and str(Path(frame.f_code.co_filename).parent).startswith(_HERE):
         frame = frame.f_back
     if frame is None:
@@ -226,7 +228,7 @@ def _gather(memory: Array, places: Sequence[Positions], fill: float) -> Array:
     return np.where(np.broadcast_to(mask, shape), memory[np.ix_(*safe)], number)
 
 
-_COMBINE: dict[str, Callable[..., Any]] = {"add": np.add, "max": np.maximum, "min": np.minimum}
+_COMBINE: dict[str, Any] = {"add": np.add, "max": np.maximum, "min": np.minimum}
 
 
 def _scatter(memory: Array, places: Sequence[Positions], data: Array, combine: str) -> None:

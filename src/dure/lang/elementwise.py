@@ -1,4 +1,6 @@
-"""Elementwise operations on tiles, index scalars and Python numbers, with promotion and broadcasting."""
+"""Elementwise operations on tiles, index scalars and Python numbers, with promotion and
+broadcasting.
+"""
 
 from __future__ import annotations
 
@@ -26,15 +28,15 @@ BINARY: dict[str, Callable[[Any, Any], Any]] = {
     "add": operator.add,
     "sub": operator.sub,
     "mul": operator.mul,
-    "div": operator.truediv,
-    "floordiv": operator.floordiv,
+    "div": lambda a, b: a / b,
+    "floordiv": lambda a, b: a // b,
     "mod": operator.mod,
-    "pow": operator.pow,
-    "and": operator.and_,
-    "or": operator.or_,
-    "xor": operator.xor,
-    "shl": operator.lshift,
-    "shr": operator.rshift,
+    "pow": lambda a, b: a**b,
+    "and": lambda a, b: a & b,
+    "or": lambda a, b: a | b,
+    "xor": lambda a, b: a ^ b,
+    "shl": lambda a, b: a << b,
+    "shr": lambda a, b: a >> b,
     "min": min,
     "max": max,
 }
@@ -83,7 +85,7 @@ def _no_tensor(name: str, *operands: object) -> None:
         if isinstance(operand, TensorBase):
             raise KernelError(
                 f"'{name}' of {describe(operand)}",
-                rule="arithmetic takes tiles; a tensor stays in memory until a tile of it is loaded",
+                rule="arithmetic takes tiles; a tensor stays in memory until a tile is loaded",
                 fix=f"dl.load({operand.name}, index, shape)",
             )
 
@@ -165,14 +167,14 @@ def full(shape: tuple[int, ...], value: object, dtype: DType) -> Tile:
     return builder().emit("full", (), {"shape": shape, "dtype": dtype, "value": value})
 
 
-def _number(value: float, dtype: DType) -> float:
+def _number(value: int | float, dtype: DType) -> float:
     """A Python number that the type can hold."""
     if dtype.kind == "bool":
         return bool(value)
     if not dtype.is_integer:
         return float(value)
     low, high = integer_range(dtype)
-    if isinstance(value, float) and not (math.isfinite(value) and value == int(value)):
+    if not (math.isfinite(value) and value == int(value)):
         raise KernelError(
             f"the number {value} in a tile of {dtype}",
             rule="a number that a tile adopts fits its type",

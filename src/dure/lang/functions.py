@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from dure.ir import dtypes
 from dure.ir.expr import Expr
@@ -132,7 +132,7 @@ def where(condition: Any, a: Any, b: Any) -> Tile:
     if isinstance(condition, TileBase):
         chosen: Any = condition
         if condition.dtype != dtypes.bool_:
-            chosen = condition != 0
+            chosen = cast("Any", condition) != 0
         chosen = as_tile(chosen, shape, dtypes.bool_)
     else:
         chosen = full(shape, condition, dtypes.bool_)

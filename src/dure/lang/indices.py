@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Literal, cast
 
 from dure.errors import KernelError
 from dure.ir import expr
-from dure.ir.expr import Compare, Expr, Logic
+from dure.ir.expr import Compare, Expr, Logic, as_expr
 from dure.lang.values import Index, plain
 
 _BINARY: dict[str, Callable[[Index, Index], Index]] = {
-    "add": operator.add,
-    "sub": operator.sub,
-    "mul": operator.mul,
-    "floordiv": operator.floordiv,
-    "mod": lambda a, b: expr.as_expr(a) % b,
+    "add": lambda a, b: as_expr(a) + b,
+    "sub": lambda a, b: as_expr(a) - b,
+    "mul": lambda a, b: as_expr(a) * b,
+    "floordiv": lambda a, b: as_expr(a) // b,
+    "mod": lambda a, b: as_expr(a) % b,
     "min": lambda a, b: expr.minimum(a, b),
     "max": lambda a, b: expr.maximum(a, b),
 }

@@ -1,17 +1,17 @@
 """Running kernels as plain Python: with print, assert and a debugger.
 
-``dl.interpret(kernel)[grid](a, b, c)`` runs one kernel's function by CPython, one grid instance after
-another, on NumPy values; ``with dl.interpret():`` does so for every kernel that is launched inside.  Shapes,
-dtypes, edges, ranges and promotion are those of the compiled kernel.
+``dl.interpret(kernel)[grid](a, b, c)`` runs one kernel's function by CPython, one grid instance
+after another, on NumPy values; ``with dl.interpret():`` does so for every kernel that is launched
+inside.  Shapes, dtypes, edges, ranges and promotion are those of the compiled kernel.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, cast, overload
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from dure.lang.eager import Eager, handle
 from dure.lang.frontend.compile import LARGEST_INDEX
 from dure.lang.launch import array_of, check_indices, check_memory
 from dure.lang.tensor import Tensor
-from dure.lang.values import building
+from dure.lang.values import as_tuple, building
 from dure.runtime.arrays import ArrayView, adopt
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def interpret(kernel: Kernel | None = None) -> Interpreted | AbstractContextMana
 
 
 @contextmanager
-def _everything() -> Iterator[None]:
+def _everything() -> Generator[None]:
     token = _INTERPRETING.set(True)
     try:
         yield
@@ -118,7 +118,7 @@ def _python_call(
     for parameter in kernel.signature.parameters:
         value = found[parameter.name]
         if parameter.many:
-            positional.extend(value if isinstance(value, tuple) else ())
+            positional.extend(as_tuple(value))
             many_seen = True
         elif many_seen or _keyword_only(kernel, parameter.name):
             keywords[parameter.name] = value
@@ -144,7 +144,7 @@ def _arrays(
             continue
         view = adopt(value, f"'{name}' of kernel '{kernel.__name__}'")
         views.append(view)
-        arrays.append(value if isinstance(value, np.ndarray) else array_of(view))
+        arrays.append(cast("Array", value) if isinstance(value, np.ndarray) else array_of(view))
     return arrays, views
 
 

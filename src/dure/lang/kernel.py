@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Kernel:
-    """A tile kernel.  ``k(...)`` or ``k[grid](...)`` launches it; :meth:`specialize` compiles it."""
+    """A tile kernel: ``k(...)`` and ``k[grid](...)`` launch it, :meth:`specialize` compiles it."""
 
     __name__: str
 
@@ -40,9 +40,9 @@ class Kernel:
     ) -> Function:
         """The tile function for arguments of these types and these consts.
 
-        ``types`` has one entry for each tensor or index parameter, in order (``*extras`` last or where
-        they stand), None for an absent one.  The grid follows from the stores, else it is symbols
-        ``grid_0``, ... that the launch gives.  Raises KernelError at the author's line.
+        ``types`` has one entry for each tensor or index parameter, in order (``*extras`` last or
+        where they stand), None for an absent one.  The grid follows from the stores, else it is
+        symbols ``grid_0``, ... that the launch gives.  Raises KernelError at the author's line.
         """
         return self.compile(types, consts).function
 
@@ -67,7 +67,7 @@ class Kernel:
         return GridLaunch(self, grid)
 
     def launch(self, grid: object, args: Sequence[object], keywords: Mapping[str, object]) -> None:
-        """Launch; ``grid`` of None follows from the stores.  Raises KernelError for bad arguments."""
+        """Launch; ``grid`` of None follows from the stores.  Bad arguments raise KernelError."""
         from dure.lang import interpreter
 
         arguments = match(self.signature, args, keywords)
@@ -101,7 +101,9 @@ class GridLaunch:
 
 
 def kernel(function: Any) -> Kernel:
-    """Make a tile kernel of a Python function whose parameters are annotated with dure.lang's types."""
+    """Make a tile kernel of a Python function whose parameters are annotated with dure.lang's
+    types.
+    """
     if not isinstance(function, FunctionType):
         raise KernelError(
             f"@dure.kernel on {describe(function)}",

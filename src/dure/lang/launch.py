@@ -1,15 +1,17 @@
-"""Launching kernels: specialisations kept by the form of their arguments, and checks at every launch."""
+"""Launching kernels: specialisations kept by the form of their arguments, and checks at every
+launch.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import ml_dtypes
 import numpy as np
@@ -53,7 +55,7 @@ _EXECUTOR: ContextVar[Executor] = ContextVar("dure_executor", default=cpu_execut
 
 
 @contextmanager
-def executing(executor: Executor) -> Iterator[None]:
+def executing(executor: Executor) -> Generator[None]:
     """Run launches with another executor inside of the ``with``."""
     token = _EXECUTOR.set(executor)
     try:
@@ -261,7 +263,7 @@ def check_memory(
 
 def _share(one: ArrayView, other: ArrayView) -> bool:
     try:
-        return bool(np.shares_memory(array_of(one), array_of(other), max_work=100_000))
+        return bool(np.shares_memory(array_of(one), array_of(other), max_work=cast("Any", 100_000)))
     except np.exceptions.TooHardError:
         return True
 
@@ -277,7 +279,7 @@ def array_of(view: ArrayView) -> npt.NDArray[Any]:
         return np.empty(view.shape, dtype)
     memory = (ctypes.c_char * (high - low)).from_address(low)
     offset = view.address - low
-    array = np.ndarray(view.shape, dtype, memory, offset, view.strides)
+    array = np.ndarray(view.shape, dtype, cast("Any", memory), offset, view.strides)
     array.flags.writeable = not view.readonly
     return array
 

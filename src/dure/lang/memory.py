@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 class Place:
     """Where along each axis of a tensor the elements of a load or store lie.
 
-    ``index`` is None on an axis that a list rules; ``free`` axes may lie anywhere (the author said so by
-    an offset, a stride or a fill).
+    ``index`` is None on an axis that a list rules; ``free`` axes may lie anywhere (the author said
+    so by an offset, a stride or a fill).
     """
 
     shape: tuple[int, ...]
@@ -73,12 +73,13 @@ def load(
     offset: object = None,
     stride: object = None,
 ) -> Tile:
-    """The tile of ``shape`` at tile coordinates ``index``; what lies outside of ``x`` reads ``fill``.
+    """The tile of ``shape`` at tile coordinates ``index``; what lies outside of ``x`` reads
+    ``fill``.
 
-    Along each axis, element t of the tile is element ``index * step + offset + t * stride`` of the tensor;
-    ``step`` is the tile's extent unless given.  An entry of ``index`` may be a list: a 1-D int32 tile
-    loaded from a ``dl.Index`` argument, each entry standing for ``step`` elements (extent // entries); a
-    negative entry is absent.  ``fill`` is 0, for ``dl.Index`` arguments -1.
+    Along each axis, element t of the tile is element ``index * step + offset + t * stride`` of the
+    tensor; ``step`` is the tile's extent unless given.  An entry of ``index`` may be a list: a 1-D
+    int32 tile loaded from a ``dl.Index`` argument, each entry standing for ``step`` elements
+    (extent // entries); a negative entry is absent.  ``fill`` is 0, for ``dl.Index`` arguments -1.
     """
     source = _tensor(x, "dl.load")
     place = _place("dl.load", source, index, static_shape(shape, "dl.load"), step, offset, stride)
@@ -97,14 +98,15 @@ def load(
 def store(
     x: TensorBase,
     index: object,
-    tile: TileBase,
+    tile: Any,
     *,
     combine: str | None = None,
     step: object = None,
     offset: object = None,
     stride: object = None,
 ) -> None:
-    """Write ``tile`` at tile coordinates ``index`` (see :func:`load`); outside of ``x`` nothing happens.
+    """Write ``tile`` at tile coordinates ``index`` (see :func:`load`); outside of ``x`` nothing
+    happens.
 
     ``combine`` of "add", "max" or "min" joins it with what is there.
     """
@@ -239,7 +241,7 @@ def _scalar(name: str, entry: object, axis: int) -> Index:
         return cast("Index", entry)
     raise KernelError(
         f"{name} with {describe(entry)} as index of axis {axis}",
-        rule="an index is an integer, a program id, a loop variable, a size or an element of a dl.Index",
+        rule="an index is an integer, program id, loop variable, size or element of a dl.Index",
         fix="compute it from those with + - * // % min max",
     )
 
@@ -321,7 +323,7 @@ def _check_list(name: str, source: TensorBase, place: Place, axis: int) -> None:
             f"{name} of '{source.name}' by entries of '{entries.name}' of up to {high} along axis "
             f"{axis}, which has {tiles} times {step} elements",
             rule="the declared range of an index argument lies inside of what it addresses",
-            fix=f"declare '{entries.name}' with a smaller upper bound, or with None for whatever fits",
+            fix=f"declare '{entries.name}' with a smaller upper bound, or None for whatever fits",
         ),
     )
 
@@ -341,7 +343,7 @@ def _origins(source: TensorBase, place: Place) -> tuple[Origin | None, ...]:
 
 
 def subscript(x: TensorBase, key: object) -> Any:
-    """``x[start:stop]``, ``x[:, a:b]``: a view; ``table[s, j]``: an element of an index argument."""
+    """``x[start:stop]``, ``x[:, a:b]``: views; ``table[s, j]``: an index argument's element."""
     entries = as_tuple(key)
     if any(e is Ellipsis or e is None for e in entries) or len(entries) > x.rank:
         raise KernelError(
@@ -352,8 +354,7 @@ def subscript(x: TensorBase, key: object) -> Any:
     if all(isinstance(e, slice) for e in entries):
         view: TensorBase = x
         for axis, entry in enumerate(entries):
-            assert isinstance(entry, slice)
-            view = _view(view, axis, entry)
+            view = _view(view, axis, cast("slice[Any, Any, Any]", entry))
         return view
     if len(entries) == x.rank and all(is_index(e) for e in entries):
         return _element(x, tuple(cast("Index", e) for e in entries))
@@ -364,7 +365,7 @@ def subscript(x: TensorBase, key: object) -> Any:
     )
 
 
-def _view(x: TensorBase, axis: int, cut: slice) -> Tensor | TensorBase:
+def _view(x: TensorBase, axis: int, cut: slice[Any, Any, Any]) -> Tensor | TensorBase:
     bounds = (cast("object", cut.start), cast("object", cut.stop))
     if cut.step is not None:
         raise KernelError(
@@ -413,7 +414,7 @@ def _element(x: TensorBase, index: Sequence[Index]) -> Index:
     if x.type.index is None:
         raise KernelError(
             f"an element of {describe(x)} as an index scalar",
-            rule="run-time indices come from program ids, loop variables, sizes and dl.Index arguments",
+            rule="run-time indices are program ids, loop variables, sizes, dl.Index elements",
             fix=f"declare the parameter as {x.name}: dl.Index(low, high), or load a tile",
         )
     for axis, (entry, extent) in enumerate(zip(index, x.extents, strict=True)):

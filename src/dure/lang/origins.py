@@ -1,10 +1,10 @@
 """Where a tile's elements came from, to catch arguments whose shapes disagree.
 
-Edge tiles are cut for the author, so that a missing row would go unnoticed: ``a @ b`` with one column of
-``a`` too many would read zeros from ``b``.  So a loaded tile remembers, for each axis, which elements of
-which argument it holds.  Where two such axes meet (in an elementwise operation, along a dot's K, in a
-store) at the same place, the two arguments must have the same extent there.  Giving ``fill=`` says that
-the author wants elements beyond the end, and forgets the origin.
+Edge tiles are cut for the author, so that a missing row would go unnoticed: ``a @ b`` with one
+column of ``a`` too many would read zeros from ``b``.  So a loaded tile remembers, for each axis,
+which elements of which argument it holds.  Where two such axes meet (in an elementwise operation,
+along a dot's K, in a store) at the same place, the two arguments must have the same extent there.
+Giving ``fill=`` says that the author wants elements beyond the end, and forgets the origin.
 """
 
 from __future__ import annotations

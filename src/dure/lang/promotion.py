@@ -1,7 +1,8 @@
 """Which type an operation on mixed operands has: the rules of Triton.
 
-* A Python number takes the type of the tiles that it meets: a float makes an integer tile float32, an
-  integer makes a bool tile int32.  So does a tile of one number that was computed from Python numbers.
+* A Python number takes the type of the tiles that it meets: a float makes an integer tile float32,
+  an integer makes a bool tile int32.  So does a tile of one number that was computed from Python
+  numbers.
 * An index scalar counts as int32, and takes a float tile's type.
 * Two tiles: float64, float32, then float16 or bfloat16; float16 with bfloat16 gives float32; two
   different 8-bit floats give float16; a float with an integer gives the float.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from dure.errors import KernelError
 from dure.ir import dtypes
@@ -75,7 +75,7 @@ def arange(size: int, dtype: ElementType = dtypes.int32) -> Tile:
 
 
 @builtin
-def broadcast_to(x: TileBase, shape: object) -> Tile:
+def broadcast_to(x: Any, shape: object) -> Tile:
     """``x`` repeated along axes of extent 1, by NumPy's rule."""
     wanted = static_shape(shape, "dl.broadcast_to")
     if not isinstance(x, TileBase) and isinstance(x, int | float):
@@ -158,7 +158,7 @@ def subscript(x: TileBase, key: object) -> Tile:
     shape: list[int] = []
     origins: list[Origin | None] = []
     axis = 0
-    entries = as_tuple(key) if not isinstance(key, list) else (key,)
+    entries = as_tuple(key)
     missing = x.rank - sum(1 for e in entries if e is not None and e is not Ellipsis)
     for entry in entries:
         if entry is None:

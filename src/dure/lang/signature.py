@@ -18,7 +18,7 @@ _RULE = "every parameter of a kernel is annotated with dl.Tensor, dl.Index(low, 
 
 @dataclass(frozen=True, slots=True)
 class KernelParameter:
-    """One parameter: ``many`` for ``*extras``; ``default`` is Python's marker where there is none."""
+    """One parameter: ``many`` for ``*extras``; ``default`` is Python's marker for none."""
 
     name: str
     kind: Kind

@@ -22,7 +22,9 @@ else:
 
 
 class Tensor(TensorBase):
-    """A tensor in memory: a kernel's argument, or a view of one.  Also the annotation of a parameter."""
+    """A tensor in memory: a kernel's argument, or a view of one.  Also the annotation of a
+    parameter.
+    """
 
     __slots__ = ()
 
@@ -37,9 +39,9 @@ class Tensor(TensorBase):
 class Index:
     """Annotation of an int32 argument whose elements address memory.
 
-    Its elements lie in ``low .. high`` (both inclusive; ``high`` of None is whatever fits all that they
-    address); -1 in a list means absent.  ``unique`` says that no two elements are equal, so that stores
-    through them are disjoint.  Both are checked on the values at every launch.
+    Its elements lie in ``low .. high`` (both inclusive; ``high`` of None is whatever fits all that
+    they address); -1 in a list means absent.  ``unique`` says that no two elements are equal, so
+    that stores through them are disjoint.  Both are checked on the values at every launch.
     """
 
     low: int = 0

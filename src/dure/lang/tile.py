@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class Tile(TileBase):
     """A block of a tensor that one kernel instance computes with.
 
-    It has a static ``shape`` and a ``dtype``.  Operators work element by element and broadcast as NumPy's
-    do; Python numbers adopt the tile's type.
+    It has a static ``shape`` and a ``dtype``.  Operators work element by element and broadcast as
+    NumPy's do; Python numbers adopt the tile's type.
     """
 
     __slots__ = ()
@@ -175,7 +175,7 @@ class Tile(TileBase):
         """See :func:`dure.lang.min`."""
         return contraction.min(self, axis, keepdims)
 
-    def __array__(self, dtype: npt.DTypeLike = None, copy: bool | None = None) -> Array:
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
         """The numbers, under ``dl.interpret``: ``numpy.asarray(tile)``."""
         if isinstance(self.payload, Value):
             raise KernelError(

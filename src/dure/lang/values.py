@@ -1,9 +1,9 @@
 """What a kernel's names stand for while it is compiled or interpreted.
 
-An index scalar is a Python int or an :class:`~dure.ir.expr.Expr`; a tile a :class:`TileBase`, a tensor in
-memory a :class:`TensorBase`; everything else is a plain Python value, known when the kernel is compiled.
-The functions of the language are written once, over a :class:`Builder`: one records ops (the compiler),
-the other runs them at once on NumPy (``dl.interpret``).
+An index scalar is a Python int or an :class:`~dure.ir.expr.Expr`; a tile a :class:`TileBase`, a
+tensor in memory a :class:`TensorBase`; everything else is a plain Python value, known when the
+kernel is compiled. The functions of the language are written once, over a :class:`Builder`: one
+records ops (the compiler), the other runs them at once on NumPy (``dl.interpret``).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeGuard, TypeVar
 
 from dure.errors import KernelError
 from dure.ir.blocks import Blocks
@@ -22,7 +22,7 @@ from dure.ir.expr import Const, Expr
 from dure.ir.types import TensorType, TileType
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
     from dure.lang.tensor import Tensor
     from dure.lang.tile import Tile
@@ -50,8 +50,9 @@ class Origin:
 class TileBase:
     """A tile: its type, and either the IR value that it will be or the numbers that it is.
 
-    ``origins`` has an :class:`Origin` or None for each axis; ``indices_of`` names the ``dl.Index`` argument
-    whose elements the tile holds unchanged; ``weak`` says that it is a number without a type of its own.
+    ``origins`` has an :class:`Origin` or None for each axis; ``indices_of`` names the ``dl.Index``
+    argument whose elements the tile holds unchanged; ``weak`` says that it is a number without a
+    type of its own.
     """
 
     __slots__ = ("indices_of", "origins", "payload", "type", "weak")
@@ -196,7 +197,7 @@ def builder() -> Builder:
 
 
 @contextmanager
-def building(mode: Builder) -> Iterator[None]:
+def building(mode: Builder) -> Generator[None]:
     """Let the language's functions use this mode."""
     token = _BUILDER.set(mode)
     try:
@@ -230,10 +231,15 @@ def is_index(value: object) -> bool:
     return isinstance(value, Expr) or (isinstance(value, int) and not isinstance(value, bool))
 
 
+def is_sequence(value: object) -> TypeGuard[Sequence[object]]:
+    """Whether ``value`` is a tuple or a list."""
+    return isinstance(value, tuple | list)
+
+
 def as_tuple(value: object) -> tuple[object, ...]:
     """``value`` itself if it is a tuple or a list, else a tuple of it alone."""
-    if isinstance(value, tuple | list):
-        return tuple(cast("Sequence[object]", value))
+    if is_sequence(value):
+        return tuple(value)
     return (value,)
 
 

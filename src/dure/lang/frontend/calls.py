@@ -20,13 +20,12 @@ from dure.lang.frontend import statements
 from dure.lang.frontend.expressions import evaluate, truth
 from dure.lang.frontend.frame import Frame, InnerFunction
 from dure.lang.frontend.source import FunctionNode, Source, source_of
-from dure.lang.values import TensorBase, TileBase, describe, is_builtin, is_index
+from dure.lang.values import TensorBase, TileBase, describe, is_builtin, is_index, is_sequence
 
 MAX_DEPTH = 64
 #: Modules whose C functions may be called on numbers that are known when the kernel is compiled.
 _PURE_MODULES = ("math", "builtins", "_operator", "_functools", "cmath")
-_PURE_TYPES: tuple[type, ...] = (int, float, bool, str, tuple, list, dict, slice, zip, enumerate)
-_PURE_TYPES += (reversed, map, filter)
+_PURE_TYPES: tuple[type, ...] = (int, float, bool, str, tuple, list, dict, slice)
 
 
 def call(
@@ -183,9 +182,10 @@ def _call_static(
     if not pure:
         raise KernelError(
             f"a call of '{name}'",
-            rule="a kernel calls functions of dure.lang, Python functions with source, and min, max, "
-            "abs, len, int, float, math.* on constants",
-            fix="write it with functions of dure.lang, or compute it outside and pass it as a dl.const",
+            rule="a kernel calls functions of dure.lang, Python functions with source, and min, "
+            "max, abs, len, int, float, math.* on constants",
+            fix="write it with functions of dure.lang, or compute it outside and pass it as a "
+            "dl.const",
         )
     if not static:
         found = next(v for v in every if _has_runtime(v))
@@ -198,18 +198,18 @@ def _call_static(
 
 
 def _has_runtime(value: object) -> bool:
-    if isinstance(value, tuple | list):
-        return any(_has_runtime(part) for part in cast("Sequence[object]", value))
+    if is_sequence(value):
+        return any(_has_runtime(part) for part in value)
     return isinstance(value, TileBase | TensorBase | Expr | InnerFunction)
 
 
 # --- Python's built-in functions ----------------------------------------------------------------
 
 
-def _extreme(name: str, python: Callable[..., object]) -> Callable[..., object]:
+def _extreme(name: str, python: Callable[..., Any]) -> Callable[..., object]:
     def choose(frame: Frame, *values: object) -> object:
-        every = values[0] if len(values) == 1 and isinstance(values[0], tuple) else values
-        items = cast("Sequence[Any]", every)
+        given = values[0] if len(values) == 1 else values
+        items = cast("Sequence[Any]", given if is_sequence(given) else values)
         if not any(_has_runtime(v) for v in items):
             return python(items)
         for value in items:
@@ -219,19 +219,12 @@ def _extreme(name: str, python: Callable[..., object]) -> Callable[..., object]:
                     rule=f"Python's {name} chooses between index scalars",
                     fix=f"dl.{name}imum(a, b) for tiles, dl.{name}(x, axis) along an axis",
                 )
-        total = items[0]
+        total: Any = items[0]
         for value in items[1:]:
-            total = (
-                value
-                if isinstance(total, int)
-                and isinstance(value, int)
-                and python((total, value)) == value
-                else (
-                    indices.binary(name, total, value)
-                    if isinstance(total, Expr) or isinstance(value, Expr)
-                    else total
-                )
-            )
+            if isinstance(total, Expr) or isinstance(value, Expr):
+                total = indices.binary(name, total, value)
+            else:
+                total = python((total, value))
         return total
 
     return choose
@@ -322,6 +315,10 @@ def _power(frame: Frame, base: Any, exponent: Any) -> object:
     return statements.apply_binary(ast.Pow(), base, exponent)
 
 
+def _range(frame: Frame, *bounds: Any) -> object:
+    return programs.range(*bounds)
+
+
 _PYTHON: dict[int, Callable[..., object]] = {
     id(builtins.min): _extreme("min", min),
     id(builtins.max): _extreme("max", max),
@@ -340,5 +337,5 @@ _PYTHON: dict[int, Callable[..., object]] = {
     id(builtins.all): _all,
     id(builtins.isinstance): _is_instance,
     id(builtins.pow): _power,
-    id(builtins.range): lambda frame, *args, **kw: programs.range(*args, **kw),
+    id(builtins.range): _range,
 }

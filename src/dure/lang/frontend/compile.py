@@ -1,4 +1,6 @@
-"""Compile a kernel's source to a tile function: two walks, the first of which finds grid and ranges."""
+"""Compile a kernel's source to a tile function: two walks, the first of which finds grid and
+ranges.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ LARGEST_INDEX = 2**31 - 1
 
 @dataclass(frozen=True, eq=False)
 class Specialization:
-    """A compiled kernel: the function, what must hold at a launch, and whether the grid is known."""
+    """A compiled kernel: the function, what a launch checks, and whether the grid is known."""
 
     function: Function
     guards: tuple[Guard, ...]
@@ -44,8 +46,8 @@ def compile_kernel(
 ) -> Specialization:
     """Specialise a kernel to its arguments' types and consts.
 
-    The grid follows from the stores unless ``explicit_grid``; where it doesn't follow its extents are
-    symbols (``grid_0``, ...) that the launch gives.
+    The grid follows from the stores unless ``explicit_grid``; where it doesn't follow its extents
+    are symbols (``grid_0``, ...) that the launch gives.
     """
     names = signature.tensor_names(len(types))
     typed = [_declared(signature, n, t) for n, t in zip(names, types, strict=True)]
@@ -67,7 +69,7 @@ def compile_kernel(
 
 
 def _declared(signature: Signature, name: str, type: TensorType | None) -> TensorType | None:
-    """The type with the parameter's declared index range; ``None`` as upper bound stays open as -2."""
+    """The type with the parameter's declared index range; an open one ends at LARGEST_INDEX."""
     index = signature.index_of(name)
     if type is None:
         return None

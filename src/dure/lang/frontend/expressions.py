@@ -330,7 +330,7 @@ def _subscript(frame: Frame, node: ast.Subscript) -> object:
             rule="tuples are indexed with numbers that are known when the kernel is compiled",
             fix="unroll the loop with dl.static_range",
         )
-    return owner[key]
+    return cast("Any", owner)[key]
 
 
 @_handles(ast.Slice)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import builtins
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,7 +18,7 @@ from dure.lang.frontend.source import Source
 
 
 class Call(Protocol):
-    """Call a value of the kernel; injected, since calls need statements and statements need calls."""
+    """Call a value of the kernel; injected, since calls and statements need each other."""
 
     def __call__(
         self,
@@ -48,7 +48,8 @@ class InnerFunction:
 
 @dataclass(eq=False)
 class Frame:
-    """One call of a function: ``parent`` is the frame in which it was defined, if inside of a kernel.
+    """One call of a function: ``parent`` is the frame in which it was defined, if inside of a
+    kernel.
 
     ``conditional`` counts the run-time ifs and loops around the current statement.
     """
@@ -105,7 +106,7 @@ class Frame:
         )
 
     @contextmanager
-    def located(self, node: ast.AST) -> Iterator[Span]:
+    def located(self, node: ast.AST) -> Generator[Span]:
         """Ops recorded inside carry this place, and so do errors."""
         span = self.span(node)
         before, self.recorder.span = self.recorder.span, span

@@ -1,4 +1,6 @@
-"""What follows from the loads and stores of a kernel: its grid, and the ranges of its index arguments."""
+"""What follows from the loads and stores of a kernel: its grid, and the ranges of its index
+arguments.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,9 @@ from dure.lang.frontend.recorder import Recorder, Touch
 def infer_grid(recorder: Recorder) -> tuple[Expr, ...] | None:
     """The grid, where every axis of it is counted by an index: of a store, or of an index argument.
 
-    An index that is exactly ``program_id(i)`` along an axis says that the grid has one instance for each
-    tile of that axis.  Stores come first; then what chooses the place of a store through an index
-    argument; then other loads.  None where an axis doesn't follow.
+    An index that is exactly ``program_id(i)`` along an axis says that the grid has one instance for
+    each tile of that axis.  Stores come first; then what chooses the place of a store through an
+    index argument; then other loads.  None where an axis doesn't follow.
     """
     ids = recorder.program_ids
     stores = [t for t in recorder.touches if t.stores]

@@ -1,7 +1,7 @@
 """Which names matter after a statement: what a loop carries and what an if gives.
 
-A backward walk over the structured syntax tree.  It is conservative: a name that may be read later counts
-as needed, whatever constants decide.
+A backward walk over the structured syntax tree.  It is conservative: a name that may be read later
+counts as needed, whatever constants decide.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ def assigned(statements: Sequence[ast.stmt]) -> list[str]:
 
 
 def needed_names(function: FunctionNode) -> dict[ast.stmt, Names]:
-    """For each ``if`` the names read after it; for each ``for`` those read after it or in its next turn."""
+    """For each ``if`` the names read after it; for each ``for`` those read after it or in its next
+    turn.
+    """
     found: dict[ast.stmt, Names] = {}
     if isinstance(function, ast.FunctionDef):
         _block(function.body, frozenset(), found)

@@ -1,4 +1,4 @@
-"""Conditions that must hold for a kernel to be right: proved when it is compiled, or at its launch."""
+"""Conditions that a kernel relies on: proved when it is compiled, or at its launch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ class Guard:
     error: KernelError
 
     def check(self, sizes: Mapping[str, int]) -> None:
-        """Raise the error unless the condition holds for these sizes, whatever the other symbols are."""
+        """Raise the error unless the condition holds for these sizes, whatever the other symbols
+        are.
+        """
         found: dict[Expr, Expr] = {}
         condition = _at(self.condition, sizes, found)
         if proved(condition, [_at(a, sizes, found) for a in self.assumptions]):

@@ -12,12 +12,14 @@ from dure.ir.types import TileType
 from dure.lang.frontend.proofs import Guard, proved
 from dure.lang.tensor import Tensor
 from dure.lang.tile import Tile
-from dure.lang.values import Attrs, Index, TensorBase, TileBase, as_tuple, describe, plain
+from dure.lang.values import Attrs, Index, TensorBase, TileBase, describe, is_sequence, plain
 
 
 @dataclass(frozen=True, slots=True)
 class Touch:
-    """A load, store or scalar read: which elements of which argument, for inference of grid and ranges."""
+    """A load, store or scalar read: which elements of which argument, for inference of grid and
+    ranges.
+    """
 
     tensor: TensorBase
     index: tuple[Index | None, ...]
@@ -37,8 +39,8 @@ class Block:
 class Recorder:
     """Records the ops of one kernel.
 
-    ``grid`` holds the known grid extents; an axis beyond it gets a symbol of its own.  ``settled`` is
-    False in the first pass over a kernel, whose only results are the touches.
+    ``grid`` holds the known grid extents; an axis beyond it gets a symbol of its own.  ``settled``
+    is False in the first pass over a kernel, whose only results are the touches.
     """
 
     def __init__(self, grid: Sequence[Expr] = (), *, settled: bool) -> None:
@@ -207,8 +209,8 @@ def flatten(value: object) -> list[TileBase]:
     """The tiles in a value: one, or those of a tuple of tiles."""
     if isinstance(value, TileBase):
         return [value]
-    if isinstance(value, tuple | list):
-        return [tile for part in as_tuple(value) for tile in flatten(part)]
+    if is_sequence(value):
+        return [tile for part in value for tile in flatten(part)]
     return []
 
 
@@ -216,6 +218,6 @@ def rebuild(template: object, tiles: list[Tile]) -> object:
     """``template`` with its tiles replaced, in the order of :func:`flatten`; consumes ``tiles``."""
     if isinstance(template, TileBase):
         return tiles.pop(0)
-    if isinstance(template, tuple | list):
-        return tuple(rebuild(part, tiles) for part in as_tuple(template))
+    if is_sequence(template):
+        return tuple(rebuild(part, tiles) for part in template)
     return template

@@ -93,7 +93,7 @@ def source_of(function: types.FunctionType) -> Source:
         raise KernelError(
             f"the source of '{function.__qualname__}' has changed since it was imported",
             where=f"{shown_path(file)}:{code.co_firstlineno}",
-            rule="a kernel is compiled from the text that Python imported; async functions aren't kernels",
+            rule="a kernel is compiled from the text that Python imported",
             fix="import the module again",
         )
     cells = zip(code.co_freevars, function.__closure__ or (), strict=True)

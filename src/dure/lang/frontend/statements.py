@@ -6,7 +6,7 @@ import ast
 import builtins
 import pdb
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from dure.errors import KernelError
 from dure.ir.core import Region, Value
@@ -28,7 +28,7 @@ from dure.lang.frontend.source import Source
 from dure.lang.frontend.syntax import unsupported
 from dure.lang.programs import LoopRange
 from dure.lang.tile import Tile
-from dure.lang.values import Index, Origin, TileBase, describe, is_index
+from dure.lang.values import Index, Origin, TileBase, describe, is_index, is_sequence
 
 #: Calls that act under dl.interpret only.
 _DEBUGGING: tuple[object, ...] = (builtins.print, builtins.breakpoint, pdb.set_trace)
@@ -198,7 +198,7 @@ def _merged(name: str, condition: Index, yes: object, no: object) -> object:
     if _same(yes, no):
         return yes
     if is_index(yes) and is_index(no):
-        return indices.select(condition, yes, no)  # type: ignore[arg-type]
+        return indices.select(condition, cast("Index", yes), cast("Index", no))
     return Unbound(
         f"is {_describe(yes)} in one branch of a run-time if and {_describe(no)} in the other",
         "use an if on constants, or make both of them index scalars or tiles",
@@ -208,13 +208,13 @@ def _merged(name: str, condition: Index, yes: object, no: object) -> object:
 def _types(value: object) -> object:
     if isinstance(value, TileBase):
         return value.type
-    if isinstance(value, tuple):
+    if is_sequence(value):
         return tuple(_types(part) for part in value)
     return type(value)
 
 
 def _describe(value: object) -> str:
-    if isinstance(value, tuple):
+    if is_sequence(value):
         return "(" + ", ".join(_describe(part) for part in value) + ")"
     return describe(value)
 
@@ -222,7 +222,7 @@ def _describe(value: object) -> str:
 def _same(one: object, other: object) -> bool:
     if one is other:
         return True
-    if isinstance(one, tuple) and isinstance(other, tuple):
+    if is_sequence(one) and is_sequence(other):
         return len(one) == len(other) and all(map(_same, one, other))
     if isinstance(one, TileBase | Expr) or isinstance(other, TileBase | Expr):
         return False
@@ -298,7 +298,7 @@ def _loop(frame: Frame, node: ast.For, limits: LoopRange) -> None:
 
 
 def _outlasting(tile: TileBase, variable: Symbol) -> tuple[Origin | None, ...]:
-    """Where a carried tile's elements come from, as far as the loop's variable has no part in it."""
+    """Where a carried tile's elements come from, but for places that the loop's variable moves."""
     return tuple(
         None
         if origin is None or any(variable in symbols(as_expr(p)) for p in origin.place)
@@ -325,7 +325,7 @@ def _check_carried(frame: Frame, node: ast.For, name: str, before: object, after
         what = (
             f"'{name}' is {_describe(before)} before the loop and {_describe(after)} after a turn"
         )
-        fix = "compute index scalars from the loop variable; unroll with dl.static_range for constants"
+        fix = "compute index scalars from the loop variable, or unroll with dl.static_range"
         if flatten(after):
             fix = f"start with a tile, as in {name} = dl.full(shape, {before!r}, dtype)"
     place = _last_assignment(node.body, name) or node
