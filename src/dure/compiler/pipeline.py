@@ -1,17 +1,18 @@
-"""The compiler's ordered list of passes, and the one call that compiles a tensor program."""
+"""The one call that compiles a tensor program.
+
+A program is prepared (activations quantized by policy, ops fused, layouts chosen), which is cheap
+and always done.  The rest (kernels, barriers, memory, code) is looked up in the object cache under
+the prepared program's text, so that a warm start imports neither the language nor the code
+generator.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
 
-from dure.compiler.arena import Planned, plan_arena
-from dure.compiler.barriers import count_barriers, count_launches, schedule_barriers
-from dure.compiler.carried import separate_carried
 from dure.compiler.fuse import fuse
 from dure.compiler.layouts import LaidOut, choose_layouts
-from dure.compiler.lower import lower
 from dure.compiler.quantize import Policy, quantize_activations
 from dure.ir.core import Function
 from dure.ir.lowering import CompilerTarget
@@ -20,12 +21,9 @@ from dure.runtime import llvm
 from dure.runtime.cache import object_cache
 from dure.runtime.host import HostFeatures, host_features
 from dure.targets.cpu.artifact import Artifact, program_key
-from dure.targets.cpu.build import build
 from dure.targets.cpu.load import LoadPlan, plan_load
 from dure.targets.cpu.program import CompiledProgram
 from dure.targets.cpu.target import CpuTarget
-
-Pass: TypeAlias = Callable[[Function], Function]
 
 
 @dataclass(frozen=True)
@@ -37,24 +35,9 @@ class Prepared:
 
 
 def prepare(function: Function, target: CompilerTarget, policy: Policy = "int8") -> Prepared:
-    """Quantizes activations by policy, fuses, and chooses layouts; target-independent but for
-    these."""
-    quantized = quantize_activations(function, policy)
-    fused = fuse(quantized)
-    laid_out = choose_layouts(fused, target)
+    """Quantizes activations by policy, fuses, and chooses layouts."""
+    laid_out = choose_layouts(fuse(quantize_activations(function, policy)), target)
     return Prepared(laid_out, plan_load(laid_out.load))
-
-
-def plan(step: Function, target: CompilerTarget) -> Planned:
-    """Lowers a laid-out program to launches, and plans its barriers and its memory."""
-    passes: Sequence[Pass] = (
-        lambda f: lower(f, target),
-        separate_carried,
-        schedule_barriers,
-    )
-    for apply in passes:
-        step = apply(step)
-    return plan_arena(step)
 
 
 def compile_program(
@@ -63,13 +46,14 @@ def compile_program(
     *,
     policy: Policy = "int8",
     workers: int | None = None,
+    library: Callable[[], object] | None = None,
     times: llvm.CompileTimes | None = None,
 ) -> CompiledProgram:
     """Compiles a tensor program for the CPU, through the object cache.
 
-    ``policy`` says how activations meet quantized weights.  The library of kernels must have been
-    imported (``import dure.library``), or nothing can be lowered.  ``times`` collects what LLVM
-    took.
+    ``policy`` says how activations meet quantized weights.  ``library`` is called before ops are
+    lowered to kernels (not where the cache has the program) and registers their lowerings, as
+    importing ``dure.library`` does.  ``times`` collects what LLVM took.
     """
     features = host_features() if host is None else host
     target = CpuTarget(features)
@@ -80,16 +64,25 @@ def compile_program(
     found = cache.get(key) if cache is not None else None
     artifact = Artifact.from_bytes(found) if found is not None else None
     if artifact is None:
-        planned = plan(step, target)
-        report = {
-            "barriers": count_barriers(planned.function),
-            "launches": count_launches(planned.function),
-            "arena_bytes": planned.arena_bytes,
-            "buffers": planned.buffers,
-        }
-        artifact = build(
-            planned.function, prepared.load, planned.arena_bytes, report, features, times
-        )
+        if library is not None:
+            library()
+        artifact = _compile(step, prepared.load, target, features, times)
         if cache is not None:
             cache.put(key, artifact.to_bytes())
     return CompiledProgram(function, step, prepared.load, artifact, workers)
+
+
+def _compile(
+    step: Function,
+    load: LoadPlan,
+    target: CompilerTarget,
+    features: HostFeatures,
+    times: llvm.CompileTimes | None,
+) -> Artifact:
+    # Imported here: a warm start needs none of it.
+    from dure.compiler.plan import plan, report
+    from dure.targets.cpu.build import build
+
+    planned = plan(step, target)
+    counts = report(planned)
+    return build(planned.function, load, planned.arena_bytes, counts, features, times)

@@ -8,14 +8,18 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-import dure.library as _registers_lowerings
 from dure.compiler.pipeline import compile_program
 from dure.models.decoder import StepLimits, step_program
 from dure.models.stored import StoredModel
 from dure.serve.kv import Int32s
 from dure.targets.cpu.program import CompiledProgram
 
-_REGISTERED = _registers_lowerings
+
+def _library() -> object:
+    """Registers the library's lowerings; a program that the cache has needs none of them."""
+    import dure.library
+
+    return dure.library
 
 
 class StepRunner(Protocol):
@@ -45,7 +49,9 @@ class CompiledStep:
     @staticmethod
     def load(model: StoredModel, limits: StepLimits, threads: int | None) -> CompiledStep:
         """Compile the model's step, lay its weights out and make room for its KV pools."""
-        program = compile_program(step_program(model.config, model.types, limits), workers=threads)
+        program = compile_program(
+            step_program(model.config, model.types, limits), workers=threads, library=_library
+        )
         weights: dict[str, npt.NDArray[Any]] = {w.name: w.data for w in model.weights()}
         program.load({**weights, **model.tables(limits.positions)})
         program.allocate_states()

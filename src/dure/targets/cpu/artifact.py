@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import dure
-from dure.runtime import llvm
+from dure.runtime import llvm, pool
 from dure.runtime.host import HostFeatures
-from dure.targets.cpu.step import Arena, ContextLayout, Fixed, Param
+from dure.targets.cpu.context import Arena, ContextLayout, Fixed, Param
 
 FORMAT = 1
 _MAGIC = b"dure-program-1\n"
@@ -118,3 +118,16 @@ def source_digest() -> str:
             digest.update(str(path.relative_to(root)).encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def link(artifact: Artifact) -> dict[str, tuple[llvm.LoadedModule, int]]:
+    """Loads an artifact's objects; gives each symbol's module and address."""
+    addresses = dict(pool.symbols())
+    found: dict[str, tuple[llvm.LoadedModule, int]] = {}
+    for object_code, names in zip(artifact.objects, artifact.symbols, strict=True):
+        module = llvm.load_object(object_code, addresses)
+        for name in names:
+            address = module.address(name)
+            found[name] = (module, address)
+            addresses[name] = address
+    return found

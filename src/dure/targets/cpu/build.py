@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from dure.ir.core import Function, walk
-from dure.runtime import llvm, pool
+from dure.runtime import llvm
 from dure.runtime.cache import compile_cached
 from dure.runtime.host import HostFeatures
 from dure.targets.cpu.artifact import Artifact
 from dure.targets.cpu.codegen import KernelCode, emit_kernel
-from dure.targets.cpu.load import LOAD, LoadPlan, emit_load
-from dure.targets.cpu.step import CHECK, STEP, emit_step
+from dure.targets.cpu.context import CHECK, LOAD, STEP
+from dure.targets.cpu.load import LoadPlan
+from dure.targets.cpu.load_code import emit_load
+from dure.targets.cpu.step import emit_step
 
 
 def build(
@@ -60,21 +60,3 @@ def _kernels(step: Function, host: HostFeatures) -> dict[Function, KernelCode]:
                 if kernel not in codes:
                     codes[kernel] = emit_kernel(kernel, host)
     return codes
-
-
-def link(artifact: Artifact) -> dict[str, tuple[llvm.LoadedModule, int]]:
-    """Loads an artifact's objects; gives each symbol's module and address."""
-    addresses = dict(pool.symbols())
-    found: dict[str, tuple[llvm.LoadedModule, int]] = {}
-    for object_code, names in zip(artifact.objects, artifact.symbols, strict=True):
-        module = llvm.load_object(object_code, addresses)
-        for name in names:
-            address = module.address(name)
-            found[name] = (module, address)
-            addresses[name] = address
-    return found
-
-
-def symbols_of(step: Function) -> Sequence[str]:
-    """The names of the sizes that a program takes."""
-    return [s.name for s in step.symbols]

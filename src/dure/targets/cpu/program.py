@@ -24,10 +24,9 @@ from dure.ir.types import TensorType
 from dure.runtime import llvm
 from dure.runtime.memory import Buffer
 from dure.runtime.pool import Pool, shared_pool
-from dure.targets.cpu.artifact import Artifact
-from dure.targets.cpu.build import link
-from dure.targets.cpu.load import LOAD, LoadPlan
-from dure.targets.cpu.step import CHECK, STEP, Arena, Param
+from dure.targets.cpu.artifact import Artifact, link
+from dure.targets.cpu.context import CHECK, LOAD, STEP, Arena, Param
+from dure.targets.cpu.load import LoadPlan
 
 Array = npt.NDArray[Any]
 

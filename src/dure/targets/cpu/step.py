@@ -12,7 +12,7 @@ The length of the code depends on the number of different layer bodies, not on t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from dure.errors import IRError
@@ -24,31 +24,21 @@ from dure.ir.types import TensorType
 from dure.runtime import pool_code
 from dure.runtime.host import HostFeatures
 from dure.targets.cpu.codegen import KernelCode
+from dure.targets.cpu.context import (
+    ARENA_WORD,
+    CHECK,
+    SCRATCH_WORD,
+    STEP,
+    Arena,
+    ContextLayout,
+    Fixed,
+    Param,
+)
 from dure.targets.cpu.writer import Reg, Writer, integer
-
-STEP = "dure_step"
-CHECK = "dure_check"
 
 _CONTEXT = Reg("ptr", "%context")
 _WORKER = Reg("i64", "%worker")
 _WORKERS = Reg("i64", "%workers")
-_ARENA_WORD = 0
-_SCRATCH_WORD = 1
-_FIRST_WORD = 2
-
-
-@dataclass(frozen=True)
-class Param:
-    """An address that the host gives: the parameter's position."""
-
-    position: int
-
-
-@dataclass(frozen=True)
-class Arena:
-    """An address in the arena: its offset in bytes."""
-
-    offset: int
 
 
 @dataclass(frozen=True)
@@ -59,26 +49,6 @@ class Row:
 
 
 Place: TypeAlias = "Param | Arena | Row"
-Fixed: TypeAlias = "Param | Arena"
-
-
-@dataclass
-class ContextLayout:
-    """Which word of the context holds what."""
-
-    symbols: dict[str, int] = field(default_factory=dict[str, int])
-    params: list[int] = field(default_factory=list[int])
-    #: (first word, the addresses that stand there) of every repeat's tables.
-    tables: list[tuple[int, tuple[Fixed, ...]]] = field(
-        default_factory=list[tuple[int, tuple[Fixed, ...]]]
-    )
-    words: int = _FIRST_WORD
-
-    def take(self, count: int) -> int:
-        """Reserves words; gives the first."""
-        first = self.words
-        self.words += count
-        return first
 
 
 @dataclass(frozen=True)
@@ -145,8 +115,8 @@ class _StepEmitter:
         w = self.writer
         for symbol in symbols:
             w.symbols[symbol] = self._word("i64", self.layout.symbols[symbol.name])
-        self._arena = self._word("ptr", _ARENA_WORD)
-        base = self._word("ptr", _SCRATCH_WORD)
+        self._arena = self._word("ptr", ARENA_WORD)
+        base = self._word("ptr", SCRATCH_WORD)
         self._scratch = w.offset(base, w.mul(_WORKER, integer(self.scratch)))
 
     def definition(self, host: HostFeatures) -> str:
