@@ -125,14 +125,23 @@ def _machine_available() -> int:
 
 
 def _container_available() -> int:
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    """What the control group's limit leaves; the cache of files, which gives way, doesn't count."""
+    root = Path("/sys/fs/cgroup")
+    for folder, limit, used, cached in (
+        (root, "memory.max", "memory.current", "inactive_file"),
+        (
+            root / "memory",
+            *("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ),
     ):
-        root = Path("/sys/fs/cgroup")
         with contextlib.suppress(OSError, ValueError):
-            most = int((root / limit).read_text(encoding="ascii"))
-            return max(1, most - int((root / used).read_text(encoding="ascii")))
+            most = int((folder / limit).read_text(encoding="ascii"))
+            taken = int((folder / used).read_text(encoding="ascii"))
+            for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines():
+                key, _, value = line.partition(" ")
+                if key == cached:
+                    taken -= int(value)
+            return max(1, most - taken)
     return 0
 
 
