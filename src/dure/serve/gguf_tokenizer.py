@@ -13,6 +13,8 @@ from dure.serve.sentencepiece import SentencePieceBPE
 from dure.serve.special_tokens import SpecialTokenFinder
 from dure.serve.vocabulary import PREFIX, TokenType, Vocabulary, read_vocabulary
 
+_STRUCTURE = (TokenType.CONTROL, TokenType.UNKNOWN)
+
 
 class Encoder(Protocol):
     """Plain text to ids, by the rules of one kind of tokenizer."""
@@ -41,6 +43,8 @@ class GGUFTokenizer:
                 fix="take a model with one of these, or give its Hugging Face folder",
             )
         vocabulary = self.vocabulary = read_vocabulary(file)
+        self._types = vocabulary.types.tobytes()  # indexed faster than the array
+        self._pieces: dict[int, bytes] = {}
         self._encoder: Encoder
         if self.kind == "llama":
             self._encoder = pieces = SentencePieceBPE(file, vocabulary)
@@ -73,19 +77,25 @@ class GGUFTokenizer:
 
     def piece(self, token: int) -> bytes:
         """The bytes of one token."""
+        known = self._pieces.get(token)
+        if known is None:
+            known = self._pieces[token] = self._spell(token)
+        return known
+
+    def is_special(self, token: int) -> bool:
+        """Whether a token marks structure and has no text of its own."""
+        return self._types[token] in _STRUCTURE
+
+    def _spell(self, token: int) -> bytes:
         text = self.vocabulary.tokens[token]
-        kind = TokenType(self.vocabulary.types[token])
-        if kind in (TokenType.CONTROL, TokenType.UNKNOWN):
+        kind = TokenType(self._types[token])
+        if kind in _STRUCTURE:
             return text.encode("utf-8", "surrogateescape")
         if self.kind == "llama":
             return sentencepiece.bytes_of_token(text, kind)
         if kind is TokenType.USER_DEFINED:
             return text.encode("utf-8", "surrogateescape")
         return bytelevel_bpe.bytes_of_token(text)
-
-    def is_special(self, token: int) -> bool:
-        """Whether a token marks structure and has no text of its own."""
-        return self.vocabulary.types[token] in (TokenType.CONTROL, TokenType.UNKNOWN)
 
     @cached_property
     def _user_defined(self) -> SpecialTokenFinder:
