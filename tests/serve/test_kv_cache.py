@@ -26,7 +26,7 @@ def check(cache: KVCache, live: list[Sequence]) -> None:
     for s in live:
         row = cache.block_table[s.row]
         assert list(row[: len(s.pages)]) == s.pages
-        assert (row[len(s.pages) :] == -1).all()
+        assert (row[len(s.pages) :] == 0).all()
         assert len(s.pages) == -(-s.length // cache.page_size)
 
 

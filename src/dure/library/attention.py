@@ -98,7 +98,7 @@ def attend(query: Any, positions: Any, tokens: Any, heads: Any, cache: Any, numb
     total = dl.zeros((count, 1), dl.float32)
     acc = dl.zeros((count, size), dl.float32)
     for p in dl.range(begin, end):
-        pages = dl.load(block_table, (sequence, p), (1, piece // page), fill=-1)
+        pages = dl.load(block_table, (sequence, p), (1, piece // page), fill=0)
         pages = pages.reshape((piece // page,))
         key = p * piece + dl.arange(piece)
         keys = dl.load(k_pool, (pages, kv_head, 0), (piece, 1, size)).reshape((piece, size))

@@ -99,7 +99,7 @@ class _Decoder:
         self.positions = index("positions", (self.tokens,), 0, n.positions - 1)
         slots = n.pool_pages * n.page_size
         self.slots = index("slots", (self.tokens,), -1, slots - 1, unique=True)
-        self.block_table = index("block_table", (n.sequences, n.pages), -1, n.pool_pages - 1)
+        self.block_table = index("block_table", (n.sequences, n.pages), 0, n.pool_pages - 1)
         self.context = index("context", (n.sequences,), 0, n.positions)
         self.work = (
             index("work_sequence", (work,), 0, n.sequences - 1),

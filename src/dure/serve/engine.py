@@ -406,6 +406,6 @@ def check_memory(model: StoredModel, limits: StepLimits) -> None:
         raise UsageError(
             f"the model needs about {wanted / 1e9:.1f} GB and {free / 1e9:.1f} GB are free",
             where=model.file.path,
-            rule=f"{weights / 1e9:.1f} GB of weights and {cache / 1e9:.1f} GB of cache fit in memory",
+            rule=f"{weights / 1e9:.1f} GB of weights, {cache / 1e9:.1f} GB of cache fit in memory",
             fix="use a smaller model or quantization, or a shorter context",
         )

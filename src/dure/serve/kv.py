@@ -1,7 +1,8 @@
 """The paged KV cache's bookkeeping: pages, block tables, and who holds what.
 
 A page is ``page_size`` slots in every layer's pools.  A sequence owns a row of the block table,
-whose entries are its pages in order (-1: absent), and grows page by page.  The table and the
+whose entries are its pages in order, and grows page by page. Entries beyond its length say page 0:
+attention masks by position, so that any page will do where none is meant.  The table and the
 lengths are the very arrays that a step reads, so that nothing is copied from step to step.
 """
 
@@ -45,7 +46,7 @@ class KVCache:
             )
         self.page_size = page_size
         self.pool_pages = pool_pages
-        self.block_table: Int32s = np.full((sequences, pages_per_sequence), -1, np.int32)
+        self.block_table: Int32s = np.zeros((sequences, pages_per_sequence), np.int32)
         self.context: Int32s = np.zeros(sequences, np.int32)
         self._free_pages = list(range(pool_pages - 1, -1, -1))
         self._free_rows = list(range(sequences - 1, -1, -1))
@@ -123,7 +124,7 @@ class KVCache:
         kept = -(-length // self.page_size)
         self._free_pages.extend(reversed(sequence.pages[kept:]))
         del sequence.pages[kept:]
-        self.block_table[sequence.row, kept:] = -1
+        self.block_table[sequence.row, kept:] = 0
         sequence.length = length
         self.context[sequence.row] = length
 
