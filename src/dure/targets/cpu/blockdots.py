@@ -1,13 +1,14 @@
 """Dot products of int8 activations with block-quantized weights, a chunk of 32 along K at a time.
 
-Inside a scale's block the sum is exact in int32; blocks are scaled and added in order in float32.  The
-weight comes as panels of one row a lane (:mod:`dure.targets.cpu.packing`); four consecutive k of a lane are
-one 32-bit group, which is what a byte-wise dot-product instruction multiplies at once.
+Inside a scale's block the sum is exact in int32; blocks are scaled and added in order in float32.
+The weight comes as panels of one row a lane (:mod:`dure.targets.cpu.packing`); four consecutive k
+of a lane are one 32-bit group, which is what a byte-wise dot-product instruction multiplies at
+once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dure.ir.dtypes import BlockFormat, DType, Plane
@@ -115,7 +116,8 @@ class Panels:
             loaded = w.load(vector_type("i32", e.lanes), at)
             if bits == 8:
                 flip = w.constant("i32", -0x7F7F7F80, e.lanes)
-                found.append(w.binary("xor", loaded, flip) if plane.dtype.kind == "int" else loaded)
+                signed = plane.dtype.kind == "int"
+                found.append(w.binary("xor", loaded, flip) if signed else loaded)
                 continue
             mask = int.from_bytes(bytes([(1 << bits) - 1] * 4), "little")
             for position in range(per_byte):
@@ -126,7 +128,7 @@ class Panels:
         return found
 
     def factor(self, e: Emitter, role: str, block: Reg, chunk: Reg, half: int) -> Reg | None:
-        """The scale (or offset) of each lane in float32; ``half`` picks among two scales a chunk."""
+        """The scale (or offset) of each lane in float32; ``half`` picks one of two scales."""
         w = e.w
         total: Reg | None = None
         for group in self.format.factors("scale" if role == "scale" else "offset"):
@@ -351,7 +353,7 @@ def _fill_panels(e: Emitter, tile: BlockTile, panels: Panels, rows: int, length:
 
 
 def quantize(e: Emitter, source: Buffer, target: BlockBuffer, rows: Reg) -> None:
-    """The rows of a float tile to int8 blocks, by the rule of :func:`dure.ir.blocks.quantize_int8`."""
+    """The rows of a float tile to int8 blocks, as :func:`dure.ir.blocks.quantize_int8` does."""
     w, length = e.w, source.type.shape[-1]
     format = target.format
     lanes = min(e.lanes, 16)
@@ -407,16 +409,12 @@ def quantize(e: Emitter, source: Buffer, target: BlockBuffer, rows: Reg) -> None
     w.loop(integer(0), rows, 1, each)
 
 
-def reduce_lanes(e: Emitter, value: Reg, combine: object) -> Reg:
+def reduce_lanes(e: Emitter, value: Reg, combine: Callable[[Reg, Reg], Reg]) -> Reg:
     """All lanes of a vector to one, by halves."""
-    from collections.abc import Callable
-    from typing import cast
-
-    function = cast("Callable[[Reg, Reg], Reg]", combine)
     lanes = int(value.type[1:].split(" ", 1)[0])
     while lanes > 1:
         half = lanes // 2
         low = e.w.shuffle(value, range(half))
         high = e.w.shuffle(value, range(half, lanes))
-        value, lanes = function(low, high), half
+        value, lanes = combine(low, high), half
     return value

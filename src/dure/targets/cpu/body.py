@@ -1,7 +1,8 @@
 """The body of a kernel instance: each op to a tile that is computed where it is used, or to a loop.
 
 A value gets a buffer where that is cheaper than computing it again: results of dots, reductions and
-scans, what loops carry, what several loops use.  Everything else is written into its consumer's loop.
+scans, what loops carry, what several loops use.  Everything else is written into its consumer's
+loop.
 """
 
 from __future__ import annotations

@@ -4,10 +4,10 @@ The function that comes out runs one worker's share of the grid::
 
     void kernel(ptr args, ptr sizes, i64 worker, i64 workers, ptr arena)
 
-``args`` holds a data pointer per tensor parameter, ``sizes`` an i64 per symbol of the kernel, ``arena`` is
-scratch of ``arena_bytes`` that this worker alone uses.  Instances are numbered with the first grid axis
-fastest, and each worker runs one contiguous range of them; a kernel that combines into its output runs on
-the first worker alone, in that order.
+``args`` holds a data pointer per tensor parameter, ``sizes`` an i64 per symbol of the kernel,
+``arena`` is scratch of ``arena_bytes`` that this worker alone uses.  Instances are numbered with
+the first grid axis fastest, and each worker runs one contiguous range of them; a kernel that
+combines into its output runs on the first worker alone, in that order.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from dure.targets.cpu.writer import Reg, Writer, integer
 class KernelCode:
     """The LLVM IR of one kernel.
 
-    ``definition`` is the function's text, ``declarations`` what it calls (by name, so that several kernels
-    can share a module), ``arena_bytes`` the scratch that each worker needs.
+    ``definition`` is the function's text, ``declarations`` what it calls (by name, so that several
+    kernels can share a module), ``arena_bytes`` the scratch that each worker needs.
     """
 
     symbol: str

@@ -1,8 +1,8 @@
 """Which micro-kernel a dot becomes, and loops over K that become one dot.
 
-``for k: acc = dot(load(a, (i, k)), load(b, (j, k)).T, acc)`` walks K in tiles for the scratchpad's sake.
-A CPU has caches instead: such a loop becomes one dot over the whole of K, whose accumulators stay in
-registers.  The order of additions is the same.
+``for k: acc = dot(load(a, (i, k)), load(b, (j, k)).T, acc)`` walks K in tiles for the scratchpad's
+sake. A CPU has caches instead: such a loop becomes one dot over the whole of K, whose accumulators
+stay in registers.  The order of additions is the same.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def _is_zero(tile: Full) -> bool:
 
 
 def _reusable(body: BodyEmitter, tile: Tile, shape: Sequence[int]) -> Buffer | None:
-    """A carried buffer that only this tile reads, element by element: it can be updated in place."""
+    """A carried buffer that this tile alone reads, element by element: updated in place."""
     if not isinstance(tile, Mapped):
         return None
     for operand in tile.operands:
@@ -175,7 +175,8 @@ def _is_static(extent: Expr) -> bool:
     return not symbols(extent)
 
 
-# -- loops over K -------------------------------------------------------------------------------------
+# -- loops over K
+# -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,7 @@ def loop(body: BodyEmitter, op: Op) -> bool:
 
 
 def _dots_of(region: Region) -> list[Op] | None:
-    """The dots that a loop's carried values are accumulated by, in order, if that is all it does."""
+    """The dots that accumulate a loop's carried values, in order, if that is all it does."""
     if any(o.name not in ("load", "transpose", "dot") for o in region.ops):
         return None
     by_result = {o.result: o for o in region.ops}

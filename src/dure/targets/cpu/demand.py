@@ -1,8 +1,8 @@
 """How much of each tile is ever used.
 
-A store cuts its tile at the tensor's edge, so the rows beyond the edge need not be computed: of a tile of
-64 rows that covers the last 3, only 3 are.  The analysis walks the body backwards from the stores and
-gives, for each value and axis, the used extent as an index expression (None: all of it).
+A store cuts its tile at the tensor's edge, so the rows beyond the edge need not be computed: of a
+tile of 64 rows that covers the last 3, only 3 are.  The analysis walks the body backwards from the
+stores and gives, for each value and axis, the used extent as an index expression (None: all of it).
 """
 
 from __future__ import annotations
@@ -162,7 +162,4 @@ def unit_axes(before: Sequence[int], after: Sequence[int]) -> list[int | None] |
     if [e for e in before if e != 1] != [e for e in after if e != 1]:
         return None
     places = [axis for axis, extent in enumerate(after) if extent != 1]
-    found: list[int | None] = []
-    for extent in before:
-        found.append(None if extent == 1 else places.pop(0))
-    return found
+    return [None if extent == 1 else places.pop(0) for extent in before]

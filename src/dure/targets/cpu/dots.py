@@ -1,8 +1,8 @@
 """Register-blocked micro-kernels of dot.
 
-A block of rows times vectors of columns stays in registers while K is walked from start to end, so that
-each output element is one chain of additions in the order of K: the same bits whatever the block, the
-number of rows or of workers.  Vector lanes run along N.
+A block of rows times vectors of columns stays in registers while K is walked from start to end, so
+that each output element is one chain of additions in the order of K: the same bits whatever the
+block, the number of rows or of workers.  Vector lanes run along N.
 """
 
 from __future__ import annotations
@@ -114,8 +114,11 @@ def plain_dot(
             for i in range(height):
                 left = _operand(e, a, [*batch, w.add(row, integer(i)), at], axis, 1, accumulator)
                 spread = w.splat(left, lanes)
-                for j in range(vectors):
-                    found.append(_multiply_add(e, spread, right[j], totals[i * vectors + j]))
+                row_totals = totals[i * vectors : (i + 1) * vectors]
+                found.extend(
+                    _multiply_add(e, spread, column_values, total)
+                    for column_values, total in zip(right, row_totals, strict=True)
+                )
             return found
 
         for place, total in zip(places, w.loop(k.start, k.stop, 1, step, initial), strict=True):

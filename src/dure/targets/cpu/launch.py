@@ -14,7 +14,8 @@ from dure.runtime.memory import Buffer
 from dure.runtime.pool import Pool, shared_pool
 from dure.targets.cpu.codegen import KernelCode, emit_kernel, module_text
 
-#: The step that runs one kernel: its context holds args, sizes, arena and the arena's bytes a worker.
+#: The step that runs one kernel: its context holds args, sizes, arena and the arena's bytes a
+#: worker.
 _STEP = """
 define void @dure_step(ptr %context, i64 %worker, i64 %workers, ptr %pool) {{
   %args = load ptr, ptr %context
@@ -32,7 +33,7 @@ define void @dure_step(ptr %context, i64 %worker, i64 %workers, ptr %pool) {{
 
 @dataclass
 class CompiledKernel:
-    """A kernel in executable memory.  Not reentrant: its scratch belongs to one launch at a time."""
+    """A kernel in executable memory.  Its scratch belongs to one launch at a time."""
 
     code: KernelCode
     module: LoadedModule

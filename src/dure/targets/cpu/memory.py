@@ -1,14 +1,15 @@
 """Addresses, bounds and vector accesses of one load or store, whatever the tensor's layout.
 
-A :class:`Place` is made once, where the op stands; it then gives vectors of neighbouring elements.  A
-vector whose lanes lie side by side in memory is one (masked) load or store; any other is a gather or
-scatter, so that every layout works and the usual ones are fast.
+A :class:`Place` is made once, where the op stands; it then gives vectors of neighbouring elements.
+A vector whose lanes lie side by side in memory is one (masked) load or store; any other is a gather
+or scatter, so that every layout works and the usual ones are fast.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from dure.ir.dtypes import DType
 from dure.ir.expr import Const, Expr, IntLike, Sum, as_expr, proves, symbols
@@ -19,7 +20,7 @@ from dure.targets.cpu.writer import Reg, Writer, integer, lanes_of, vector_type
 
 @dataclass(frozen=True)
 class Extent:
-    """How far a tile is used along an axis: a number of elements, and that number while compiling."""
+    """How far a tile reaches along an axis, and how much of that is used."""
 
     static: int
     used: Expr | None = None
@@ -45,11 +46,10 @@ class Axis:
     entries: EntryReader | None = None
 
 
-class EntryReader:
+class EntryReader(Protocol):
     """Reads entries of an index list as i64, for one position or a vector of them."""
 
-    def read(self, position: Reg) -> Reg:
-        raise NotImplementedError
+    def read(self, position: Reg) -> Reg: ...
 
 
 class Place:
@@ -159,7 +159,7 @@ class Place:
     # -- addresses --------------------------------------------------------------------------------
 
     def contiguous(self, axis: int, lanes: int) -> bool:
-        """Whether ``lanes`` elements along ``axis`` from a multiple of ``lanes`` lie side by side."""
+        """Whether ``lanes`` elements from a multiple of ``lanes`` lie side by side."""
         place, digits = self.axes[axis], self.layout.axes[axis]
         inner = digits[-1]
         if self.unit != 8 or as_expr(inner.stride) is not as_expr(self.dtype.bits):
@@ -225,7 +225,7 @@ class Place:
         return self.w.offset(total, self.w.floordiv(bits, integer(8)))
 
     def bit_offsets(self, index: Sequence[Reg], lane_axis: int, lanes: int) -> Reg:
-        """Offsets from the base of ``lanes`` elements along ``lane_axis``, in units, as a vector."""
+        """Offsets of ``lanes`` elements along ``lane_axis``, in units, as a vector."""
         w = self.w
         scalar = self.first
         vector = w.constant("i64", 0, lanes)

@@ -1,7 +1,7 @@
 """How element types live in memory and in registers, and the conversions between them.
 
-Floats narrower than 32 bits are computed in float32: a register holds their exact value.  Where the host
-lacks an instruction for a conversion, integer arithmetic does it, to the same bits.
+Floats narrower than 32 bits are computed in float32: a register holds their exact value.  Where the
+host lacks an instruction for a conversion, integer arithmetic does it, to the same bits.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """The layouts in which the CPU's dot reads a weight of shape (N, K).
 
-A weight is cut into panels of ``lanes`` rows, one row a vector lane, so that a dot needs no horizontal sum.
-Inside a panel the blocks along K follow one another, and each block holds its scales, then its offsets,
-then its codes, so that a worker reads one contiguous stream:
+A weight is cut into panels of ``lanes`` rows, one row a vector lane, so that a dot needs no
+horizontal sum. Inside a panel the blocks along K follow one another, and each block holds its
+scales, then its offsets, then its codes, so that a worker reads one contiguous stream:
 
 * plain floats: for each k, ``lanes`` neighbouring rows;
-* block formats: codes in groups of four k per lane (what one byte-wise dot-product instruction eats); a
+* block formats: codes in groups of four k per lane (what one byte-wise dot-product instruction
+eats); a
   plane of b bits puts 8 / b such groups into the bits of one byte, group after group.
 
 No bit is added or lost but for rows that pad N to whole panels.

@@ -1,8 +1,8 @@
 """Reductions and scans.
 
-Where the reduced axis is the one that vectors run along, each lane keeps a partial result and the lanes
-are combined by halves at the end; otherwise a vector of results walks along the axis.  Either order
-depends on the tile's shape and the vector width alone.
+Where the reduced axis is the one that vectors run along, each lane keeps a partial result and the
+lanes are combined by halves at the end; otherwise a vector of results walks along the axis.  Either
+order depends on the tile's shape and the vector width alone.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ Combine = Callable[[Reg, Reg], Reg]
 
 def reduce(body: BodyEmitter, op: Op, source: Tile, target: Buffer) -> None:
     """A named reduction into ``target`` (extent 1 along the axis)."""
-    e, combiner = body.e, op.attr("combiner")
+    e = body.e
+    combiner: str = op.attr("combiner")
     axis = op.attr("axis") % source.type.rank
     extents = body.extents(op.result)
     if combiner in ("argmax", "argmin"):
         _arg(e, source, target, axis, combiner, extents)
         return
-    name = {"sum": "add", "prod": "mul"}.get(combiner, combiner)
+    name: str = {"sum": "add", "prod": "mul"}.get(combiner, combiner)
     dtype = source.dtype
     # Sums of 16-bit floats are kept in float32 and rounded once.
     wide = dtypes.float32 if dtype.is_float and dtype.bits < 32 else dtype
@@ -231,7 +232,7 @@ def _arg(
 def cumsum(body: BodyEmitter, op: Op, source: Tile, target: Buffer) -> None:
     """Running sums along an axis, element by element."""
     e, w = body.e, body.e.w
-    axis = op.attr("axis") % source.type.rank
+    axis: int = op.attr("axis") % source.type.rank
     shape = source.type.shape
     lane = next((a for a in range(len(shape) - 1, -1, -1) if a != axis and shape[a] > 1), axis)
     kept = [Extent(1) if a == axis else x for a, x in enumerate(body.extents(op.result))]

@@ -1,12 +1,14 @@
-"""Tiles while code is written: buffers in the worker's arena, and values computed where they are used.
+"""Tiles while code is written: buffers in the worker's arena, and values computed where they are
+used.
 
-Every tile can give a vector of neighbouring elements along one axis.  Loads, constants and elementwise
-chains are not stored anywhere: their consumer's loop asks for vectors, so that a chain of ops becomes one
-loop.  The generator decides which tiles are worth a buffer.
+Every tile can give a vector of neighbouring elements along one axis.  Loads, constants and
+elementwise chains are not stored anywhere: their consumer's loop asks for vectors, so that a chain
+of ops becomes one loop.  The generator decides which tiles are worth a buffer.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -28,7 +30,7 @@ _ALIGN = 64
 
 
 class Emitter:
-    """What writing a kernel needs: the writer, the host's conversions and functions, and the arena."""
+    """What writing a kernel needs: writer, the host's conversions and functions, arena."""
 
     def __init__(self, writer: Writer, host: HostFeatures, arena: Reg) -> None:
         self.w = writer
@@ -118,7 +120,7 @@ class Emitter:
             start, rest = start + piece, rest - piece
 
 
-class Tile:
+class Tile(ABC):
     """A tile of plain numbers."""
 
     def __init__(self, type: TileType) -> None:
@@ -129,9 +131,9 @@ class Tile:
         assert isinstance(self.type.dtype, DType)
         return self.type.dtype
 
+    @abstractmethod
     def vector(self, e: Emitter, index: Sequence[Reg], axis: int, lanes: int) -> Reg:
         """``lanes`` elements along ``axis`` from ``index``, as registers compute them."""
-        raise NotImplementedError
 
 
 class Buffer(Tile):
@@ -230,7 +232,8 @@ class Mapped(Tile):
 class Reindexed(Tile):
     """Another tile seen through its axes: broadcast, transposed, or with axes of extent 1 put in.
 
-    ``sources[a]`` is the axis of the result that source axis ``a`` follows, or None (always index 0).
+    ``sources[a]`` is the axis of the result that source axis ``a`` follows, or None (always index
+    0).
     """
 
     def __init__(self, type: TileType, source: Tile, sources: Sequence[int | None]) -> None:
@@ -295,7 +298,7 @@ class ListEntries(EntryReader):
         return e.w.cast("sext", found, f"<{lanes} x i64>")
 
 
-class BlockTile:
+class BlockTile(ABC):
     """A block-quantized tile: its planes, each read as integers or floats of one entry."""
 
     def __init__(self, type: TileType) -> None:
@@ -310,12 +313,12 @@ class BlockTile:
     def axis(self) -> int:
         return self.type.quantized_axis % self.type.rank
 
+    @abstractmethod
     def entry(self, e: Emitter, plane: Plane, index: Sequence[Reg], axis: int, lanes: int) -> Reg:
         """Entries of a plane: ``index`` counts entries along the quantized axis.
 
         float32 for float planes, int32 for the others.
         """
-        raise NotImplementedError
 
     def transposed(self, order: Sequence[int]) -> BlockTile:
         """The same tile with its axes permuted."""

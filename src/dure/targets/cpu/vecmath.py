@@ -1,9 +1,10 @@
 """Elementary functions on vectors of float32, as polynomials written in LLVM IR.
 
 Largest errors measured over a dense sweep (tests/targets/test_vecmath.py asserts the bounds that
-:mod:`dure.ir.tile.elementwise` declares): exp, exp2, log, log2 2 ulp; tanh, sigmoid, erf, sin, cos 4 ulp
-(sin and cos for |x| <= 2**20, absolute 1e-6 up to 2**30); pow 16 ulp.  Coefficients: Cephes (S. Moshier,
-public domain) for exp, log, tanh, sin, cos; N. Juffa's minimax polynomial for erf (public domain).
+:mod:`dure.ir.tile.elementwise` declares): exp, exp2, log, log2 2 ulp; tanh, sigmoid, erf, sin, cos
+4 ulp (sin and cos for |x| <= 2**20, absolute 1e-6 up to 2**30); pow 16 ulp.  Coefficients: Cephes
+(S. Moshier, public domain) for exp, log, tanh, sin, cos; N. Juffa's minimax polynomial for erf
+(public domain).
 """
 
 from __future__ import annotations

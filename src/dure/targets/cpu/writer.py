@@ -1,6 +1,7 @@
 """A writer of textual LLVM IR: registers, blocks, structured loops and branches.
 
-Integers of type i64 that are known while writing stay literals, so that addresses fold as they are built.
+Integers of type i64 that are known while writing stay literals, so that addresses fold as they are
+built.
 """
 
 from __future__ import annotations
@@ -247,7 +248,9 @@ class Writer:
         body: Callable[[Reg, list[Reg]], Sequence[Reg]],
         carried: Sequence[Reg] = (),
     ) -> list[Reg]:
-        """``for i in range(start, stop, step)``; ``body(i, carried)`` gives what the next turn carries."""
+        """``for i in range(start, stop, step)``; ``body(i, carried)`` gives what the next turn
+        carries.
+        """
         first, last = start.literal, stop.literal
         if first is not None and last is not None and first < last <= first + step:
             return list(body(start, list(carried)))
@@ -270,9 +273,8 @@ class Writer:
         self.branch(head)
         incoming = [(variable, start, following), *zip(phis, carried, values, strict=True)]
         for place, (phi, initial, new) in enumerate(incoming):
-            self.lines[patch + place] = (
-                f"  {phi.name} = phi {phi.type} [ {initial.name}, %{before} ], [ {new.name}, %{latch} ]"
-            )
+            sources = f"[ {initial.name}, %{before} ], [ {new.name}, %{latch} ]"
+            self.lines[patch + place] = f"  {phi.name} = phi {phi.type} {sources}"
         self.start_block(done)
         return phis
 
