@@ -6,7 +6,13 @@ from pathlib import Path
 from typing import Any
 
 GIGABYTE = 1e9
-COLOURS = ("#c8102e", "#4c6a92", "#7f9dc0", "#5f8f6a", "#b98b3e", "#777777")
+COLOURS = {
+    "dure": "#c8102e",
+    "llama.cpp": "#4c6a92",
+    "llama.cpp-q4_0": "#7f9dc0",
+    "openvino": "#5f8f6a",
+    "onnxruntime": "#b98b3e",
+}
 
 
 def table(document: dict[str, Any]) -> str:
@@ -107,7 +113,8 @@ def chart(document: dict[str, Any], picture: Path) -> None:
     )
     for row, (name, data) in zip(axes, models.items(), strict=True):
         for panel, column in zip(row, columns, strict=True):
-            _panel(panel, f"{name}: {data['measures'][column]}", data["engines"], column)
+            _panel(panel, data["measures"][column], data["engines"], column)
+        row[0].set_ylabel(name, fontsize=9, fontweight="bold")
         for panel in row[1:]:
             panel.set_yticklabels([])
     figure.suptitle(f"tokens/s, {document['machine']['cpu']}, {document['date'][:10]}", fontsize=10)
@@ -116,11 +123,14 @@ def chart(document: dict[str, Any], picture: Path) -> None:
 
 
 def _panel(panel: Any, title: str, engines: dict[str, Any], column: str) -> None:
-    shown = [result for result in engines.values() if "medians" in result]
-    values = [result["medians"].get(column, 0.0) for result in shown]
-    labels = [result["label"] for result in shown]
-    bars = panel.barh(range(len(shown)), values, color=COLOURS[: len(shown)])
-    panel.bar_label(bars, [f"{value:,.0f}" for value in values], fontsize=7, padding=2)
+    shown = {name: result for name, result in engines.items() if "medians" in result}
+    medians = [result["medians"].get(column) for result in shown.values()]
+    values = [median or 0.0 for median in medians]
+    labels = [result["label"] for result in shown.values()]
+    colours = [COLOURS.get(name, "#777777") for name in shown]
+    bars = panel.barh(range(len(shown)), values, color=colours)
+    marks = ["-" if median is None else f"{median:,.0f}" for median in medians]
+    panel.bar_label(bars, marks, fontsize=7, padding=2)
     panel.set_yticks(range(len(shown)), labels, fontsize=7)
     panel.set_xticks([])
     panel.set_xlim(0, 1.25 * max([*values, 1.0]))
