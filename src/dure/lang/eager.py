@@ -23,7 +23,7 @@ from dure.ir.types import TensorType, TileType, Type
 from dure.lang.frontend.source import shown_path
 from dure.lang.tensor import Tensor
 from dure.lang.tile import Tile
-from dure.lang.values import Attrs, Index, TensorBase, TileBase, describe
+from dure.lang.values import Attrs, Counter, Index, TensorBase, TileBase, describe
 
 Positions = npt.NDArray[np.int64]
 _HERE = str(Path(__file__).parent)
@@ -34,7 +34,7 @@ class Eager:
 
     def __init__(self, grid: tuple[int, ...], instance: tuple[int, ...]) -> None:
         self.grid = grid
-        self.instance = instance
+        self.instance = tuple(Counter(position) for position in instance)
 
     def emit(self, name: str, operands: Sequence[TileBase], attrs: Attrs) -> Tile:
         """Compute one op by its declared semantics."""
@@ -138,6 +138,10 @@ class Eager:
                 rule="the launch's grid has every axis that the kernel asks for",
                 fix=f"launch with a grid of {axis + 1} extents",
             )
+
+    def marks(self, index: Index) -> bool:
+        """Two ints may be equal by chance: only program ids and loop variables mark a place."""
+        return isinstance(index, Counter)
 
     def require(self, condition: Index | bool, error: KernelError) -> None:
         """Raise ``error`` unless the condition holds."""

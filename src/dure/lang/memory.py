@@ -331,7 +331,7 @@ def _check_list(name: str, source: TensorBase, place: Place, axis: int) -> None:
 def _origins(source: TensorBase, place: Place) -> tuple[Origin | None, ...]:
     return tuple(
         None
-        if index is None
+        if index is None or not builder().marks(index)
         else Origin(
             (index, place.step[axis], place.offset[axis], place.stride[axis]),
             source.extents[axis],

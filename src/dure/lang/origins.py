@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from dure.errors import KernelError
 from dure.lang import indices
-from dure.lang.values import Origin, TileBase, builder
+from dure.lang.values import Index, Origin, TileBase, builder
 
 
 def merged(tiles: Sequence[TileBase]) -> tuple[Origin | None, ...]:
@@ -34,9 +34,15 @@ def check_meeting(tiles: Sequence[TileBase]) -> None:
             check_pair(known[0], other)
 
 
+def _same_place(one: Index, other: Index) -> bool:
+    return one is other or (type(one) is int and one == other)
+
+
 def check_pair(one: Origin | None, other: Origin | None) -> None:
     """Require equal extents if both axes hold the same place."""
-    if one is None or other is None or one is other or one.place != other.place:
+    if one is None or other is None or one is other:
+        return
+    if not all(map(_same_place, one.place, other.place)):
         return
     builder().require(
         indices.compare("==", one.extent, other.extent),

@@ -10,7 +10,7 @@ from typing import Any, cast
 from dure.errors import KernelError
 from dure.ir.expr import Expr
 from dure.lang import indices
-from dure.lang.values import Index, TileBase, builder, builtin, describe, is_index
+from dure.lang.values import Counter, Index, TileBase, builder, builtin, describe, is_index
 
 
 @builtin
@@ -72,7 +72,7 @@ class LoopRange:
                 rule="its bounds are known when the kernel runs",
                 fix="loop over it with a for statement, or use numbers known to the compiler",
             )
-        return iter(builtins.range(self.start, self.stop, self.step))
+        return map(Counter, builtins.range(self.start, self.stop, self.step))
 
     def __len__(self) -> int:
         return len(tuple(self))

@@ -176,6 +176,10 @@ class Builder(Protocol):
         """The grid's extent along an axis."""
         ...
 
+    def marks(self, index: Index) -> bool:
+        """Whether another use of an equal index means the same place."""
+        ...
+
     def require(self, condition: Index | bool, error: KernelError) -> None:
         """Raise ``error`` unless the condition holds: now, or when the kernel is launched."""
         ...
@@ -204,6 +208,10 @@ def building(mode: Builder) -> Generator[None]:
         yield
     finally:
         _BUILDER.reset(token)
+
+
+class Counter(int):
+    """A program id or loop variable under ``dl.interpret``: an int that is known by its identity."""
 
 
 #: Functions of the language, which the compiler calls instead of reading their source.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from dure.errors import KernelError
 from dure.ir.core import Op, Region, Span, Value, infer
-from dure.ir.expr import Expr, Symbol, as_expr, symbol
+from dure.ir.expr import Expr, Symbol, as_expr, maximum, symbol
 from dure.ir.types import TileType
 from dure.lang.frontend.proofs import Guard, proved
 from dure.lang.tensor import Tensor
@@ -172,9 +172,13 @@ class Recorder:
         return self.program_ids[axis]
 
     def num_programs(self, axis: int) -> Index:
-        """The grid's extent along an axis."""
+        """The grid's extent along an axis: at least 1 where an instance runs."""
         self._need_axis(axis)
-        return plain(self.grid[axis])
+        return plain(maximum(1, self.grid[axis]))
+
+    def marks(self, index: Index) -> bool:
+        """Every index is an expression of its own, so that equal ones mean equal places."""
+        return True
 
     def _need_axis(self, axis: int) -> None:
         self.asked_axes.add(axis)
@@ -191,12 +195,14 @@ class Recorder:
         """Raise now if the condition is false, remember it where it depends on sizes."""
         if self.span is not None and not error.where:
             error.where = self.span.render()
+        if not self.settled:
+            return
         if not isinstance(condition, Expr):
             if not condition:
                 raise error
             return
         assumptions = tuple(self.assumptions)
-        if self.settled and condition not in self.guards and not proved(condition, assumptions):
+        if condition not in self.guards and not proved(condition, assumptions):
             self.guards[condition] = Guard(condition, assumptions, error)
 
 
