@@ -320,6 +320,8 @@ def run(cases: int | None, seconds: float | None, seed: int, keep: Path) -> dict
                 raise
             outcomes[outcome] = outcomes.get(outcome, 0) + 1
             number += 1
+            if number % 10_000 == 0:
+                print(f"{number} cases so far: {outcomes}", file=sys.stderr, flush=True)
     return outcomes
 
 
