@@ -246,14 +246,15 @@ def programs(draw: st.DrawFn, exact: bool = False) -> Program:
     assert result is not None
     kernel.store(made.y, (made.i, made.j), result)
     counts = made.pick(pool, dtypes.int32)
-    if counts is not None:
-        largest = kernel.emit("reduce", counts, axis=1, combiner="max")
-        first = kernel.full((rows, 1), 1.0, dtypes.int32)
+    if counts is None:
+        counts = kernel.full((rows, columns), made.i, dtypes.int32)
+    largest = kernel.emit("reduce", counts, axis=1, combiner="max")
+    first = kernel.full((rows, 1), 1.0, dtypes.int32)
 
-        def stored(inner: Body) -> Sequence[Value]:
-            inner.store(made.row, (made.i, 0), inner.emit("add", largest, first))
-            return []
+    def stored(inner: Body) -> Sequence[Value]:
+        inner.store(made.row, (made.i, 0), inner.emit("add", largest, first))
+        return []
 
-        kernel.choose(made.j < 1, stored, lambda inner: [])
+    kernel.choose(made.j < 1, stored, lambda inner: [])
     sizes = st.integers(0, 9)
     return Program(kernel.function(), draw(sizes), draw(sizes), exact)

@@ -201,8 +201,15 @@ def symbol(
     return found
 
 
+_ORDER: dict[Expr, str] = {}
+
+
 def _order(expr: Expr) -> str:
-    return str(expr)
+    """What factors and arguments are sorted by: their text."""
+    found = _ORDER.get(expr)
+    if found is None:
+        found = _ORDER[expr] = str(expr)
+    return found
 
 
 def _linear(expr: Expr) -> tuple[Iterable[tuple[Product, int]], int]:
@@ -490,21 +497,25 @@ def symbols(expr: Expr) -> set[Symbol]:
             return set()
 
 
-def _occurs(part: Expr, expr: Expr) -> int:
-    """How many places of ``expr`` hold ``part``."""
-    if expr is part:
-        return 1
+def _count_parts(expr: Expr, counts: dict[Expr, int]) -> None:
+    """Add to ``counts`` how often each part of ``expr``, itself included, occurs in it."""
+    counts[expr] = counts.get(expr, 0) + 1
     match expr:
         case Sum():
-            return sum(_occurs(part, factor) for product, _ in expr.terms for factor in product)
+            for product, _ in expr.terms:
+                for factor in product:
+                    _count_parts(factor, counts)
         case FloorDiv():
-            return _occurs(part, expr.numerator) + _occurs(part, expr.divisor)
+            _count_parts(expr.numerator, counts)
+            _count_parts(expr.divisor, counts)
         case MinMax() | Logic():
-            return sum(_occurs(part, argument) for argument in expr.arguments)
+            for argument in expr.arguments:
+                _count_parts(argument, counts)
         case Compare():
-            return _occurs(part, expr.left) + _occurs(part, expr.right)
+            _count_parts(expr.left, counts)
+            _count_parts(expr.right, counts)
         case _:
-            return 0
+            return
 
 
 def evaluate(expr: IntLike, values: Mapping[str, int]) -> int:
@@ -568,7 +579,7 @@ class Prover:
     """
 
     DEPTH: ClassVar[int] = 12
-    STEPS: ClassVar[int] = 500
+    STEPS: ClassVar[int] = 300
 
     @classmethod
     def nonnegative(cls, expr: Expr) -> bool:
@@ -593,11 +604,15 @@ class Prover:
     def _weaken(cls, expr: Expr) -> Iterable[list[Expr]]:
         """Sets of expressions: if all of one set are nonnegative, so is ``expr``."""
         terms, _ = _linear(expr)
+        counts = dict[Expr, int]()
+        for product, _ in terms:
+            for factor in product:
+                _count_parts(factor, counts)
         for product, coefficient in terms:
             for atom in dict.fromkeys(product):
                 if product.count(atom) > 1 or not cls._rest_nonnegative(product, atom):
                     continue
-                elsewhere = sum(_occurs(atom, factor) for p, _ in terms for factor in p) > 1
+                elsewhere = counts[atom] > 1
                 others = const(1)
                 for factor in product:
                     others = others if factor is atom else others * factor
@@ -622,11 +637,15 @@ class Prover:
                     yield from ([case] for case in split)
             case FloorDiv() if isinstance(atom.divisor, Const) and not elsewhere:
                 value = atom.divisor.value
+                # value * floor(n / value) lies in [n - value + 1, n].
+                worst = atom.numerator - (value - 1) if coefficient > 0 else atom.numerator
                 if coefficient % value == 0:
-                    # value * floor(n / value) lies in [n - value + 1, n].
-                    worst = atom.numerator - (value - 1) if coefficient > 0 else atom.numerator
                     change = worst * (coefficient // value) - atom * coefficient
                     yield [expr + change * others]
+                else:
+                    # An integer is nonnegative if value times it is above -value.
+                    rest = (expr - atom * coefficient * others) * value
+                    yield [rest + worst * coefficient * others + (value - 1)]
             case Symbol() if not elsewhere:
                 worst = atom.low if coefficient > 0 else atom.high
                 if worst is not None:
