@@ -102,10 +102,11 @@ class TileBase:
 class TensorBase:
     """A tensor argument, or a view of one.
 
-    ``name`` is the parameter's; ``extents`` the shape in index scalars.
+    ``name`` is the parameter's; ``extents`` the shape in index scalars.  A view that starts at an
+    index scalar along one axis knows it as ``start``: (what it is a view of, axis, index).
     """
 
-    __slots__ = ("extents", "name", "payload", "type")
+    __slots__ = ("extents", "name", "payload", "start", "type")
 
     def __init__(
         self, name: str, type: TensorType, payload: object, extents: Sequence[Index]
@@ -114,6 +115,7 @@ class TensorBase:
         self.type = type
         self.payload = payload
         self.extents = tuple(extents)
+        self.start: tuple[TensorBase, int, Index] | None = None
 
     @property
     def value(self) -> Value:

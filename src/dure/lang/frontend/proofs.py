@@ -78,13 +78,18 @@ def proved(condition: Expr, assumptions: Sequence[Expr]) -> bool:
     """Whether the condition holds for all values of its symbols for which the assumptions hold."""
     if proves(condition):
         return True
-    if any(isinstance(a, Const) and not a.value for a in assumptions):
+    if impossible(assumptions):
         return True
     known = [fact for assumption in assumptions for fact in _nonnegative(assumption)]
     if not known:
         return False
     goals = list(_nonnegative(condition))
     return bool(goals) and all(_follows(goal, known) for goal in goals)
+
+
+def impossible(assumptions: Sequence[Expr]) -> bool:
+    """Whether the code under these conditions never runs."""
+    return any(isinstance(a, Const) and not a.value for a in assumptions)
 
 
 def _follows(goal: Expr, known: Sequence[Expr]) -> bool:

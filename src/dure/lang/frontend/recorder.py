@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from dure.errors import KernelError
 from dure.ir.core import Op, Region, Span, Value, infer
-from dure.ir.expr import Expr, Symbol, as_expr, maximum, symbol
+from dure.ir.expr import Compare, Expr, Symbol, as_expr, maximum, symbol
 from dure.ir.types import TileType
-from dure.lang.frontend.proofs import Guard, proved
+from dure.lang.frontend.proofs import Guard, impossible, proved
 from dure.lang.tensor import Tensor
 from dure.lang.tile import Tile
 from dure.lang.values import Attrs, Index, TensorBase, TileBase, describe, is_sequence, plain
@@ -116,7 +116,9 @@ class Recorder:
         )
         attrs = {"axis": axis, "start": as_expr(start), "stop": as_expr(stop)}
         value = self.add("view", [source.value], attrs).result
-        return Tensor(source.name, value.tensor, value, [plain(e) for e in value.tensor.shape])
+        view = Tensor(source.name, value.tensor, value, [plain(e) for e in value.tensor.shape])
+        view.start = (source, axis, start)
+        return view
 
     def index_load(self, source: TensorBase, index: Sequence[Index]) -> Index:
         """An element of an index argument; read once where it is read twice."""
@@ -131,10 +133,17 @@ class Recorder:
         self.add("index_load", [source.value], {"index": entries}, symbols=(found,))
         self.blocks[-1].elements[key] = found
         self.sources[found] = (source, tuple(index))
-        self.touches.append(
-            Touch(source, tuple(index), (1,) * source.rank, (None,) * source.rank, stores=False)
-        )
+        self._touch_element(source, index)
         return found
+
+    def _touch_element(self, source: TensorBase, index: Sequence[Index]) -> None:
+        """An element that is read lies inside, and so does the start of the view that it is in."""
+        rank = source.rank
+        self.touches.append(Touch(source, tuple(index), (1,) * rank, (None,) * rank, stores=False))
+        if source.start is not None:
+            whole, axis, start = source.start
+            place = [None if a != axis else start for a in range(rank)]
+            self.touches.append(Touch(whole, tuple(place), (1,) * rank, (None,) * rank, False))
 
     def reduce_with(
         self, source: TileBase, axis: int, combine: Callable[..., object], identity: float
@@ -197,11 +206,14 @@ class Recorder:
             error.where = self.span.render()
         if not self.settled:
             return
+        assumptions = tuple(self.assumptions)
+        if not (isinstance(condition, Compare) and condition.relation == "=="):
+            # Nothing is read or written where no instance runs; extents agree even then.
+            assumptions += tuple(as_expr(0) < extent for extent in self.grid)
         if not isinstance(condition, Expr):
-            if not condition:
+            if not condition and not impossible(assumptions):
                 raise error
             return
-        assumptions = tuple(self.assumptions)
         if condition not in self.guards and not proved(condition, assumptions):
             self.guards[condition] = Guard(condition, assumptions, error)
 

@@ -268,9 +268,11 @@ def _loop(frame: Frame, node: ast.For, limits: LoopRange) -> None:
     )
     frame.locals[node.target.id] = variable
     frame.recorder.blocks.append(Block())
+    frame.recorder.assumptions.append(as_expr(limits.start) < limits.stop)
     frame.conditional += 1
     run(frame, node.body)
     frame.conditional -= 1
+    frame.recorder.assumptions.pop()
     block = frame.recorder.blocks.pop()
     for name in names:
         _check_carried(frame, node, name, initial[name], frame.locals[name])
