@@ -59,11 +59,6 @@ class Panels:
         """Chunks in one block of the format."""
         return self.format.block // CHUNK
 
-    @property
-    def vectors(self) -> int:
-        """Panels that one row of registers covers."""
-        return 2 if self.format.block == CHUNK and len(self.format.groups["code"]) == 1 else 1
-
     def panel(self, e: Emitter, column: Reg) -> Reg:
         """The address of the panel that holds this column of the tile."""
         row = e.w.add(self.first_row, column)

@@ -185,4 +185,5 @@ def block_dot(
         for place, total in zip(places, w.loop(start, stop, 1, step, initial), strict=True):
             c.put(e, total, place, 1)
 
-    cover(e, *extents, 1 if e.host.vector_registers < 32 else b.vectors, block)
+    # One panel at a time: a weight streams from memory fastest as one run of addresses.
+    cover(e, *extents, 1, block)
