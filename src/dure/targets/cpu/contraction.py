@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from dure.ir import dtypes
 from dure.ir.core import Op, Region, Value
-from dure.ir.dtypes import DType
+from dure.ir.dtypes import BlockFormat, DType
 from dure.ir.expr import Expr, as_expr, minimum, proves, symbols
-from dure.ir.layout import Layout, PlaneLayouts
+from dure.ir.layout import AnyLayout, Layout, PlaneLayouts
 from dure.targets.cpu.blockdots import ActivationRows, Panels, unpack
 from dure.targets.cpu.dots import KRange, block_dot, plain_dot
 from dure.targets.cpu.memory import Extent
@@ -273,7 +273,7 @@ def _fits(body: BodyEmitter, left: _Walk, right: _Walk, op: Op) -> bool:
             and not left.transposed
             and right.transposed
             and all(_is_static(extent) for extent in whole.shape)
-            and left_ref.layout == _default(left_ref.type)
+            and _rows_lie_flat(left_ref.layout, dtypes.int8_block32)
             and right_ref.layout == packed_layout(whole, lanes)
             and b.shape[1] % lanes == 0
             and right_ref.starts[0] % lanes is as_expr(0)
@@ -289,13 +289,15 @@ def _fits(body: BodyEmitter, left: _Walk, right: _Walk, op: Op) -> bool:
     )
 
 
-def _default(kind: object) -> object:
-    from dataclasses import replace
-
-    from dure.ir.types import TensorType, default_layout
-
-    assert isinstance(kind, TensorType)
-    return default_layout(replace(kind, layout=None))
+def _rows_lie_flat(layout: AnyLayout, format: BlockFormat) -> bool:
+    """Whether each row of (M, K) int8 blocks has the entries of a plane side by side."""
+    if not isinstance(layout, PlaneLayouts):
+        return False
+    for plane in format.planes:
+        along = layout[plane.name].axes[1]
+        if len(along) != 1 or as_expr(along[0].stride) is not as_expr(plane.dtype.bits):
+            return False
+    return True
 
 
 def _whole_dot(body: BodyEmitter, op: Op, place: int, found: Op, left: _Walk, right: _Walk) -> None:
