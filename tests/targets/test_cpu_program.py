@@ -180,3 +180,16 @@ def test_state_layouts_pack_pages_without_gaps(ready):
     for name, kind in ready.state_types.items():
         assert kind.layout is not None
         assert tensor_bytes(kind, SIZES) == ready.values[name].nbytes
+
+
+def test_a_timed_program_counts_its_launches(ready, cache):
+    timed = compile_program(ready.program, workers=1, timed=True)
+    assert timed.timers()
+    timed.load(ready.weights)
+    timed.allocate_states()
+    for _ in range(2):
+        timed.run(ready.inputs())
+    runs = {what.split(" ")[0]: count for what, _, count in timed.timers()}
+    assert runs["argmax"] == 2
+    assert all(cycles >= 0 for _, cycles, _ in timed.timers())
+    assert not ready.compiled.timers()

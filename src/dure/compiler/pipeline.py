@@ -48,25 +48,29 @@ def compile_program(
     workers: int | None = None,
     library: Callable[[], object] | None = None,
     times: llvm.CompileTimes | None = None,
+    timed: bool = False,
 ) -> CompiledProgram:
     """Compiles a tensor program for the CPU, through the object cache.
 
     ``policy`` says how activations meet quantized weights.  ``library`` is called before ops are
     lowered to kernels (not where the cache has the program) and registers their lowerings, as
-    importing ``dure.library`` does.  ``times`` collects what LLVM took.
+    importing ``dure.library`` does.  ``times`` collects what LLVM took.  ``timed`` counts
+    the cycles of every launch (:meth:`CompiledProgram.timers`).
     """
     features = host_features() if host is None else host
     target = CpuTarget(features)
     prepared = prepare(function, target, policy)
     step = prepared.laid_out.step
     cache = object_cache()
-    key = program_key(print_function(step), features) if cache is not None else ""
+    key = (
+        program_key(f"timed={timed}\n{print_function(step)}", features) if cache is not None else ""
+    )
     found = cache.get(key) if cache is not None else None
     artifact = Artifact.from_bytes(found) if found is not None else None
     if artifact is None:
         if library is not None:
             library()
-        artifact = _compile(step, prepared.load, target, features, times)
+        artifact = _compile(step, prepared.load, target, features, times, timed)
         if cache is not None:
             cache.put(key, artifact.to_bytes())
     return CompiledProgram(function, step, prepared.load, artifact, workers)
@@ -78,6 +82,7 @@ def _compile(
     target: CompilerTarget,
     features: HostFeatures,
     times: llvm.CompileTimes | None,
+    timed: bool,
 ) -> Artifact:
     # Imported here: a warm start needs none of it.
     from dure.compiler.plan import plan, report
@@ -85,4 +90,5 @@ def _compile(
 
     planned = plan(step, target)
     counts = report(planned)
-    return build(planned.function, load, planned.arena_bytes, counts, features, times)
+    size = planned.arena_bytes
+    return build(planned.function, load, size, counts, features, times, timed=timed)

@@ -18,7 +18,7 @@ from dure.runtime import llvm, pool
 from dure.runtime.host import HostFeatures
 from dure.targets.cpu.context import Arena, ContextLayout, Fixed, Param
 
-FORMAT = 1
+FORMAT = 2
 _MAGIC = b"dure-program-1\n"
 
 
@@ -48,6 +48,7 @@ class Artifact:
                 "params": self.layout.params,
                 "words": self.layout.words,
                 "tables": [[first, _packed(places)] for first, places in self.layout.tables],
+                "timers": self.layout.timers,
             },
             "outputs": _packed(self.outputs),
             "scratch_bytes": self.scratch_bytes,
@@ -70,11 +71,12 @@ class Artifact:
             objects.append(data[end : end + length])
             end += length
         layout = header["layout"]
+        timers = [(str(what), int(first)) for what, first in layout["timers"]]
         tables = [(int(first), _unpacked(places)) for first, places in layout["tables"]]
         return Artifact(
             tuple(objects),
             tuple(tuple(names) for names in header["symbols"]),
-            ContextLayout(layout["symbols"], layout["params"], tables, layout["words"]),
+            ContextLayout(layout["symbols"], layout["params"], tables, timers, layout["words"]),
             _unpacked(header["outputs"]),
             header["scratch_bytes"],
             header["arena_bytes"],

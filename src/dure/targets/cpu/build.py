@@ -21,6 +21,8 @@ def build(
     report: dict[str, int],
     host: HostFeatures,
     times: llvm.CompileTimes | None = None,
+    *,
+    timed: bool = False,
 ) -> Artifact:
     """Generates and compiles everything that a program needs on ``host``.
 
@@ -29,7 +31,7 @@ def build(
     """
     codes = _kernels(step, host)
     distinct = list({code.symbol: code for code in codes.values()}.values())
-    code = emit_step(step, codes, host)
+    code = emit_step(step, codes, host, timed=timed)
     objects: list[bytes] = []
     symbols: list[tuple[str, ...]] = []
     for kernel in distinct:

@@ -50,6 +50,8 @@ class ContextLayout:
     tables: list[tuple[int, tuple[Fixed, ...]]] = field(
         default_factory=list[tuple[int, tuple[Fixed, ...]]]
     )
+    #: (what, first word) of each timed launch: its cycles on worker 0, then how often it ran.
+    timers: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])
     words: int = _FIRST_WORD
 
     def take(self, count: int) -> int:

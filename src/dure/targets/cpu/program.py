@@ -206,6 +206,17 @@ class CompiledProgram:
                 else:
                     self._context[first + number] = self._arena.address + place.offset
 
+    def timers(self) -> list[tuple[str, int, int]]:
+        """(what, cycles of worker 0, runs) of each launch and barrier so far, in the step's order.
+
+        Empty unless the program was compiled with ``timed=True``.
+        """
+        words = self._context
+        return [
+            (what, int(words[first]), int(words[first + 1]))
+            for what, first in self._artifact.layout.timers
+        ]
+
     # A step -------------------------------------------------------------------------------------
 
     def run(

@@ -65,10 +65,17 @@ class StepCode:
 
 
 def emit_step(
-    function: Function, kernels: Mapping[Function, KernelCode], host: HostFeatures
+    function: Function,
+    kernels: Mapping[Function, KernelCode],
+    host: HostFeatures,
+    *,
+    timed: bool = False,
 ) -> StepCode:
-    """LLVM IR of a planned program; its kernels are declared, not defined."""
-    emitter = _StepEmitter(function, kernels)
+    """LLVM IR of a planned program; its kernels are declared, not defined.
+
+    ``timed`` adds a counter of worker 0's cycles to every launch and every barrier.
+    """
+    emitter = _StepEmitter(function, kernels, timed)
     emitter.body(function.body)
     outputs: list[Fixed] = []
     for value in function.body.yields:
@@ -97,8 +104,11 @@ def emit_step(
 class _StepEmitter:
     """Writes the step function of one program."""
 
-    def __init__(self, function: Function, kernels: Mapping[Function, KernelCode]) -> None:
+    def __init__(
+        self, function: Function, kernels: Mapping[Function, KernelCode], timed: bool
+    ) -> None:
         self.writer = Writer()
+        self._timed = timed
         self.kernels = kernels
         self.layout = ContextLayout()
         self.places: dict[Value, Place] = {}
@@ -168,7 +178,29 @@ class _StepEmitter:
         self.places[op.results[0]] = self.places[op.operands[0]]
 
     def _barrier(self, op: Op) -> None:
+        start = self._clock()
         self.writer.do("call void @dure.barrier(ptr %pool, i64 %worker, i64 %workers)")
+        self._stop("barrier", start)
+
+    def _clock(self) -> Reg:
+        return self.writer.call("i64", "llvm.readcyclecounter") if self._timed else integer(0)
+
+    def _stop(self, what: str, start: Reg) -> None:
+        """Adds the cycles since ``start`` to a counter of its own, on worker 0."""
+        if not self._timed:
+            return
+        w = self.writer
+        cycles = w.sub(self._clock(), start)
+        first = self.layout.take(2)
+        self.layout.timers.append((what, first))
+        mine = w.compare("icmp eq", _WORKER, integer(0))
+
+        def count() -> None:
+            for place, value in ((first, cycles), (first + 1, integer(1))):
+                slot = w.offset(_CONTEXT, integer(8 * place))
+                w.store(w.binary("add", w.load("i64", slot, 8), value), slot, 8)
+
+        w.when(mine, count, lambda: None)
 
     def _own_places(self, op: Op) -> None:
         """Where a launch's or a copy's results lie."""
@@ -192,8 +224,10 @@ class _StepEmitter:
             assert value is not None
             slot = w.offset(Reg("ptr", "%arguments"), integer(8 * place))
             w.store(self.address(value), slot, 8)
-        variants = list(zip(op.attr("variants"), op.attr("sizes"), strict=True))
-        self._choose(variants)
+        start = self._clock()
+        self._choose(list(zip(op.attr("variants"), op.attr("sizes"), strict=True)))
+        shapes = ", ".join(str(r.tensor) for r in op.results)
+        self._stop(f"{op.attr('source')} -> {shapes}".split(", planes")[0], start)
 
     def _choose(self, variants: Sequence[tuple[tuple[Expr, Function], Sequence[Expr]]]) -> None:
         """Calls the first variant whose guard holds."""
