@@ -49,9 +49,10 @@ Seed = Annotated[
     ),
 ]
 
-TEMPERATURE = 0.7
+TEMPERATURE = 0.2
+"""Low, as SmolLM2's model card has it: at 0.7 models of this size make up facts."""
 TOP_K = 40
-TOP_P = 0.95
+TOP_P = 0.9
 MIN_P = 0.05
 
 
