@@ -213,7 +213,7 @@ def building(mode: Builder) -> Generator[None]:
 
 
 class Counter(int):
-    """A program id or loop variable under ``dl.interpret``: an int that is known by its identity."""
+    """A program id or loop variable under ``dl.interpret``: an int known by its identity."""
 
 
 #: Functions of the language, which the compiler calls instead of reading their source.

@@ -9,6 +9,7 @@ import inspect
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 from dure.errors import KernelError
 from dure.ir import dtypes
@@ -68,12 +69,31 @@ def _is_method(function: object) -> bool:
 def _callable(frame: Frame, span: Span, value: object) -> object:
     """A function given to a function of the language, as something that it can call."""
     if isinstance(value, InnerFunction | types.FunctionType) and not is_builtin(value):
-        return lambda *args: call(frame, value, args, {}, span)  # type: ignore[misc]
+
+        def inlined(*args: object) -> object:
+            return call(frame, value, args, {}, span)
+
+        return inlined
     return value
 
 
+def _signature(function: Any) -> inspect.Signature:
+    """Signatures of the language's functions and methods are looked up once."""
+    plain = getattr(function, "__func__", function)
+    found = _SIGNATURES.get(plain)
+    if found is None:
+        found = _SIGNATURES[plain] = inspect.signature(plain)
+    if plain is not function:
+        rest = list(found.parameters.values())[1:]
+        return found.replace(parameters=rest)
+    return found
+
+
+_SIGNATURES: WeakKeyDictionary[Any, inspect.Signature] = WeakKeyDictionary()
+
+
 def _check_arguments(function: Any, args: Sequence[object], keywords: Mapping[str, object]) -> None:
-    signature = inspect.signature(function)
+    signature = _signature(function)
     try:
         signature.bind(*args, **keywords)
     except TypeError as error:
@@ -93,7 +113,7 @@ def _bind(
     function: types.FunctionType, args: Sequence[object], keywords: Mapping[str, object]
 ) -> dict[str, object]:
     _check_arguments(function, args, keywords)
-    bound = inspect.signature(function).bind(*args, **keywords)
+    bound = _signature(function).bind(*args, **keywords)
     bound.apply_defaults()
     return dict(bound.arguments)
 

@@ -12,7 +12,6 @@ from dure.ir.expr import Expr
 from dure.lang import contraction, indices
 from dure.lang.elementwise import binary, compare, unary
 from dure.lang.frontend.frame import Frame, InnerFunction
-from dure.lang.frontend.proofs import proved
 from dure.lang.frontend.source import Source
 from dure.lang.frontend.syntax import unsupported
 from dure.lang.values import Index, TensorBase, TileBase, describe, is_index
@@ -50,24 +49,32 @@ def _name(frame: Frame, node: ast.Name) -> object:
 @_handles(ast.Attribute)
 def _attribute(frame: Frame, node: ast.Attribute) -> object:
     owner = evaluate(frame, node.value)
-    known = [n for n in dir(owner) if not n.startswith("_")]
     if isinstance(owner, TileBase | TensorBase | Expr):
-        hidden = {"payload", "type", "value", "data", "origins", "indices_of", "weak", "extents"}
-        known = [n for n in known if n not in hidden]
-        if node.attr not in known:
-            names = ", ".join(known) or "no attributes"
+        known = _PUBLIC["tile" if isinstance(owner, TileBase) else "tensor"]
+        if isinstance(owner, Expr) or node.attr not in known:
+            names = "no attributes" if isinstance(owner, Expr) else ", ".join(known)
             raise KernelError(
                 f"'.{node.attr}' of {describe(owner)}",
                 rule=f"it has {names}",
                 fix="use one of those, or a function of dure.lang",
             )
-    if not hasattr(owner, node.attr):
+    elif not hasattr(owner, node.attr):
         raise KernelError(
             f"{describe(owner)} has no attribute '{node.attr}'",
             rule="an attribute exists when the kernel is compiled",
-            fix=_closest(node.attr, known),
+            fix=_closest(node.attr, dir(owner)),
         )
     return getattr(owner, node.attr)
+
+
+#: What authors may ask of tiles and tensors.
+_PUBLIC = {
+    "tile": (
+        *("shape", "dtype", "rank", "T", "to", "reshape", "permute", "broadcast_to"),
+        *("sum", "max", "min"),
+    ),
+    "tensor": ("shape", "dtype", "rank"),
+}
 
 
 def _closest(name: str, known: list[str]) -> str:
@@ -226,14 +233,7 @@ def truth(value: object) -> bool | Index:
         )
     if isinstance(value, Expr):
         decided = indices.condition(value)
-        if isinstance(decided, Expr):
-            opposite = indices.invert(decided)
-            if proved(decided, ()):
-                return True
-            if isinstance(opposite, Expr) and proved(opposite, ()):
-                return False
-            return decided
-        return bool(decided)
+        return decided if isinstance(decided, Expr) else bool(decided)
     return bool(value)
 
 

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from dure.errors import DureError, KernelError
 from dure.ir.core import Span
-from dure.lang.frontend.liveness import Names, assigned, needed_names
+from dure.lang.frontend.liveness import Names, needed_names, own_names
 from dure.lang.frontend.recorder import Recorder
 from dure.lang.frontend.source import Source
 
@@ -71,8 +71,7 @@ class Frame:
     @cached_property
     def own_names(self) -> Names:
         """Names that this function binds somewhere."""
-        body = self.source.node.body
-        return frozenset(assigned(body)) if isinstance(body, list) else frozenset()
+        return own_names(self.source.node)
 
     def span(self, node: ast.AST) -> Span:
         """Where ``node`` stands, with the calls that led here."""

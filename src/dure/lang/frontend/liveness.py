@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 from dure.lang.frontend.source import FunctionNode
 
@@ -42,6 +43,13 @@ def assigned(statements: Sequence[ast.stmt]) -> list[str]:
     return list(found)
 
 
+@lru_cache(maxsize=1024)
+def own_names(function: FunctionNode) -> Names:
+    """Names that a function binds in its body."""
+    return frozenset(assigned(function.body)) if isinstance(function.body, list) else frozenset()
+
+
+@lru_cache(maxsize=1024)
 def needed_names(function: FunctionNode) -> dict[ast.stmt, Names]:
     """For each ``if`` the names read after it; for each ``for`` those read after it or in its next
     turn.

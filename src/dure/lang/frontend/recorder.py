@@ -9,7 +9,7 @@ from dure.errors import KernelError
 from dure.ir.core import Op, Region, Span, Value, infer
 from dure.ir.expr import Compare, Expr, Symbol, as_expr, maximum, symbol
 from dure.ir.types import TileType
-from dure.lang.frontend.proofs import Guard, impossible, proved
+from dure.lang.frontend.proofs import Guard, impossible
 from dure.lang.tensor import Tensor
 from dure.lang.tile import Tile
 from dure.lang.values import Attrs, Index, TensorBase, TileBase, describe, is_sequence, plain
@@ -51,7 +51,7 @@ class Recorder:
         self.blocks: list[Block] = [Block()]
         self.span: Span | None = None
         self.touches: list[Touch] = []
-        self.guards: dict[Expr, Guard] = {}
+        self.guards: dict[tuple[Expr, tuple[Expr, ...]], Guard] = {}
         self.assumptions: list[Expr] = []
         self.sources: dict[Symbol, tuple[TensorBase, tuple[Index, ...]]] = {}
         self.asked_axes: set[int] = set()
@@ -214,8 +214,10 @@ class Recorder:
             if not condition and not impossible(assumptions):
                 raise error
             return
-        if condition not in self.guards and not proved(condition, assumptions):
-            self.guards[condition] = Guard(condition, assumptions, error)
+        # Proofs wait for the launch: with numbers for the sizes they are quick and complete.
+        key = (condition, assumptions)
+        if key not in self.guards:
+            self.guards[key] = Guard(condition, assumptions, error)
 
 
 def region_of(block: Block, yields: Sequence[Value], **rest: tuple[Symbol, ...]) -> Region:

@@ -7,9 +7,10 @@ import inspect
 import linecache
 import types
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
 
 from dure.errors import KernelError
 from dure.ir.core import Span
@@ -28,6 +29,11 @@ class Source:
     globals: dict[str, Any]
     nonlocals: dict[str, Any] = field(default_factory=dict[str, Any])
 
+    @cached_property
+    def shown(self) -> str:
+        """The file as errors name it."""
+        return shown_path(self.file)
+
     def span(self, node: ast.AST, caller: Span | None) -> Span:
         """Where ``node`` stands."""
         line = int(getattr(node, "lineno", 1))
@@ -36,22 +42,19 @@ class Source:
         end = len(text)
         if getattr(node, "end_lineno", line) == line:
             end = _characters(text, int(getattr(node, "end_col_offset", 0)))
-        return Span(shown_path(self.file), line, start, max(end, start + 1), text, caller)
+        return Span(self.shown, line, start, max(end, start + 1), text, caller)
 
 
 def _characters(text: str, utf8_column: int) -> int:
+    if text.isascii():
+        return utf8_column
     return len(text.encode()[:utf8_column].decode(errors="ignore"))
 
 
 def shown_path(file: str) -> str:
     """The file, relative to the working folder where it lies inside."""
-    return _relative(file, str(Path.cwd()))
-
-
-@lru_cache(maxsize=256)
-def _relative(file: str, folder: str) -> str:
     try:
-        return str(Path(file).relative_to(folder))
+        return str(Path(file).relative_to(Path.cwd()))
     except ValueError:
         return file
 
@@ -74,12 +77,23 @@ def _functions(text: str) -> dict[int, list[FunctionNode]]:
     return found
 
 
+_SOURCES: WeakKeyDictionary[types.FunctionType, Source] = WeakKeyDictionary()
+
+
 def source_of(function: types.FunctionType) -> Source:
     """The source of a function; raises KernelError where Python doesn't have it."""
+    found = _SOURCES.get(function)
+    if found is None:
+        found = _SOURCES[function] = _read(function)
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    found.nonlocals.update({name: cell.cell_contents for name, cell in cells if _filled(cell)})
+    return found
+
+
+def _read(function: types.FunctionType) -> Source:
     code = function.__code__
     file = inspect.getsourcefile(function) or code.co_filename
-    linecache.checkcache(file)
-    lines = linecache.getlines(file, function.__globals__)
+    lines = _lines(file, function)
     if not lines:
         raise KernelError(
             f"the source of '{function.__qualname__}' is not available",
@@ -96,9 +110,12 @@ def source_of(function: types.FunctionType) -> Source:
             rule="a kernel is compiled from the text that Python imported",
             fix="import the module again",
         )
-    cells = zip(code.co_freevars, function.__closure__ or (), strict=True)
-    nonlocals = {name: cell.cell_contents for name, cell in cells if _filled(cell)}
-    return Source(function.__name__, file, lines, node, function.__globals__, nonlocals)
+    return Source(function.__name__, file, lines, node, function.__globals__)
+
+
+def _lines(file: str, function: types.FunctionType) -> list[str]:
+    linecache.checkcache(file)
+    return linecache.getlines(file, function.__globals__)
 
 
 def _filled(cell: types.CellType) -> bool:

@@ -1,0 +1,215 @@
+"""Choosing tile sizes: a roofline estimate of a whole launch, and a search over powers of two.
+
+The estimate reads the specialised function alone, so that it knows no kernel: work of its ops, bytes
+that its loads and stores move (from the memory level that the live tiles leave free), a fixed
+overhead for every op that runs, work on elements beyond the edge, and idle workers at the end of the
+grid.  It ranks tile sizes and is not meant to predict seconds; :func:`dure.tune` measures.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from dure.errors import DureError, KernelError
+from dure.ir.core import Function, Op, Region, Value
+from dure.ir.expr import Expr, bounds, evaluate, substitute
+from dure.ir.types import TileType
+
+_START = 32
+_COARSE = (1, 4, 16, 64, 256)
+_LARGEST = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class TileMachine:
+    """What tile sizes depend on.
+
+    Rates are per worker: ``dot_flops`` and ``vector_flops`` in operations a second, bandwidths in
+    bytes a second; ``lanes`` float32 values in a vector register; ``op_seconds`` is what starting an
+    op on a tile costs.  ``levels`` are (bytes, bandwidth) of each cache, nearest first.
+    """
+
+    workers: int
+    lanes: int
+    dot_flops: float
+    vector_flops: float
+    levels: tuple[tuple[int, float], ...]
+    memory_bandwidth: float
+    op_seconds: float = 20e-9
+    #: Accumulator rows that a dot's inner loop holds: fewer rows use the multipliers less.
+    dot_rows: int = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Seconds of a launch, and the most bytes of tiles alive at once in an instance."""
+
+    seconds: float
+    live_bytes: int
+
+
+def estimate(function: Function, sizes: Mapping[str, int], machine: TileMachine) -> Estimate:
+    """The estimated time of a whole launch with these sizes."""
+    instances = 1
+    for extent in function.grid:
+        instances *= max(0, evaluate(extent, sizes))
+    work = _Work(machine, {name: value for name, value in sizes.items()})
+    live = live_bytes(function.body)
+    bandwidth = machine.memory_bandwidth
+    for capacity, rate in machine.levels:
+        if live <= capacity // 2:
+            bandwidth = rate
+            break
+    for extent, own in zip(function.grid, function.program_ids, strict=True):
+        work.known[own.name] = max(0, evaluate(extent, sizes) - 1) // 2
+    work.region(function.body, 1)
+    one = max(work.seconds, work.bytes / bandwidth) + work.ops * machine.op_seconds
+    turns = math.ceil(instances / machine.workers)
+    return Estimate(one * turns, live)
+
+
+class _Work:
+    """Totals of one instance."""
+
+    def __init__(self, machine: TileMachine, known: dict[str, int]) -> None:
+        self.machine = machine
+        self.known = known
+        self.seconds = 0.0
+        self.bytes = 0.0
+        self.ops = 0.0
+
+    def region(self, region: Region, times: float) -> None:
+        """Add a region that runs ``times`` times."""
+        for op in region.ops:
+            self.op(op, times)
+
+    def op(self, op: Op, times: float) -> None:
+        """Add one op and what is inside of it."""
+        if op.name == "for":
+            trips = self._number(op.attr("stop")) - self._number(op.attr("start"))
+            turns = max(0, -(-trips // op.attr("step")))
+            variable = op.regions[0].symbols[0]
+            self.known[variable.name] = self._number(op.attr("start")) + trips // 2
+            self.region(op.regions[0], times * turns)
+            return
+        if op.name == "if":
+            for region in op.regions:
+                self.region(region, times / 2)
+            return
+        cost = op.definition.cost(op)
+        if op.name in ("load", "store"):
+            self.bytes += times * cost.bytes
+        self.ops += times if op.definition.semantics is not None or op.name != "full" else 0
+        self.seconds += times * cost.flops / self._rate(op)
+
+    def _rate(self, op: Op) -> float:
+        machine = self.machine
+        shape = [r.type.shape for r in op.results if isinstance(r.type, TileType)]
+        last = shape[0][-1] if shape and shape[0] else 1
+        filled = last / (math.ceil(last / machine.lanes) * machine.lanes)
+        if op.name != "dot":
+            return machine.vector_flops * max(filled, 1 / machine.lanes)
+        rows = shape[0][-2]
+        return machine.dot_flops * filled * min(1.0, rows / machine.dot_rows)
+
+    def _number(self, expr: Expr) -> int:
+        """An expression with what is known, and the middle of its bounds where that's not enough."""
+        try:
+            return evaluate(expr, self.known)
+        except DureError:
+            low, high = bounds(substitute(expr, {}))
+            if low is None or high is None:
+                return 1 if low is None else max(low, 1)
+            return (low + high) // 2
+
+
+def live_bytes(region: Region) -> int:
+    """The most bytes of tiles alive at once, as if every op's result were stored."""
+    last: dict[Value, int] = {}
+    for place, op in enumerate(region.ops):
+        for value in op.operands:
+            last[value] = place
+    for value in region.yields:
+        last[value] = len(region.ops)
+    alive = sum(_bytes(a) for a in region.args)
+    most = alive
+    for place, op in enumerate(region.ops):
+        inner = max((live_bytes(r) for r in op.regions), default=0)
+        alive += sum(_bytes(r) for r in op.results)
+        most = max(most, alive + inner)
+        ended = {v for v in op.operands if last.get(v) == place}
+        ended |= {r for r in op.results if r not in last}
+        alive -= sum(_bytes(v) for v in ended)
+    return most
+
+
+def _bytes(value: Value) -> int:
+    return value.type.bytes if isinstance(value.type, TileType) else 0
+
+
+def ranked(
+    specialize: Callable[[Mapping[str, int]], Function],
+    open_names: Sequence[str],
+    sizes: Mapping[str, int],
+    machine: TileMachine,
+) -> list[tuple[float, dict[str, int]]]:
+    """Tile sizes that compile, with their estimated seconds, best first.
+
+    ``specialize`` compiles the kernel with values for ``open_names``; a KernelError means that they
+    don't fit.  One size after another is varied, first in steps of four, then by two and a half.
+    Raises the last error if none fits.
+    """
+    tried: dict[tuple[int, ...], float] = {}
+    error: DureError | None = None
+
+    def cost(values: tuple[int, ...]) -> float:
+        nonlocal error
+        if values not in tried:
+            try:
+                function = specialize(dict(zip(open_names, values, strict=True)))
+                tried[values] = estimate(function, sizes, machine).seconds
+            except DureError as found:
+                error = found
+                tried[values] = math.inf
+        return tried[values]
+
+    best = tuple(_START for _ in open_names)
+    for coarse in (True, False):
+        for place in range(len(best)):
+            now = best[place]
+            near = _COARSE if coarse else (max(1, now // 2), min(_LARGEST, now * 2))
+            options = [(*best[:place], s, *best[place + 1 :]) for s in sorted({now, *near})]
+            # Among equals the larger tile: fewer instances, and fewer starts of ops.
+            best = min(reversed(options), key=cost)
+    ordered = sorted(tried.items(), key=lambda entry: entry[1])
+    found = [(c, dict(zip(open_names, v, strict=True))) for v, c in ordered]
+    return _possible(found, open_names, error)
+
+
+def _possible(
+    found: list[tuple[float, dict[str, int]]],
+    open_names: Sequence[str],
+    error: DureError | None,
+) -> list[tuple[float, dict[str, int]]]:
+    kept = [entry for entry in found if math.isfinite(entry[0])]
+    if kept:
+        return kept
+    if error is not None:
+        raise error
+    raise KernelError(
+        f"no value fits the open consts {', '.join(open_names)}",
+        rule="an open const is a power of two with which the kernel compiles",
+        fix="pass the consts that aren't tile sizes",
+    )
+
+
+def choose(
+    specialize: Callable[[Mapping[str, int]], Function],
+    open_names: Sequence[str],
+    sizes: Mapping[str, int],
+    machine: TileMachine,
+) -> dict[str, int]:
+    """The tile sizes with the least estimated time."""
+    return ranked(specialize, open_names, sizes, machine)[0][1]
