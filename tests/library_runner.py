@@ -1,19 +1,21 @@
-"""Runs a library kernel on NumPy arrays: specialised for their types, with every executor there is."""
+"""Runs a library kernel on NumPy arrays with every executor there is."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from dure.ir.blocks import Blocks
-from dure.ir.core import Function
+from dure.ir.core import Function, Param
 from dure.ir.dtypes import DTYPES, DType
-from dure.ir.expr import const, symbol
-from dure.ir.interpret import run
-from dure.ir.types import TensorType
+from dure.ir.expr import const
+from dure.ir.interpret import bind_sizes, run
+from dure.ir.pack import pack, unpack
+from dure.ir.types import TensorType, default_layout
+from dure.targets.cpu.launch import compile_kernel
 
 Argument = Any
 
@@ -22,13 +24,11 @@ def dtype_of(array: np.ndarray[Any, Any]) -> DType:
     return next(d for d in DTYPES.values() if d.numpy == array.dtype)
 
 
-def type_of(argument: Argument, symbolic: str = "") -> TensorType | None:
-    """The type of an argument; its first extent is the size ``symbolic`` if that is given."""
+def type_of(argument: Argument) -> TensorType | None:
+    """The type of an argument, with known extents."""
     if argument is None:
         return None
     shape = [const(e) for e in argument.shape]
-    if symbolic:
-        shape[0] = symbol(symbolic, "size", 0, 1 << 20)
     if isinstance(argument, Blocks):
         return TensorType(tuple(shape), argument.format, quantized_axis=argument.axis)
     return TensorType(tuple(shape), dtype_of(argument))
@@ -52,15 +52,65 @@ def specialized(kernel: Any, arguments: Sequence[Argument], **consts: object) ->
     return kernel.specialize(types_of(kernel, arguments), consts)
 
 
+class Execute(Protocol):
+    """Runs a kernel on arrays, which it writes in place."""
+
+    def __call__(
+        self, kernel: Any, arguments: Sequence[Argument], *, updates: bool = False, **consts: object
+    ) -> None: ...
+
+
+def _function(
+    kernel: Any, arguments: Sequence[Argument], updates: bool, consts: dict[str, object]
+) -> Function:
+    """``updates``: the first argument is updated in place, though the kernel only stores to it."""
+    function = specialized(kernel, arguments, **consts)
+    if not updates:
+        return function
+    first = replace(function.params[0], access="inout")
+    return replace(function, params=(first, *function.params[1:]))
+
+
 def interpret(
-    kernel: Any,
-    arguments: Sequence[Argument],
-    grid: tuple[int, ...] = (),
-    seed: int = 0,
-    **consts: object,
+    kernel: Any, arguments: Sequence[Argument], *, updates: bool = False, **consts: object
 ) -> None:
     """Run the kernel with the interpreter, its instances in a random order."""
-    function = specialized(kernel, arguments, **consts)
-    sizes = {f"grid_{i}": extent for i, extent in enumerate(grid)}
-    sizes = {s.name: sizes[s.name] for s in function.symbols if s.name in sizes}
-    run(function, [a for a in arguments if a is not None], sizes, seed=seed)
+    function = _function(kernel, arguments, updates, consts)
+    run(function, [a for a in arguments if a is not None], seed=0)
+
+
+def compile_and_run(
+    kernel: Any, arguments: Sequence[Argument], *, updates: bool = False, **consts: object
+) -> None:
+    """Compile the kernel for the CPU and run it."""
+    function = _function(kernel, arguments, updates, consts)
+    present = [a for a in arguments if a is not None]
+    buffers = [_stored(p, a) for p, a in zip(function.params, present, strict=True)]
+    types = [p.value.tensor for p in function.params]
+    sizes = bind_sizes(function, present)
+    code = compile_kernel(function)
+    code.run([b.ctypes.data for b in buffers], [sizes[s.name] for s in function.symbols])
+    for param, kind, array, buffer in zip(function.params, types, present, buffers, strict=True):
+        if param.access != "in":
+            found = unpack(buffer, default_layout(kind), kind.dtype, array.shape, -1)
+            _assign(array, found)
+
+
+def _stored(param: Param, array: Argument) -> np.ndarray[Any, Any]:
+    kind = param.value.tensor
+    packed = pack(array, default_layout(kind), kind.dtype)
+    # Reading a little beyond the end must not matter; reading a lot must show.
+    buffer = np.full(len(packed) + 64, 0xFF, np.uint8)
+    buffer[: len(packed)] = packed
+    return buffer
+
+
+def _assign(array: Argument, found: Argument) -> None:
+    if isinstance(array, Blocks):
+        for name, plane in found.planes.items():
+            array.planes[name][...] = plane
+    else:
+        array[...] = found
+
+
+EXECUTORS = [interpret, compile_and_run]
