@@ -17,6 +17,7 @@ from dure.compiler.fuse import fuse
 from dure.compiler.pipeline import prepare
 from dure.compiler.plan import plan
 from dure.compiler.quantize import quantize_activations
+from dure.compiler.rebuild import rebuild
 from dure.errors import IRError, UsageError
 from dure.ir.builder import ProgramBuilder
 from dure.ir.core import walk
@@ -185,3 +186,53 @@ def test_buffers_that_live_together_lie_apart(entries):
             if one.overlaps(other) and one.bytes and other.bytes:
                 apart = one.offset + one.bytes <= other.offset
                 assert apart or other.offset + other.bytes <= one.offset
+
+
+@pytest.mark.parametrize("formats", [["q4_1", "q4_1"], ["q8_0"]])
+def test_checked_compiling_runs_after_every_pass(formats, monkeypatch, tmp_path, recwarn):
+    monkeypatch.setenv("DURE_CHECK", "1")
+    monkeypatch.setenv("DURE_DUMP", str(tmp_path))
+    step = prepare(decoder(formats), TARGET).laid_out.step
+    plan(step, TARGET)
+    assert not recwarn.list, "the sampler draws steps that every program runs on"
+    written = {path.name.split(".", 2)[2] for path in tmp_path.iterdir()}
+    assert {"fuse.txt", "choose-layouts.txt", "lower.txt", "plan-arena.txt"} <= written
+
+
+def test_a_pass_that_changes_a_result_is_named(monkeypatch):
+    from dure.compiler.sample import draw_step
+    from dure.ir.passes import Pass, run_passes
+
+    def broken(program):
+        def visit(builder, op):
+            if op.name != "rope":
+                return False
+            attrs = {**op.attrs, "order": "llama"}
+            builder.replace(op, builder.make("rope", builder.operands(op), attrs, op))
+            return True
+
+        return rebuild(program, visit)
+
+    monkeypatch.setenv("DURE_CHECK", "1")
+    program = quantize_activations(decoder(["q8_0"]))
+    passes = [Pass("fuse", fuse), Pass("turn-heads", broken)]
+    with pytest.raises(IRError, match="turn-heads"):
+        run_passes(program, passes, sampler=draw_step)
+
+
+@given(st.integers(0, 1000))
+def test_drawn_steps_fit_together(seed):
+    from dure.compiler.sample import draw_step
+
+    program = decoder(["q8_0"])
+    sample = draw_step(program, seed)
+    by_name = dict(zip(program.attrs["names"], sample.arguments, strict=True))
+    assert by_name["work_rows"].sum() == len(by_name["tokens"]) == sample.sizes["T"]
+    for item, sequence in enumerate(by_name["work_sequence"]):
+        start, rows = by_name["work_start"][item], by_name["work_rows"][item]
+        positions = by_name["positions"][start : start + rows]
+        assert positions[-1] + 1 == by_name["context"][sequence]
+        pages = by_name["block_table"][sequence]
+        assert (
+            by_name["slots"][start : start + rows] == pages[positions // 16] * 16 + positions % 16
+        ).all()

@@ -11,11 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from dure import settings
 from dure.compiler.fuse import fuse
 from dure.compiler.layouts import LaidOut, choose_layouts
 from dure.compiler.quantize import Policy, quantize_activations
+from dure.compiler.sample import draw_step
 from dure.ir.core import Function
 from dure.ir.lowering import CompilerTarget
+from dure.ir.passes import Pass, run_passes
 from dure.ir.printer import print_function
 from dure.runtime import llvm
 from dure.runtime.cache import object_cache
@@ -35,9 +38,19 @@ class Prepared:
 
 
 def prepare(function: Function, target: CompilerTarget, policy: Policy = "int8") -> Prepared:
-    """Quantizes activations by policy, fuses, and chooses layouts."""
-    laid_out = choose_layouts(fuse(quantize_activations(function, policy)), target)
-    return Prepared(laid_out, plan_load(laid_out.load))
+    """Quantizes activations by policy, fuses, and chooses layouts.
+
+    The policy alone changes numbers on purpose: ``DURE_CHECK`` compares from there on.
+    """
+    chosen: list[LaidOut] = []
+
+    def with_layouts(fused: Function) -> Function:
+        chosen.append(choose_layouts(fused, target))
+        return chosen[0].step
+
+    passes = (Pass("fuse", fuse), Pass("choose-layouts", with_layouts))
+    run_passes(quantize_activations(function, policy), passes, sampler=draw_step)
+    return Prepared(chosen[0], plan_load(chosen[0].load))
 
 
 def compile_program(
@@ -61,7 +74,9 @@ def compile_program(
     target = CpuTarget(features)
     prepared = prepare(function, target, policy)
     step = prepared.laid_out.step
-    cache = object_cache()
+    # Passes that are to be watched have to run.
+    watched = settings.check() or settings.dump_dir() is not None
+    cache = None if watched else object_cache()
     key = (
         program_key(f"timed={timed}\n{print_function(step)}", features) if cache is not None else ""
     )

@@ -2,39 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from dure.compiler.arena import Planned, plan_arena
 from dure.compiler.barriers import count_barriers, count_launches, schedule_barriers
 from dure.compiler.carried import separate_carried
 from dure.compiler.lower import lower
+from dure.compiler.sample import draw_step
 from dure.ir.core import Function
 from dure.ir.lowering import CompilerTarget
-
-Pass = Callable[[Function], Function]
-#: What is done to the program between two passes (checks, dumps): (pass's name, before, after).
-Observer = Callable[[str, Function, Function], None]
+from dure.ir.passes import Pass, run_passes
 
 
-def plan(step: Function, target: CompilerTarget, observe: Observer | None = None) -> Planned:
-    """Lowers a laid-out program to launches, and plans its barriers and its memory."""
+def plan(step: Function, target: CompilerTarget) -> Planned:
+    """Lowers a laid-out program to launches, and plans its barriers and its memory.
+
+    Raises :class:`IRError` where an op has no kernel, or (under ``DURE_CHECK``) naming the pass
+    that changed a result.
+    """
+    planned: list[Planned] = []
 
     def lowered(function: Function) -> Function:
         return lower(function, target)
 
-    passes: tuple[tuple[str, Pass], ...] = (
-        ("lower", lowered),
-        ("separate-carried", separate_carried),
-        ("schedule-barriers", schedule_barriers),
+    def with_offsets(function: Function) -> Function:
+        planned.append(plan_arena(function))
+        return planned[0].function
+
+    passes = (
+        Pass("lower", lowered),
+        Pass("separate-carried", separate_carried),
+        Pass("schedule-barriers", schedule_barriers),
+        Pass("plan-arena", with_offsets),
     )
-    for name, apply in passes:
-        before, step = step, apply(step)
-        if observe is not None:
-            observe(name, before, step)
-    planned = plan_arena(step)
-    if observe is not None:
-        observe("plan-arena", step, planned.function)
-    return planned
+    run_passes(step, passes, sampler=draw_step)
+    return planned[0]
 
 
 def report(planned: Planned) -> dict[str, int]:

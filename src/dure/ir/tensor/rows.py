@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dure.errors import IRError
 from dure.ir import dtypes
 from dure.ir.blocks import Blocks
 from dure.ir.core import Cost, Op, OpDef, Region, declare
@@ -15,6 +16,7 @@ from dure.ir.dtypes import Array
 from dure.ir.expr import Expr, as_expr, const
 from dure.ir.rules import broken, free
 from dure.ir.tensor.checks import (
+    Indices,
     Operand,
     count,
     doubles,
@@ -85,7 +87,14 @@ def _gather_typing(
     return [TensorType((rows.shape[0], *x.shape[1:]), x.dtype)]
 
 
-def _gather(attrs: Mapping[str, Any], x: Array, rows: Array) -> Array:
+def _gather(attrs: Mapping[str, Any], x: Array, rows: Indices) -> Array:
+    outside = rows[(rows < 0) | (rows >= len(x))]
+    if outside.size:
+        raise IRError(
+            f"gather_rows of row {outside[0]} of {len(x)}",
+            rule="the rows of gather_rows exist",
+            fix="pass indices below the number of rows",
+        )
     return take(x, rows)
 
 
