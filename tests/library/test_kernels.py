@@ -13,7 +13,7 @@ from library_runner import EXECUTORS, Execute
 
 import dure.library as library
 from dure.ir.blocks import Blocks, quantize_int8
-from dure.ir.dtypes import FORMATS, int8_block32, q8_0
+from dure.ir.dtypes import FORMATS, int8_block32
 from dure.library import elementwise, epilogue
 from dure.library.activation import activation_function
 
@@ -195,7 +195,7 @@ def test_embedding_and_gather(execute: Execute, t: int, v: int, d: int, seed: in
 
 
 def test_embedding_of_quantized_rows(execute: Execute) -> None:
-    table = quantize_int8(normal(1, 9, 64), q8_0)
+    table = weight("q8_0", 9, 64, 1)
     ids, y = np.array([8, 0, 3], np.int32), normal(0, 3, 64)
     execute(library.embedding, [table, ids, y], bd=32)
     np.testing.assert_array_equal(y, table.decode()[ids])

@@ -147,8 +147,9 @@ class BodyEmitter:
     def define(self, value: Value, tile: AnyTile) -> None:
         """Note a value's tile; store it now where its uses make that cheaper."""
         if isinstance(tile, Mapped | Reindexed):
-            again = self.uses.get(value, 0) > 1 or value in self.inner_uses
-            if again and cost_of(tile) > _CHEAP:
+            inner = value in self.inner_uses
+            again = self.uses.get(value, 0) > 1 or inner
+            if again and cost_of(tile) > (1 if inner else _CHEAP):
                 tile = self.buffered(value, tile)
         self.tiles[value] = tile
 
@@ -466,10 +467,12 @@ class BodyEmitter:
 
         def turn(variable: Reg, _: list[Reg]) -> list[Reg]:
             w.symbols[body.symbols[0]] = variable
-            mark = self.e.mark()
+            mark, outside = self.e.mark(), dict(self.tiles)
             self.region(body)
             self._yield(body, carried)
             self.e.release(mark)
+            # What was stored for a value of outside lies in a buffer of this turn.
+            self.tiles = outside
             return []
 
         w.loop(w.index(op.attr("start")), w.index(op.attr("stop")), op.attr("step"), turn)
@@ -506,11 +509,12 @@ class BodyEmitter:
 
         def branch(region: Region) -> Callable[[], None]:
             def write() -> None:
-                mark = self.e.mark()
+                mark, outside = self.e.mark(), dict(self.tiles)
                 self.region(region)
                 for value, target in zip(region.yields, results, strict=True):
                     self.copy(self.tile(value), target, self.extents(value))
                 self.e.release(mark)
+                self.tiles = outside
 
             return write
 
