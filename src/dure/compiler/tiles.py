@@ -1,9 +1,9 @@
 """Choosing tile sizes: a roofline estimate of a whole launch, and a search over powers of two.
 
-The estimate reads the specialised function alone, so that it knows no kernel: work of its ops, bytes
-that its loads and stores move (from the memory level that the live tiles leave free), a fixed
-overhead for every op that runs, work on elements beyond the edge, and idle workers at the end of the
-grid.  It ranks tile sizes and is not meant to predict seconds; :func:`dure.tune` measures.
+The estimate reads the specialised function alone, so that it knows no kernel: work of its ops,
+bytes that its loads and stores move (from the memory level that the live tiles leave free), a fixed
+overhead for every op that runs, work on elements beyond the edge, and idle workers at the end of
+the grid.  It ranks tile sizes and is not meant to predict seconds; :func:`dure.tune` measures.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _LARGEST = 1024
 class TileMachine:
     """What tile sizes depend on.
 
-    Rates are per worker: ``dot_flops`` and ``vector_flops`` in operations a second, bandwidths in
-    bytes a second; ``lanes`` float32 values in a vector register; ``op_seconds`` is what starting an
-    op on a tile costs.  ``levels`` are (bytes, bandwidth) of each cache, nearest first.
+    Rates are a worker's: ``dot_flops`` and ``vector_flops`` in operations a second, bandwidths in
+    bytes a second; ``lanes`` float32 values in a vector register; ``op_seconds`` is what starting
+    an op on a tile costs.  ``levels`` are (bytes, bandwidth) of each cache, nearest first.
     """
 
     workers: int
@@ -55,7 +55,7 @@ def estimate(function: Function, sizes: Mapping[str, int], machine: TileMachine)
     instances = 1
     for extent in function.grid:
         instances *= max(0, evaluate(extent, sizes))
-    work = _Work(machine, {name: value for name, value in sizes.items()})
+    work = _Work(machine, dict(sizes))
     live = live_bytes(function.body)
     bandwidth = machine.memory_bandwidth
     for capacity, rate in machine.levels:
@@ -115,7 +115,7 @@ class _Work:
         return machine.dot_flops * filled * min(1.0, rows / machine.dot_rows)
 
     def _number(self, expr: Expr) -> int:
-        """An expression with what is known, and the middle of its bounds where that's not enough."""
+        """An expression with what is known, else the middle of its bounds."""
         try:
             return evaluate(expr, self.known)
         except DureError:

@@ -107,6 +107,13 @@ def check_const(signature: Signature, parameter: KernelParameter, value: object)
     return value
 
 
+def const_key(value: object) -> object:
+    """A const in a key: 1, 1.0 and True are different consts, though Python calls them equal."""
+    if isinstance(value, tuple):
+        return tuple(const_key(part) for part in cast("tuple[object, ...]", value))
+    return type(value), value
+
+
 @dataclass(frozen=True, slots=True)
 class Form:
     """What a specialisation knows of an array; ``dense``: the last axis has no gaps."""

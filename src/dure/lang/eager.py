@@ -30,9 +30,18 @@ _HERE = str(Path(__file__).parent)
 
 
 class Eager:
-    """Runs one grid instance; ``grid`` and ``instance`` say which."""
+    """Runs one grid instance; ``grid`` and ``instance`` say which.
 
-    def __init__(self, grid: tuple[int, ...], instance: tuple[int, ...]) -> None:
+    ``before_store`` is called with the name of an argument before it is written, and may refuse.
+    """
+
+    def __init__(
+        self,
+        grid: tuple[int, ...],
+        instance: tuple[int, ...],
+        before_store: Callable[[str], None] = lambda name: None,
+    ) -> None:
+        self.before_store = before_store
         self.grid = grid
         self.instance = tuple(Counter(position) for position in instance)
 
@@ -66,6 +75,7 @@ class Eager:
     ) -> None:
         """Write a tile; outside of the tensor nothing happens."""
         _typed("store", [target.type, tile.type, *(t.type for t in lists)], attrs)
+        self.before_store(target.name)
         places = _positions(attrs, tile.shape, lists)
         memory, data = _memory(target), tile.data
         if isinstance(memory, Blocks):

@@ -84,9 +84,7 @@ def run(kernel: Kernel, grid: object, arguments: Arguments) -> None:
     if extents is None:
         meta = Meta(zip(arguments.names, arguments.tensors, strict=True), **arguments.consts)
         extents = resolve_grid(kernel.__name__, grid, lambda: meta)
-    names = [n for n, v in zip(arguments.names, views, strict=True) if v is not None]
-    present = [v for v in views if v is not None]
-    check_memory(kernel.__name__, names, present, [not v.readonly for v in present])
+    check = _StoreCheck(kernel.__name__, arguments.names, views)
     handles = [
         None if a is None else _handle(kernel, n, a)
         for n, a in zip(arguments.names, arrays, strict=True)
@@ -94,7 +92,7 @@ def run(kernel: Kernel, grid: object, arguments: Arguments) -> None:
     found = kernel.signature.arguments(handles, arguments.consts)
     positional, keywords = _python_call(kernel, found)
     for instance in itertools.product(*map(range, extents)):
-        with building(Eager(extents, instance)):
+        with building(Eager(extents, instance, check)):
             try:
                 result: object = kernel.function(*positional, **keywords)
             except IRError as error:
@@ -107,6 +105,25 @@ def run(kernel: Kernel, grid: object, arguments: Arguments) -> None:
                 rule="a kernel gives its results by storing them",
                 fix="store the tile into a tensor parameter",
             )
+
+
+class _StoreCheck:
+    """Refuses to store into arrays that are read-only or that other arguments share."""
+
+    def __init__(
+        self, kernel: str, names: Sequence[str], views: Sequence[ArrayView | None]
+    ) -> None:
+        self.kernel = kernel
+        self.views = {n: v for n, v in zip(names, views, strict=True) if v is not None}
+        self.allowed: set[str] = set()
+
+    def __call__(self, name: str) -> None:
+        if name in self.allowed or name not in self.views:
+            return
+        names = list(self.views)
+        stored = [n == name for n in names]
+        check_memory(self.kernel, names, list(self.views.values()), stored)
+        self.allowed.add(name)
 
 
 def _python_call(

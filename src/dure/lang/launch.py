@@ -21,7 +21,7 @@ from dure.errors import KernelError
 from dure.ir.core import Function
 from dure.ir.expr import evaluate
 from dure.ir.types import TensorType
-from dure.lang.binding import Arguments, Form, Meta, form_of, resolve_grid, type_of
+from dure.lang.binding import Arguments, Form, Meta, const_key, form_of, resolve_grid, type_of
 from dure.lang.frontend.compile import Specialization
 from dure.runtime.arrays import ArrayView, adopt
 
@@ -118,7 +118,8 @@ class Launcher:
 
     def _find(self, forms: tuple[Form | None, ...], arguments: Arguments, explicit: bool) -> Ready:
         executor = _EXECUTOR.get()
-        key = (forms, tuple(arguments.consts.items()), explicit, executor)
+        consts = tuple((n, const_key(v)) for n, v in arguments.consts.items())
+        key = (forms, consts, explicit, executor)
         found = self._ready.get(key)
         if found is None:
             with self._lock:

@@ -58,6 +58,12 @@ def _attribute(frame: Frame, node: ast.Attribute) -> object:
                 rule=f"it has {names}",
                 fix="use one of those, or a function of dure.lang",
             )
+    elif owner is None:
+        raise KernelError(
+            f"'.{node.attr}' of {ast.unparse(node.value)}, which was passed as None",
+            rule="an argument of None is absent",
+            fix=f"guard it with `if {ast.unparse(node.value)} is not None:`",
+        )
     elif not hasattr(owner, node.attr):
         raise KernelError(
             f"{describe(owner)} has no attribute '{node.attr}'",
