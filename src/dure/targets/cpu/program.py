@@ -8,42 +8,25 @@ step.
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from dure.errors import UsageError
+from dure.errors import TargetError, UsageError
 from dure.ir.core import Function
 from dure.ir.dtypes import DType
-from dure.ir.expr import Const, Expr, Symbol, bounds, evaluate
+from dure.ir.expr import bounds, evaluate
 from dure.ir.sizes import tensor_bytes
 from dure.ir.types import TensorType
 from dure.runtime import llvm
-from dure.runtime.memory import Buffer
+from dure.runtime.memory import Buffer, available_bytes
 from dure.runtime.pool import Pool, shared_pool
 from dure.targets.cpu.artifact import Artifact, link
 from dure.targets.cpu.context import CHECK, LOAD, STEP, Arena, Param
+from dure.targets.cpu.inputs import Array, inputs_of, outside
 from dure.targets.cpu.load import LoadPlan
-
-Array = npt.NDArray[Any]
-
-
-@dataclass(frozen=True)
-class _Input:
-    """What a step needs to know of an input, found once."""
-
-    name: str
-    position: int
-    word: int
-    type: TensorType
-    dtype: np.dtype[Any]
-    #: (axis, name) of the extents that are symbols, and (axis, number) of those that are known.
-    symbols: tuple[tuple[int, str], ...]
-    numbers: tuple[tuple[int, int], ...]
-    derived: tuple[tuple[int, Expr], ...]
 
 
 class CompiledProgram:
@@ -75,11 +58,15 @@ class CompiledProgram:
         self._bounds = {s.name: (bounds(s)[0] or 0, bounds(s)[1]) for s in step.symbols}
         self._link()
         self._context = np.zeros(artifact.layout.words, np.int64)
+        self._context_address = _address(self._context)
+        self._running = threading.Lock()
         self._arena = Buffer(max(1, artifact.arena_bytes), alignment=128)
         self._scratch = Buffer(max(1, artifact.scratch_bytes * self._pool.workers), alignment=128)
         self._context[0] = self._arena.address
         self._context[1] = self._scratch.address
-        self._inputs = [self._input(i) for i, r in enumerate(self._roles) if r == "input"]
+        words = artifact.layout.params
+        self._inputs = inputs_of(self._names, self._roles, self._types, words)
+        self._views: dict[tuple[int, tuple[int, ...]], Array] = {}
         self._missing = {n for n, r in zip(self._names, self._roles, strict=True) if r != "input"}
         self._kept: dict[str, object] = {}
         self._fixed: dict[str, int] = {}
@@ -92,21 +79,6 @@ class CompiledProgram:
         self._load_function = found[LOAD][1] if LOAD in found else 0
         check = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)
         self._check = check(found[CHECK][1])
-
-    def _input(self, position: int) -> _Input:
-        kind = self._types[position]
-        assert isinstance(kind.dtype, DType), f"input {self._names[position]} is {kind}"
-        extents = list(enumerate(kind.shape))
-        return _Input(
-            self._names[position],
-            position,
-            self._artifact.layout.params[position],
-            kind,
-            np.dtype(kind.dtype.numpy),
-            tuple((axis, e.name) for axis, e in extents if isinstance(e, Symbol)),
-            tuple((axis, e.value) for axis, e in extents if isinstance(e, Const)),
-            tuple((axis, e) for axis, e in extents if not isinstance(e, Symbol | Const)),
-        )
 
     @property
     def workers(self) -> int:
@@ -168,6 +140,7 @@ class CompiledProgram:
         return array
 
     def _relayout(self, given: Mapping[str, Array]) -> None:
+        self._require_memory(self._plan.total_bytes, "its weights")
         packed = Buffer(self._plan.total_bytes, alignment=128)
         self._kept["packed weights"] = packed
         context = np.empty(2 * len(self._plan.weights), np.int64)
@@ -183,6 +156,8 @@ class CompiledProgram:
     def allocate_states(self, sizes: Mapping[str, int] | None = None) -> dict[str, Buffer]:
         """Zeroed memory for every state; ``sizes`` gives the symbols in their shapes, for good."""
         self._fixed.update(sizes or {})
+        kinds = [k for k, r in zip(self._types, self._roles, strict=True) if r == "state"]
+        self._require_memory(sum(tensor_bytes(k, self._fixed) for k in kinds), "its states")
         for position, name in enumerate(self._names):
             if self._roles[position] != "state":
                 continue
@@ -193,6 +168,16 @@ class CompiledProgram:
             self._missing.discard(name)
         self._fill_tables()
         return self.states
+
+    def _require_memory(self, needed: int, what: str) -> None:
+        """Says before taking memory that there isn't enough; the system would kill us later."""
+        free = available_bytes()
+        if free and needed > free:
+            raise TargetError(
+                f"'{self.name}' needs {needed:,} bytes for {what}",
+                rule=f"the system has {free:,} bytes to give",
+                fix="use a smaller model, context or batch, or end other programs",
+            )
 
     def _point(self, position: int, address: int) -> None:
         self._context[self._artifact.layout.params[position]] = address
@@ -235,52 +220,20 @@ class CompiledProgram:
                 fix="call load() and allocate_states()",
             )
         values = {**self._fixed, **(sizes or {})}
-        keep = [self._bind(given, inputs, values) for given in self._inputs]
-        self._bind_sizes(values, keep)
-        failed = self._check(self._context.ctypes.data)
-        if failed:
-            raise self._outside(failed - 1, inputs)
-        self._pool.run(self._step, self._context.ctypes.data)
+        with self._running:
+            arrays = [given.check(inputs, values) for given in self._inputs]
+            self._bind_sizes(values)
+            pairs = zip(self._inputs, arrays, strict=True)
+            kept = [given.place(array, values, self._context) for given, array in pairs]
+            failed = self._check(self._context_address)
+            if failed:
+                wrong = next(i for i in self._inputs if i.position == failed - 1)
+                raise outside(wrong, inputs[wrong.name])
+            self._pool.run(self._step, self._context_address)
+        del kept
         return {name: self._output(i, values) for i, name in enumerate(self._outputs)}
 
-    def _bind(self, given: _Input, inputs: Mapping[str, Array], values: dict[str, int]) -> Array:
-        array = inputs.get(given.name)
-        if array is None:
-            raise UsageError(
-                f"input '{given.name}' is missing",
-                rule=f"'{self.name}' takes {', '.join(i.name for i in self._inputs)}",
-                fix=f"pass '{given.name}' as {given.type}",
-            )
-        shape = array.shape
-        right = array.dtype == given.dtype and len(shape) == len(given.type.shape)
-        if right:
-            for axis, name in given.symbols:
-                right = right and values.setdefault(name, shape[axis]) == shape[axis]
-            for axis, number in given.numbers:
-                right = right and shape[axis] == number
-        if not right:
-            raise UsageError(
-                f"input '{given.name}' is {array.dtype} of shape {shape}",
-                rule=f"it is {given.type} (sizes so far: {values})",
-                fix="pass an array of that dtype and shape",
-            )
-        if not array.flags.c_contiguous:
-            array = np.ascontiguousarray(array)
-        if given.type.unique and array.size > 1:
-            self._check_unique(given, array)
-        self._context[given.word] = _address(array)
-        return array
-
-    def _check_unique(self, given: _Input, array: Array) -> None:
-        present = array[array >= 0]
-        if np.unique(present).size != present.size:
-            raise UsageError(
-                f"input '{given.name}' holds an index twice",
-                rule="its elements are distinct (negative ones are absent and may repeat)",
-                fix="pass distinct indices",
-            )
-
-    def _bind_sizes(self, values: dict[str, int], arrays: list[Array]) -> None:
+    def _bind_sizes(self, values: Mapping[str, int]) -> None:
         for name, word in self._artifact.layout.symbols.items():
             value = values.get(name)
             low, high = self._bounds[name]
@@ -291,30 +244,20 @@ class CompiledProgram:
                     fix=f"pass inputs, or sizes={{'{name}': ...}}, inside that range",
                 )
             self._context[word] = value
-        for given, array in zip(self._inputs, arrays, strict=True):
-            for axis, extent in given.derived:
-                if array.shape[axis] != evaluate(extent, values):
-                    raise UsageError(
-                        f"input '{given.name}' has shape {array.shape}",
-                        rule=f"it is {given.type} for sizes {values}",
-                    )
-
-    def _outside(self, position: int, inputs: Mapping[str, Array]) -> UsageError:
-        name, kind = self._names[position], self._types[position]
-        assert kind.index is not None
-        found = inputs[name]
-        return UsageError(
-            f"input '{name}' holds indices from {found.min()} to {found.max()}",
-            rule=f"its elements are declared to lie in [{kind.index[0]}, {kind.index[1]}]",
-            fix="pass indices inside the range",
-        )
 
     def _output(self, number: int, values: Mapping[str, int]) -> Array:
         kind, place = self._output_types[number], self._artifact.outputs[number]
         assert isinstance(kind.dtype, DType), f"output {self._outputs[number]} is {kind}"
         shape = tuple(evaluate(extent, values) for extent in kind.shape)
+        view = self._views.get((number, shape))
+        if view is not None:
+            return view
         if isinstance(place, Arena):
-            return self._arena.view(shape, kind.dtype.numpy, place.offset)
+            if len(self._views) > 256:
+                self._views.clear()
+            view = self._arena.view(shape, kind.dtype.numpy, place.offset)
+            self._views[number, shape] = view
+            return view
         raise UsageError(
             f"output '{self._outputs[number]}' is the input '{self._names[place.position]}' itself",
             rule="an output is computed by the program",

@@ -363,7 +363,7 @@ def _outside(w: Writer, base: Reg, total: Reg, low: Reg, high: Reg) -> Reg:
 
     def element(number: Reg, found: list[Reg]) -> list[Reg]:
         slot = w.offset(base, w.mul(number, integer(4)))
-        value = w.cast("sext", w.load("i32", slot, 4), "i64")
+        value = w.cast("sext", w.load("i32", slot), "i64")
         below, above = w.compare("icmp slt", value, low), w.compare("icmp sgt", value, high)
         return [w.binary("or", found[0], w.binary("or", below, above))]
 
