@@ -10,7 +10,7 @@ from tile_builder import Kernel
 
 from dure.errors import IRError
 from dure.ir import dtypes
-from dure.ir.blocks import quantize_int8
+from dure.ir.blocks import quantize
 from dure.ir.core import Function, Region, Value, infer
 from dure.ir.expr import cdiv
 from dure.ir.interpret import run
@@ -219,11 +219,11 @@ def test_block_quantized_dot_and_store() -> None:
     k.store(kept, (i, 0), quantized)
     rng = np.random.default_rng(0)
     values = rng.standard_normal((5, 64), np.float32)
-    w_blocks = quantize_int8(rng.standard_normal((7, 64), np.float32), dtypes.q8_0)
+    w_blocks = quantize(rng.standard_normal((7, 64), np.float32), dtypes.q8_0)
     result = np.zeros((5, 7), np.float32)
-    storage = quantize_int8(np.zeros((5, 64), np.float32), dtypes.int8_block32)
+    storage = quantize(np.zeros((5, 64), np.float32), dtypes.int8_block32)
     run(k.function(), [values, w_blocks, result, storage])
-    reference = quantize_int8(values, dtypes.int8_block32)
+    reference = quantize(values, dtypes.int8_block32)
     np.testing.assert_array_equal(storage.decode(), reference.decode())
     expected = reference.decode().astype(np.float64) @ w_blocks.decode().T.astype(np.float64)
     np.testing.assert_allclose(result, expected, rtol=1e-3, atol=1e-3)

@@ -10,7 +10,7 @@ from tensor_programs import random_value
 
 from dure.errors import IRError
 from dure.ir import tensor as tensor_ops
-from dure.ir.blocks import quantize_int8
+from dure.ir.blocks import quantize
 from dure.ir.core import Value, infer, op_definition
 from dure.ir.dtypes import element_type, float32, int8_block32, int32
 from dure.ir.expr import const, symbol
@@ -59,7 +59,7 @@ def test_linear_epilogue_has_its_declared_order():
 @pytest.mark.parametrize("format", ["q8_0", "q4_1", "q4_k", "q6_k"])
 def test_linear_of_quantized_activations_is_close_to_the_decoded_product(format):
     w = random_value(RNG, element_type(format), (6, 512))
-    x = quantize_int8(floats(3, 512), int8_block32)
+    x = quantize(floats(3, 512), int8_block32)
     found = apply("linear", {}, x, w)
     expected = x.decode().astype(float) @ w.decode().astype(float).T
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
@@ -88,7 +88,7 @@ def test_quantized_results_are_the_quantized_float_results():
     x, w = floats(3, 64), floats(64)
     plain = apply("rms_norm", {"eps": 1e-5}, x, w)
     found = apply("rms_norm", {"eps": 1e-5, "quantize": "int8_block32"}, x, w)
-    expected = quantize_int8(plain, int8_block32)
+    expected = quantize(plain, int8_block32)
     for name, plane in expected.planes.items():
         np.testing.assert_array_equal(found.planes[name], plane)
 

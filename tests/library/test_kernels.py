@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from library_runner import EXECUTORS, Execute
 
 import dure.library as library
-from dure.ir.blocks import Blocks, quantize_int8
+from dure.ir.blocks import Blocks, quantize
 from dure.ir.dtypes import FORMATS, int8_block32
 from dure.library import elementwise, epilogue
 from dure.library.activation import activation_function
@@ -94,7 +94,7 @@ def test_quantized_matmul(execute: Execute, name: str, m: int, n: int, quantized
     block = FORMATS[name].block
     w = weight(name, n, 2 * block, n)
     x, y = normal(m, m, 2 * block), normal(0, m, n)
-    left = quantize_int8(x, int8_block32) if quantized else x
+    left = quantize(x, int8_block32) if quantized else x
     execute(library.matmul, [left, w, y], bm=8, bn=32, bk=block)
     values = left.decode() if isinstance(left, Blocks) else left
     near(y, values.astype(np.float64) @ w.decode().astype(np.float64).T, 1e-3)
@@ -117,7 +117,7 @@ def test_batched_matmul(execute: Execute, b: int, m: int, n: int, k: int, transp
 )
 def test_gated_linear_into_int8_blocks(execute: Execute, m: int, n: int, k: int, name: str) -> None:
     x, gate, up = normal(1, m, k), normal(2, n, k), normal(3, n, k)
-    result = quantize_int8(np.zeros((m, n), np.float32), int8_block32)
+    result = quantize(np.zeros((m, n), np.float32), int8_block32)
     activation = activation_function(name)
     execute(library.gated_linear, [x, gate, up, result], bm=8, bn=32, bk=32, activation=activation)
     a = x.astype(np.float64) @ gate.T

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dure.ir.dtypes import Array, BlockFormat
+from dure.ir.dtypes import ACTIVATION_FORMATS, Array, BlockFormat, int16_block32
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +32,7 @@ class Blocks:
         """The integer codes, without their zero subtracted."""
         total = np.zeros(self.shape, np.int32)
         for plane in self.format.groups["code"]:
-            total |= self.planes[plane.name].astype(np.int32) << plane.shift
+            total += self.planes[plane.name].astype(np.int32) << plane.shift
         return total
 
     def transposed(self, order: tuple[int, ...]) -> Blocks:
@@ -42,22 +42,28 @@ class Blocks:
         return Blocks(self.format, order.index(self.axis), shape, planes)
 
 
-def quantize_int8(values: Array, format: BlockFormat) -> Blocks:
-    """Symmetric int8 quantization along the last axis, ``format.block`` values a scale.
+def quantize(values: Array, format: BlockFormat) -> Blocks:
+    """Symmetric quantization along the last axis, ``format.block`` values a scale.
 
-    ``scale = max|x| / 127`` in float32, ``code = round_half_even(x * (127 / max|x|))``, zero where
-    the block is all zeros (the rule of GGML's ``quantize_row_q8_0``, with ties to even).
+    ``scale = max|x| / top`` in float32, ``code = round_half_even(x * (top / max|x|))``, zero where
+    the block is all zeros; ``top`` is 127, or 127 * 256 for 16-bit codes (with 127, the rule of
+    GGML's ``quantize_row_q8_0``, with ties to even).
     """
+    top = np.float32(ACTIVATION_FORMATS.get(format, 127))
     shape = values.shape
     blocks = values.astype(np.float32).reshape(*shape[:-1], shape[-1] // format.block, format.block)
     largest = np.abs(blocks).max(axis=-1, initial=0)
-    scale = (largest / np.float32(127)).astype(np.float32)
+    scale = (largest / top).astype(np.float32)
     with np.errstate(divide="ignore"):
-        inverse = np.where(largest > 0, np.float32(127) / largest, 0).astype(np.float32)
-    code = np.rint(blocks * inverse[..., None]).astype(np.int8).reshape(shape)
-    planes: dict[str, Array] = {"d": scale, "code": code}
+        inverse = np.where(largest > 0, top / largest, 0).astype(np.float32)
+    code = np.rint(blocks * inverse[..., None]).astype(np.int32).reshape(shape)
+    low = code.astype(np.int8)
+    planes: dict[str, Array] = {"d": scale, "code": low}
+    if format is int16_block32:
+        # The low byte is signed: what it lacks, the high byte has.
+        planes["high"] = ((code - low) >> 8).astype(np.int8)
     for plane in format.planes:
         if plane.role == "sum":
             parts = code.reshape(*shape[:-1], shape[-1] // plane.per, plane.per)
-            planes[plane.name] = parts.astype(np.int32).sum(axis=-1, dtype=np.int32)
+            planes[plane.name] = parts.sum(axis=-1, dtype=np.int32)
     return Blocks(format, len(shape) - 1, shape, planes)

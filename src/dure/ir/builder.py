@@ -208,10 +208,15 @@ class ProgramBuilder:
         """Rows of ``table`` (V, N), times ``scale``: (T, N) float32."""
         return self._op("embedding", table, tokens, scale=float(scale))
 
-    def linear(self, x: Value, weight: Value, bias: Value | None = None) -> Value:
-        """``x @ weight.T + bias``: (T, K) and (N, K) to (T, N)."""
+    def linear(
+        self, x: Value, weight: Value, bias: Value | None = None, *, precise: bool = False
+    ) -> Value:
+        """``x @ weight.T + bias``: (T, K) and (N, K) to (T, N).
+
+        ``precise`` asks the policy for activations to spend more bits on ``x``.
+        """
         rest = () if bias is None else (bias,)
-        return self._op("linear", x, weight, *rest, bias=bias is not None)
+        return self._op("linear", x, weight, *rest, bias=bias is not None, precise=precise)
 
     def rms_norm(self, x: Value, weight: Value, eps: float) -> Value:
         """``x / sqrt(mean(x^2) + eps) * weight`` along the last axis."""

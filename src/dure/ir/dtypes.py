@@ -170,7 +170,8 @@ class BlockFormat:
         parts = self.groups[group]
         total = planes[parts[0].name].astype(np.int32)
         for part in parts[1:]:
-            total = total | (planes[part.name].astype(np.int32) << part.shift)
+            # Parts do not overlap; where the low part is signed, they add up.
+            total = total + (planes[part.name].astype(np.int32) << part.shift)
         return total
 
     def _product(
@@ -245,10 +246,25 @@ int8_block32 = BlockFormat(
         Plane("sum", "sum", int32, per=16),
     ),
 )
+#: Activations with twice the bits, for products whose error is seen at once (the logits): a 16-bit
+#: code is ``256 * high + low`` of two int8 planes, so that bytewise dot products still do.
+int16_block32 = BlockFormat(
+    "int16_block32",
+    32,
+    (
+        Plane("d", "scale", float32, per=32),
+        Plane("code", "code", int8, group="code"),
+        Plane("high", "code", int8, shift=8, group="code"),
+        Plane("sum", "sum", int32, per=16),
+    ),
+)
 
 FORMATS: dict[str, BlockFormat] = {
-    f.name: f for f in (q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q5_k, q6_k, int8_block32)
+    f.name: f for f in (q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q5_k, q6_k, int8_block32, int16_block32)
 }
+
+#: What activations are quantized to while a program runs, and their largest code.
+ACTIVATION_FORMATS: dict[BlockFormat, int] = {int8_block32: 127, int16_block32: 127 * 256}
 
 ElementType: TypeAlias = DType | BlockFormat
 

@@ -121,7 +121,7 @@ class _Decoder:
         x = self.b.gather_rows(x, self.out_rows)
         x = self.b.rms_norm(x, self.model_weight("final_norm", (c.hidden,)), c.rms_epsilon)
         head = table if c.tied else self.model_weight("head", (c.vocabulary, c.hidden))
-        logits = self.b.linear(x, head)
+        logits = self.b.linear(x, head, precise=True)
         if c.final_softcap:
             logits = self.b.softcap(logits, c.final_softcap)
         self.b.output("logits", logits)
@@ -150,7 +150,8 @@ class _Decoder:
         """Projections, rope, the KV cache, attention, and the output projection."""
         c, b = self.config, self.b
         window = c.windows[layer.numbers[0]]
-        q, k, v = weights.linears(x, ("q", "k", "v"))
+        # A score is an exponent: what goes into it is worth more bits than the rest of a layer.
+        q, k, v = weights.linears(x, ("q", "k", "v"), precise=True)
         q = b.reshape(q, -1, c.heads, c.head_dim)
         k = b.reshape(k, -1, c.kv_heads, c.head_dim)
         v = b.reshape(v, -1, c.kv_heads, c.head_dim)
@@ -214,10 +215,10 @@ class _LayerWeights:
     def norm(self, x: Value, name: str) -> Value:
         return self.decoder.b.rms_norm(x, self.get(name), self.decoder.config.rms_epsilon)
 
-    def linears(self, x: Value, names: tuple[str, ...]) -> list[Value]:
+    def linears(self, x: Value, names: tuple[str, ...], *, precise: bool = False) -> list[Value]:
         """Linear layers of one input."""
         results: list[Value] = []
         for name in names:
             bias = self.get(f"{name}_bias") if f"{name}_bias" in self.decoder.shapes else None
-            results.append(self.decoder.b.linear(x, self.get(name), bias))
+            results.append(self.decoder.b.linear(x, self.get(name), bias, precise=precise))
         return results

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dure.ir import dtypes
-from dure.ir.blocks import Blocks, quantize_int8
+from dure.ir.blocks import Blocks, quantize
 from dure.ir.core import Cost, Op
 from dure.ir.dtypes import Array, BlockFormat, DType
 from dure.ir.expr import Expr, bounds
@@ -92,10 +92,9 @@ def stored(shape: tuple[Expr, ...], quantize: str) -> TensorType:
     found = dtypes.element_type(quantize)
     if not isinstance(found, BlockFormat) or not found.factors("scale")[0][0].dtype.is_float:
         raise broken(f"quantize='{quantize}'", "a result is quantized to a block format")
-    if found is not dtypes.int8_block32:
-        raise broken(
-            f"quantize='{quantize}'", "activations are quantized to int8_block32", "use that"
-        )
+    if found not in dtypes.ACTIVATION_FORMATS:
+        names = ", ".join(map(str, dtypes.ACTIVATION_FORMATS))
+        raise broken(f"quantize='{quantize}'", f"activations are quantized to {names}", "use one")
     length = static(shape[-1], "the extent that is quantized")
     if length % found.block:
         raise broken(
@@ -126,7 +125,7 @@ def finish(values: Doubles, attrs: Mapping[str, Any]) -> Operand:
         return rounded
     format = dtypes.element_type(name)
     assert isinstance(format, BlockFormat)
-    return quantize_int8(rounded, format)
+    return quantize(rounded, format)
 
 
 def erf(values: Doubles) -> Doubles:

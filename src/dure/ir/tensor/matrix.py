@@ -49,8 +49,10 @@ def _check_weight(x: TensorType, w: TensorType, name: str) -> Expr:
     if w.block is not None and w.quantized_axis % 2 != 1:
         raise broken(f"a weight of {w}", "a weight is quantized along K, its last axis")
     if x.block is not None:
-        if x.block is not dtypes.int8_block32 or x.quantized_axis % x.rank != x.rank - 1:
-            raise broken(f"{name} of {x}", "activations are float or int8_block32 along K")
+        if x.block not in dtypes.ACTIVATION_FORMATS or x.quantized_axis % x.rank != x.rank - 1:
+            raise broken(
+                f"{name} of {x}", "activations are float, int8_block32 or int16_block32 along K"
+            )
         if w.block is None:
             raise broken(
                 f"{name} of {x} and a weight of {w.dtype}",
@@ -129,11 +131,12 @@ declare(
             "scale": 1.0,
             "softcap": 0.0,
             "quantize": "",
+            "precise": False,
         },
         exact=False,
         error_bound=2.0,
         doc="linear(x, w, [bias], [residual])"
-        " {bias, residual, activation, scale, softcap, quantize}",
+        " {bias, residual, activation, scale, softcap, quantize, precise}",
     )
 )
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dure.ir import dtypes
-from dure.ir.blocks import Blocks, quantize_int8
+from dure.ir.blocks import Blocks, quantize
 from dure.ir.core import Cost, Op, OpDef, Region, declare
 from dure.ir.dtypes import Array, BlockFormat, DType
 from dure.ir.rules import axis_of, broken, plain, tile
@@ -73,7 +73,7 @@ def _dot_typing(
 
 
 def _dot(attrs: Mapping[str, Any], a: Array | Blocks, b: Array | Blocks, c: Array) -> Array:
-    if isinstance(a, Blocks) and isinstance(b, Blocks) and a.format is dtypes.int8_block32:
+    if isinstance(a, Blocks) and isinstance(b, Blocks) and a.format in dtypes.ACTIVATION_FORMATS:
         return _dot_blocks(a, b, c)
     left = a.decode() if isinstance(a, Blocks) else a
     right = b.decode() if isinstance(b, Blocks) else b
@@ -83,7 +83,7 @@ def _dot(attrs: Mapping[str, Any], a: Array | Blocks, b: Array | Blocks, c: Arra
 
 
 def _dot_blocks(a: Blocks, b: Blocks, c: Array) -> Array:
-    """int8 blocks (m, k) times quantized (k, n): exact in a scale's block, blocks in order."""
+    """int8 or int16 blocks (m, k) times quantized (k, n): exact in a scale's block, blocks in order."""
     block = min(b.format.scale_block, a.format.block)
     length = a.shape[-1]
     codes, weights = a.codes(), b.codes() - b.format.zero
@@ -242,10 +242,10 @@ def _quantize_typing(
 ) -> Sequence[Type]:
     source = plain(operands[0], "the operand of quantize")
     format: BlockFormat = dtypes.FORMATS.get(attrs["format"], dtypes.int8_block32)
-    if attrs["format"] not in ("int8_block32", "q8_0"):
+    if format not in dtypes.ACTIVATION_FORMATS and format is not dtypes.q8_0:
         raise broken(
             f"quantize to '{attrs['format']}'",
-            "run-time quantization is to int8_block32 or q8_0",
+            "run-time quantization is to int8_block32, int16_block32 or q8_0",
             "quantize weights ahead of time",
         )
     if not source.dtype.is_float or source.shape[-1] % format.block:
@@ -258,7 +258,7 @@ def _quantize_typing(
 
 
 def _quantize(attrs: Mapping[str, Any], x: Array) -> Blocks:
-    return quantize_int8(x, dtypes.FORMATS[attrs["format"]])
+    return quantize(x, dtypes.FORMATS[attrs["format"]])
 
 
 def _dequantize_typing(

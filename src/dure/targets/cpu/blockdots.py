@@ -1,4 +1,4 @@
-"""Dot products of int8 activations with block-quantized weights, a chunk of 32 along K at a time.
+"""Dot products of int8 (or two-byte) activations with block-quantized weights, a chunk of 32 along K at a time.
 
 Inside a scale's block the sum is exact in int32; blocks are scaled and added in order in float32.
 The weight comes as panels of one row a lane (:mod:`dure.targets.cpu.packing`); four consecutive k
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from dure.ir import dtypes
 from dure.ir.dtypes import BlockFormat, DType, Plane
 from dure.ir.expr import as_expr
 from dure.ir.layout import Layout, PlaneLayouts
@@ -25,6 +26,8 @@ class ActivationRows:
     def __init__(self, tile: BlockTile) -> None:
         assert isinstance(tile, LoadedBlocks | BlockBuffer)
         self.tile = tile
+        #: The plane of the high bytes of 16-bit codes, if there is one.
+        self.high = next((p.name for p in tile.format.planes if p.shift == 8), None)
 
     @staticmethod
     def fits(tile: BlockTile) -> bool:
@@ -189,6 +192,7 @@ def chunk_step(
     codes = [b.codes(e, at, chunk) for at in blocks]
     place = w.add(w.mul(block, integer(b.chunks)), chunk)
     scales_a = [w.load("float", a.address(e, "d", row, place), 4) for row in rows]
+    wide = a.high is not None
     halves = CHUNK // min(CHUNK, b.format.scale_block)
     zero, has_offset = zero_of(b.format), bool(b.format.factors("offset"))
     running = list(totals)
@@ -199,8 +203,10 @@ def chunk_step(
             else []
         )
         exact: list[Reg] = []
+        nothing = Reg(vector_type("i32", lanes), "zeroinitializer")
+        highs = [nothing] * (len(rows) * len(panels))
         for i in range(len(rows)):
-            start = Reg(vector_type("i32", lanes), "zeroinitializer")
+            start = nothing
             if zero:
                 start = w.splat(w.binary("mul", sums[i], Reg("i32", str(-zero))), lanes)
             exact.extend([start] * len(panels))
@@ -213,6 +219,17 @@ def chunk_step(
                 for j in range(len(panels)):
                     slot = i * len(panels) + j
                     exact[slot] = dot_bytes(e, exact[slot], codes[j][group], spread)
+                if a.high is not None:
+                    upper = w.splat(w.load("i32", a.address(e, a.high, row, at), 4), lanes)
+                    for j in range(len(panels)):
+                        slot = i * len(panels) + j
+                        highs[slot] = dot_bytes(e, highs[slot], codes[j][group], upper)
+        if wide:
+            eight = w.constant("i32", 8, lanes)
+            exact = [
+                w.binary("add", low, w.binary("shl", high, eight))
+                for low, high in zip(exact, highs, strict=True)
+            ]
         for j, at in enumerate(blocks):
             scale = b.factor(e, "scale", at, chunk, half)
             offset = b.factor(e, "offset", at, chunk, half)
@@ -283,7 +300,6 @@ def _dot_bytes_portable(e: Emitter, total: Reg, codes: Reg, activations: Reg) ->
 
 def unpack(e: Emitter, tile: BlockTile, rows: int, length: int) -> Panels:
     """Copy a (K, N) tile of any layout into panels of an all-int8 format in the arena."""
-    from dure.ir import dtypes
     from dure.ir.types import TensorType, shape_of
     from dure.targets.cpu.packing import packed_bytes, packed_layout
 
@@ -348,12 +364,12 @@ def _fill_panels(e: Emitter, tile: BlockTile, panels: Panels, rows: int, length:
 
 
 def quantize(e: Emitter, source: Buffer, target: BlockBuffer, rows: Reg) -> None:
-    """The rows of a float tile to int8 blocks, as :func:`dure.ir.blocks.quantize_int8` does."""
+    """The rows of a float tile to int8 blocks, as :func:`dure.ir.blocks.quantize` does."""
     w, length = e.w, source.type.shape[-1]
     format = target.format
     lanes = min(e.lanes, 16)
     pieces = format.block // lanes
-    floats, ints = vector_type("float", lanes), vector_type("i32", lanes)
+    ints = vector_type("i32", lanes)
     flat = source.reshaped((source.type.elements // length, length))
     planes = {
         n: p.reshaped((flat.type.shape[0], p.type.shape[-1])) for n, p in target.planes.items()
@@ -369,8 +385,9 @@ def quantize(e: Emitter, source: Buffer, target: BlockBuffer, rows: Reg) -> None
             size = e.math.absolute(value)
             largest = w.select(w.compare("fcmp ugt", size, largest), size, largest)
         top = reduce_lanes(e, largest, lambda a, b: w.select(w.compare("fcmp ugt", a, b), a, b))
-        scale = w.binary("fdiv", top, e.math.constant(top, 127.0))
-        inverse = w.binary("fdiv", e.math.constant(top, 127.0), top)
+        largest_code = e.math.constant(top, float(dtypes.ACTIVATION_FORMATS.get(format, 127)))
+        scale = w.binary("fdiv", top, largest_code)
+        inverse = w.binary("fdiv", largest_code, top)
         positive = w.compare("fcmp ogt", top, e.math.constant(top, 0.0))
         inverse = w.select(positive, inverse, e.math.constant(top, 0.0))
         planes["d"].put(e, scale, [row, block], 1)
@@ -380,7 +397,12 @@ def quantize(e: Emitter, source: Buffer, target: BlockBuffer, rows: Reg) -> None
             scaled = e.math.rint(w.binary("fmul", value, w.splat(inverse, lanes)))
             whole = w.call(ints, f"llvm.fptosi.sat.v{lanes}i32.v{lanes}f32", scaled)
             place = [row, w.add(start, integer(i * lanes))]
-            planes["code"].put(e, w.cast("trunc", whole, vector_type("i8", lanes)), place, 1)
+            low = w.cast("trunc", whole, vector_type("i8", lanes))
+            planes["code"].put(e, low, place, 1)
+            if "high" in planes:
+                rest = w.binary("sub", whole, w.cast("sext", low, ints))
+                high = w.binary("ashr", rest, w.constant("i32", 8, lanes))
+                planes["high"].put(e, w.cast("trunc", high, vector_type("i8", lanes)), place, 1)
             if per_sum:
                 running = whole if running is None else w.binary("add", running, whole)
                 if (i + 1) * lanes % per_sum == 0:
@@ -391,7 +413,6 @@ def quantize(e: Emitter, source: Buffer, target: BlockBuffer, rows: Reg) -> None
                     )
                     planes["sum"].put(e, total, [row, entry], 1)
                     running = None
-        assert floats
 
     def each(row: Reg, _: list[Reg]) -> list[Reg]:
         def inner(block: Reg, _: list[Reg]) -> list[Reg]:

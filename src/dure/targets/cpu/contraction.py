@@ -16,6 +16,7 @@ from dure.ir.core import Op, Region, Value
 from dure.ir.dtypes import BlockFormat, DType
 from dure.ir.expr import Expr, as_expr, minimum, proves, symbols
 from dure.ir.layout import AnyLayout, Layout, PlaneLayouts
+from dure.ir.types import TensorType
 from dure.targets.cpu.blockdots import ActivationRows, Panels, unpack
 from dure.targets.cpu.dots import KRange, block_dot, plain_dot
 from dure.targets.cpu.memory import Extent
@@ -75,7 +76,9 @@ def dot(body: BodyEmitter, op: Op) -> None:
 
 
 def _is_block_dot(a: object, b: object) -> bool:
-    return isinstance(a, BlockTile) and isinstance(b, BlockTile) and a.format is dtypes.int8_block32
+    if not isinstance(a, BlockTile) or not isinstance(b, BlockTile):
+        return False
+    return a.format in dtypes.ACTIVATION_FORMATS
 
 
 def _plain(body: BodyEmitter, value: Value, tile: object) -> Tile:
@@ -269,11 +272,11 @@ def _fits(body: BodyEmitter, left: _Walk, right: _Walk, op: Op) -> bool:
         left_ref = body.tensors[left.load.operands[0]]
         whole = right_ref.type.with_layout(None)
         return (
-            a.block is dtypes.int8_block32
+            a.block in dtypes.ACTIVATION_FORMATS
             and not left.transposed
             and right.transposed
             and all(_is_static(extent) for extent in whole.shape)
-            and _rows_lie_flat(left_ref.layout, dtypes.int8_block32)
+            and _rows_lie_flat(left_ref.layout, left_ref.type)
             and right_ref.layout == packed_layout(whole, lanes)
             and b.shape[1] % lanes == 0
             and right_ref.starts[0] % lanes is as_expr(0)
@@ -289,11 +292,11 @@ def _fits(body: BodyEmitter, left: _Walk, right: _Walk, op: Op) -> bool:
     )
 
 
-def _rows_lie_flat(layout: AnyLayout, format: BlockFormat) -> bool:
-    """Whether each row of (M, K) int8 blocks has the entries of a plane side by side."""
-    if not isinstance(layout, PlaneLayouts):
+def _rows_lie_flat(layout: AnyLayout, kind: TensorType) -> bool:
+    """Whether each row of (M, K) blocks has the entries of a plane side by side."""
+    if not isinstance(layout, PlaneLayouts) or not isinstance(kind.dtype, BlockFormat):
         return False
-    for plane in format.planes:
+    for plane in kind.dtype.planes:
         along = layout[plane.name].axes[1]
         if len(along) != 1 or as_expr(along[0].stride) is not as_expr(plane.dtype.bits):
             return False

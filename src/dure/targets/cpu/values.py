@@ -356,7 +356,7 @@ class BlockTile(ABC):
         for plane in planes[1:]:
             part = self._spread(e, plane, index, axis, lanes)
             shift = e.w.constant("i32", plane.shift, lanes)
-            total = e.w.binary("or", total, e.w.binary("shl", part, shift))
+            total = e.w.binary("add", total, e.w.binary("shl", part, shift))
         return total
 
     def product(
