@@ -39,8 +39,9 @@ class CpuTarget:
         return None
 
     def state_layout(self, state: TensorType, uses: Sequence[Use]) -> AnyLayout | None:
-        """KV pools page by page and head by head: keys with the tokens of a page side by side (a
-        lane is a token), values with the elements of a head side by side.
+        """KV pools head by head and page by page, so that a sequence whose pages follow one another
+        is one stream a head: keys with the tokens of a page side by side (a lane is a token), values
+        with the elements of a head side by side.
         """
         attention = next((u for u in uses if u.op.name == "attention"), None)
         heads, size = (static_extent(e) for e in state.shape[-2:]) if state.rank == 3 else (0, 0)
@@ -50,8 +51,13 @@ class CpuTarget:
         bits = state.dtype.bits
         is_key = attention.position == 1
         token, element = (1, page) if is_key else (size, 1)
-        slots = (Digit(None, int(page * heads * size * bits)), Digit(page, int(token * bits)))
-        rows = (Digit(None, int(page * size * bits)),)
+        total = static_extent(state.shape[0])
+        if total is None or total % page:
+            outer, head = page * heads * size * bits, page * size * bits
+        else:
+            outer, head = page * size * bits, total * size * bits
+        slots = (Digit(None, int(outer)), Digit(page, int(token * bits)))
+        rows = (Digit(None, int(head)),)
         return Layout((slots, rows, (Digit(None, int(element * bits)),)))
 
     def buffer_layout(self, value: TensorType) -> AnyLayout | None:
