@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tile_builder import Body, Kernel
 
 from dure.ir import dtypes
-from dure.ir.blocks import Blocks, quantize_int8
+from dure.ir.blocks import Blocks, quantize
 from dure.ir.core import Function, Region, Value, infer
 from dure.ir.dtypes import Array, DType
 from dure.ir.expr import Expr, Symbol, cdiv, compare, logic, minimum
@@ -34,7 +34,7 @@ class Program:
         return [
             rng.integers(-4, 5, (m, n)).astype(np.float32),
             rng.permutation(np.arange(-1, m - 1)).astype(np.int32),
-            quantize_int8(weights, dtypes.q8_0),
+            quantize(weights, dtypes.q8_0),
             rng.integers(-3, 4, (m, n)).astype(np.int32),
             np.full((m, n), 777, np.float32),
             np.full((m, 1), 777, np.int32),

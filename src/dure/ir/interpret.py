@@ -32,6 +32,10 @@ from dure.ir.types import TensorType, TileType
 #: What a value is while a program runs: a tile or tensor of numbers, or a tensor in memory.
 RuntimeValue: TypeAlias = "Array | Blocks | View"
 Handler: TypeAlias = "Callable[[Frame, Op], Sequence[RuntimeValue]]"
+#: ``(op, attributes, operands) -> results``, in place of an op's semantics.
+Evaluator: TypeAlias = "Callable[[Op, Mapping[str, Any], Sequence[RuntimeValue]], Results]"
+#: The results of an op: one, or several.
+Results: TypeAlias = "RuntimeValue | tuple[RuntimeValue, ...]"
 
 _HANDLERS: dict[str, Handler] = {}
 
@@ -74,17 +78,26 @@ def execute(
     sizes: Mapping[str, int] | None = None,
     *,
     seed: int | None = None,
+    evaluator: Evaluator | None = None,
 ) -> tuple[RuntimeValue, ...]:
-    """Like :func:`run`, and gives what the body yields (nothing for a tile kernel)."""
+    """Like :func:`run`, and gives what the body yields (nothing for a tile kernel).
+
+    ``evaluator`` stands in for the declared semantics of ops without memory effects or regions.
+    """
     bound = bind_sizes(function, values, sizes)
     if function.level == "tensor":
         frame = Frame(dict(zip((p.value for p in function.params), values, strict=True)), bound)
+        frame.evaluator = evaluator
         return frame.run_body(function.body)
-    return _run_grid(function, values, bound, seed)
+    return _run_grid(function, values, bound, seed, evaluator)
 
 
 def _run_grid(
-    function: Function, values: Sequence[RuntimeValue], bound: dict[str, int], seed: int | None
+    function: Function,
+    values: Sequence[RuntimeValue],
+    bound: dict[str, int],
+    seed: int | None,
+    evaluator: Evaluator | None,
 ) -> tuple[RuntimeValue, ...]:
     views = [_argument(p, v, bound) for p, v in zip(function.params, values, strict=True)]
     grid = [evaluate(extent, bound) for extent in function.grid]
@@ -98,6 +111,7 @@ def _run_grid(
         ids = {s.name: at for s, at in zip(function.program_ids, instances[number], strict=True)}
         arguments = dict(zip((p.value for p in function.params), views, strict=True))
         frame = Frame({**arguments}, {**bound, **ids}, number)
+        frame.evaluator = evaluator
         frame.run_body(function.body)
     for view in views:
         view.memory.finish()
@@ -123,6 +137,7 @@ class Frame:
         self.sizes = dict(sizes)
         self.instance = instance
         self.checked = checked
+        self.evaluator: Evaluator | None = None
 
     def value(self, value: Value) -> RuntimeValue:
         """What a value is now."""
@@ -179,8 +194,12 @@ class Frame:
                     fix="register one with dure.ir.interpret.handles",
                 )
             attrs = {**op.definition.defaults, **op.attrs}
-            given: RuntimeValue | tuple[RuntimeValue, ...]
-            given = semantics(attrs, *(self.value(o) for o in op.operands))
+            operands = [self.value(o) for o in op.operands]
+            given: Results
+            if self.evaluator is not None:
+                given = self.evaluator(op, attrs, operands)
+            else:
+                given = semantics(attrs, *operands)
             results = given if isinstance(given, tuple) else (given,)
         for declared, found in zip(op.results, results, strict=True):
             if self.checked:

@@ -24,7 +24,7 @@ from dure.ir.blocks import Blocks
 from dure.ir.core import Function, Op, Region
 from dure.ir.dtypes import Array, DType
 from dure.ir.expr import Range, as_expr, bounds
-from dure.ir.interpret import execute
+from dure.ir.interpret import Evaluator, execute
 from dure.ir.printer import print_function
 from dure.ir.samples import Sample, draw
 from dure.ir.types import Type
@@ -173,12 +173,14 @@ def _verified(name: str, function: Function) -> None:
         raise
 
 
-def results_on(function: Function, sample: Sample) -> list[Array | Blocks]:
+def results_on(
+    function: Function, sample: Sample, *, evaluator: Evaluator | None = None
+) -> list[Array | Blocks]:
     """What a program leaves in its out and inout arguments, then what it yields."""
     arguments = sample.copied()
     names = {s.name for s in function.symbols}
     sizes = {name: value for name, value in sample.sizes.items() if name in names}
-    yields = execute(function, arguments, sizes, seed=0)
+    yields = execute(function, arguments, sizes, seed=0, evaluator=evaluator)
     written = [a for a, p in zip(arguments, function.params, strict=True) if p.access != "in"]
     return [v for v in (*written, *yields) if isinstance(v, np.ndarray | Blocks)]
 

@@ -44,8 +44,14 @@ def copied(value: RuntimeValue) -> RuntimeValue:
     return value.copy()
 
 
-def draw(function: Function, seed: int, sizes: Mapping[str, int] | None = None) -> Sample:
-    """Arguments for ``function``; ``sizes`` fixes some of its symbols.
+def draw(
+    function: Function,
+    seed: int,
+    sizes: Mapping[str, int] | None = None,
+    *,
+    largest: int = LARGEST,
+) -> Sample:
+    """Arguments for ``function``; ``sizes`` fixes some of its symbols, ``largest`` bounds others.
 
     Raises :class:`IRError` where bounds leave nothing to choose.
     """
@@ -53,7 +59,7 @@ def draw(function: Function, seed: int, sizes: Mapping[str, int] | None = None) 
     chosen = dict(sizes or {})
     for entry in function.symbols:
         if entry.kind == "size" and entry.name not in chosen:
-            chosen[entry.name] = _size(entry, chosen, rng)
+            chosen[entry.name] = _size(entry, chosen, rng, largest)
     arguments = tuple(
         _argument(p.value.tensor, p.value.name, p.access == "out", chosen, rng)
         for p in function.params
@@ -61,11 +67,11 @@ def draw(function: Function, seed: int, sizes: Mapping[str, int] | None = None) 
     return Sample(arguments, chosen)
 
 
-def _size(entry: Symbol, chosen: Mapping[str, int], rng: np.random.Generator) -> int:
+def _size(entry: Symbol, chosen: Mapping[str, int], rng: np.random.Generator, largest: int) -> int:
     low = _end(entry.low, chosen)
     high = None if entry.high is None else _end(entry.high, chosen)
     low = 0 if low is None else low
-    top = max(low, LARGEST) if high is None else min(high, max(low, LARGEST))
+    top = max(low, largest) if high is None else min(high, max(low, largest))
     if top < low:
         raise IRError(
             f"no number for size '{entry.name}' in [{entry.low}, {entry.high}]",
