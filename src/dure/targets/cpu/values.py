@@ -436,6 +436,9 @@ class LoadedBlocks(BlockTile):
         """Entries whose bits start anywhere in a byte."""
         w = e.w
         bits = place.bit_offsets(index, axis, lanes)
+        if place.unit == 8:
+            # Every entry starts a byte, and is narrower.
+            bits = w.binary("mul", bits, w.constant("i64", 8, lanes))
         byte = w.binary("lshr", bits, w.constant("i64", 3, lanes))
         element = memory_type(plane.dtype)
         if lanes == 1:
