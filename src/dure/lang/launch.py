@@ -73,7 +73,8 @@ class Ready:
     sources: tuple[tuple[str, int, int], ...]
     present: tuple[int, ...]
     stored: tuple[bool, ...]
-    checked: set[tuple[int, ...]] = field(default_factory=set[tuple[int, ...]])
+    #: Sizes that passed the guards, and whether the grid has any instance.
+    checked: dict[tuple[int, ...], bool] = field(default_factory=dict[tuple[int, ...], bool])
 
 
 class Launcher:
@@ -97,10 +98,7 @@ class Launcher:
         present = [v for v in views if v is not None]
         extents = self._grid(ready, grid, arguments, views)
         sizes = self._sizes(ready, present, extents)
-        self._check(ready, arguments, present, sizes)
-        function = ready.specialization.function
-        named = dict(zip((s.name for s in function.symbols), sizes, strict=True))
-        if all(evaluate(extent, named) > 0 for extent in function.grid):
+        if self._check(ready, arguments, present, sizes):
             ready.runner(present, sizes)
 
     def _closed(
@@ -197,24 +195,31 @@ class Launcher:
         arguments: Arguments,
         views: Sequence[ArrayView],
         sizes: tuple[int, ...],
-    ) -> None:
+    ) -> bool:
+        """Check what depends on sizes, memory and index values; whether anything is to be run."""
         names = [arguments.names[i] for i in ready.present]
         check_memory(self.kernel.__name__, names, views, ready.stored)
         function = ready.specialization.function
-        symbols = [s.name for s in function.symbols]
-        if sizes not in ready.checked:
-            numbers = dict(zip(symbols, sizes, strict=True))
+        runs = ready.checked.get(sizes)
+        if runs is None:
+            numbers = self._numbers(function, sizes)
             for guard in ready.specialization.guards:
                 guard.check(numbers)
             if len(ready.checked) >= _REMEMBERED:
                 ready.checked.clear()
-            ready.checked.add(sizes)
+            runs = all(evaluate(extent, numbers) > 0 for extent in function.grid)
+            ready.checked[sizes] = runs
         for param, name, view in zip(function.params, names, views, strict=True):
             kind = param.value.tensor
             if kind.index is not None:
-                numbers = dict(zip(symbols, sizes, strict=True))
+                numbers = self._numbers(function, sizes)
                 low, high = (evaluate(e, numbers) for e in kind.index)
                 check_indices(name, array_of(view), low, high, kind.unique)
+        return runs
+
+    @staticmethod
+    def _numbers(function: Function, sizes: tuple[int, ...]) -> dict[str, int]:
+        return dict(zip((s.name for s in function.symbols), sizes, strict=True))
 
 
 def _source(symbol: str, places: dict[str, int]) -> tuple[str, int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import FunctionType
 from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin
 
@@ -32,13 +33,29 @@ class KernelParameter:
         return self.kind != "const" and not self.many and self.default is inspect.Parameter.empty
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Signature:
     """All parameters in order."""
 
     name: str
     parameters: tuple[KernelParameter, ...]
     python: inspect.Signature
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """Every parameter's name."""
+        return frozenset(p.name for p in self.parameters)
+
+    @cached_property
+    def many(self) -> bool:
+        """Whether there is a ``*extras``."""
+        return any(p.many for p in self.parameters)
+
+    @cached_property
+    def positional(self) -> tuple[str, ...]:
+        """The parameters that may be given by position."""
+        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        return tuple(p.name for p in self.python.parameters.values() if p.kind in kinds)
 
     @property
     def tensors(self) -> tuple[KernelParameter, ...]:
