@@ -1,7 +1,8 @@
 """The one shape of every error that dure raises on purpose.
 
-An error says what is wrong, where, which rule was broken, and a change that would work.  The command
-line prints it as it is and exits with code 2; a library user catches :class:`DureError` or a subclass.
+An error says what is wrong, where, which rule was broken, and a change that would work.  The
+command line prints it as it is and exits with code 2; a library user catches :class:`DureError` or
+a subclass.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 class DureError(Exception):
     """What is wrong, and how to mend it.
 
-    ``what`` is one readable sentence.  ``where`` names the place (a file, a source span already rendered
-    with its caret, a tensor's name), ``rule`` the rule that was broken, ``fix`` a change that would work.
+    ``what`` is one readable sentence.  ``where`` names the place (a file, a source span
+    already rendered with its caret, a tensor's name), ``rule`` the rule that was broken, ``fix`` a
+    change that would work.
     """
 
     def __init__(self, what: str, *, where: str = "", rule: str = "", fix: str = "") -> None:
@@ -37,11 +39,11 @@ class KernelError(DureError):
 
 
 class IRError(DureError):
-    """A program that breaks a rule of the IR: typing, verification, parsing, a pass that changed a result."""
+    """A program that breaks a rule of the IR: typing, verification, parsing, a pass that errs."""
 
 
 class ModelFileError(DureError):
-    """A model file (GGUF, safetensors, config.json, tokenizer) that is damaged, unknown or inconsistent."""
+    """A model file (GGUF, config.json, tokenizer) that is damaged, unknown or inconsistent."""
 
 
 class UsageError(DureError):

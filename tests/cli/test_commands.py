@@ -447,7 +447,8 @@ def test_models(dure: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_targets(dure: Command) -> None:
     for target in dure("targets", "--json").json["targets"]:
-        assert target.keys() == {"name", "kind", "summary"}
+        assert target.keys() == {"name", "kind", "summary", "features", "numbers"}
+        assert all(number["source"] for number in target["numbers"].values())
         assert target["name"] in dure("targets").out
 
 

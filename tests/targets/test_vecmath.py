@@ -117,8 +117,8 @@ def test_power() -> None:
         normal = (exact > 1e-37) & (exact < 3e38)
         found = native("pow")(x, y)
     assert ulps(found[normal], exact[normal]) <= 16
-    bases = [0.0, 0.0, 0.0, -2.0, -2.0, -2.0, 1.0, np.inf, np.inf, np.nan, -8.0, 2.0, 2.0, 0.0, 1, 4]
-    powers = [0.0, 2.0, -2.0, 3.0, 2.0, 0.5, np.nan, 2.0, -1.0, 0.0, -1.0, 200.0, -200.0, 3.0, 5, 0.5]
+    bases = [0, 0, 0, -2, -2, -2, 1, np.inf, np.inf, np.nan, -8, 2, 2, 0, 1, 4]
+    powers = [0, 2, -2, 3, 2, 0.5, np.nan, 2, -1, 0, -1, 200, -200, 3, 5, 0.5]
     x, y = np.array(bases, np.float32), np.array(powers, np.float32)
     with np.errstate(all="ignore"):
         np.testing.assert_allclose(native("pow")(x, y), np.power(x, y), rtol=1e-6)

@@ -2,25 +2,11 @@
 
 from __future__ import annotations
 
-import tomllib
-from dataclasses import dataclass
-from importlib import resources
-from typing import Any
-
 import typer
 
 from dure.cli import options
 from dure.cli.output import print_json, table
-from dure.errors import TargetError
-
-
-@dataclass(frozen=True)
-class Target:
-    """One folder of ``dure.targets`` with a machine.toml."""
-
-    name: str
-    kind: str
-    summary: str
+from dure.machine import Machine
 
 
 def register(app: typer.Typer) -> None:
@@ -30,38 +16,31 @@ def register(app: typer.Typer) -> None:
 
 def targets(as_json: options.Json = False) -> None:
     """List the machines that programs can be compiled for."""
-    found = installed()
+    from dure.targets import machines  # detecting the host takes longer than `dure --help` may
+
+    found = machines()
     if as_json:
-        print_json({"targets": [vars(target) for target in found]})
+        print_json({"targets": [_entry(machine) for machine in found]})
         return
-    table(
-        [
-            ("NAME", "KIND", "SUMMARY"),
-            *((target.name, target.kind, target.summary) for target in found),
-        ]
-    )
+    rows = [(m.name, m.kind, f"{m.cores.base:g}", _memory(m), m.summary) for m in found]
+    table([("NAME", "KIND", "CORES", "MEMORY", "SUMMARY"), *rows], right=(2, 3))
 
 
-def installed() -> list[Target]:
-    """Every target of this installation, by name; TargetError for a file that can't be read."""
-    found: list[Target] = []
-    for folder in resources.files("dure.targets").iterdir():
-        file = folder / "machine.toml"
-        if not file.is_file():
-            continue
-        try:
-            data = tomllib.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise TargetError(
-                f"the machine file of target {folder.name} can't be read: {error}", where=str(file)
-            ) from error
-        found.append(_target(folder.name, data))
-    return sorted(found, key=lambda target: target.name)
+def _entry(machine: Machine) -> dict[str, object]:
+    """Everything a machine file says; a number that isn't known is null."""
+    return {
+        "name": machine.name,
+        "kind": machine.kind,
+        "summary": machine.summary,
+        "features": list(machine.features),
+        "numbers": {
+            path: {"value": q.value, "unit": q.unit, "status": q.status, "source": q.source}
+            for path, q in machine.quantities()
+        },
+    }
 
 
-def _target(folder: str, data: dict[str, Any]) -> Target:
-    def text(key: str, default: str) -> str:
-        value = data.get(key)
-        return value if isinstance(value, str) else default
-
-    return Target(text("name", folder), text("kind", ""), text("summary", ""))
+def _memory(machine: Machine) -> str:
+    """The largest memory's size."""
+    sizes = [memory.size.base for memory in machine.memories if memory.size.known]
+    return f"{max(sizes) / 2**30:.3g} GiB" if sizes else ""

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import dure
 from dure.runtime import llvm, pool
 from dure.runtime.host import HostFeatures
 from dure.targets.cpu.context import Arena, ContextLayout, Fixed, Param
@@ -113,7 +112,7 @@ def program_key(text: str, host: HostFeatures) -> str:
 @functools.cache
 def source_digest() -> str:
     """A digest of dure's own source: another compiler makes other programs."""
-    root = Path(dure.__file__).parent
+    root = Path(__file__).parents[2]
     digest = hashlib.sha256()
     for folder in ("ir", "lang", "library", "compiler", "targets", "runtime"):
         for path in sorted((root / folder).rglob("*.py")):
