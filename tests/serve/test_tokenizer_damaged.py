@@ -72,6 +72,10 @@ BPE_CASES: dict[str, tuple[Change, str]] = {
         replaced("merges", gb.STRING, ["Q Z"]),
         "does not fit the vocabulary",
     ),
+    "a merge to a token longer than any": (
+        replaced("merges", gb.STRING, [f"{BPE_TOKENS[-1]} {max(BPE_TOKENS, key=len)}"]),
+        "is no token",
+    ),
     "a merge that is not UTF-8": (
         replaced("merges", gb.STRING, [b"\xff a"]),
         "does not fit the vocabulary",
@@ -101,13 +105,14 @@ BPE_CASES: dict[str, tuple[Change, str]] = {
 
 
 @pytest.mark.parametrize("case", list(BPE_CASES))
-def test_byte_level_bpe(case: str, tmp_path: Path) -> None:
+def test_byte_level_bpe(case: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     change, match = BPE_CASES[case]
     builder = bpe_builder()
     change(builder)
     with pytest.raises(ModelFileError, match=match) as caught:
         Tokenizer.from_gguf(opened(builder, tmp_path))
     assert "tokenizer.gguf" in caught.value.where and caught.value.fix
+    assert capfd.readouterr().err == "", "a library's panic was printed"
 
 
 SPM_CASES: dict[str, tuple[Change, str]] = {

@@ -92,20 +92,43 @@ def _model(file: GGUFFile, vocabulary: Vocabulary, rule: PreTokenizer) -> BPE:
     merges = _merges(file)
     ids = dict(zip(vocabulary.tokens, range(len(vocabulary.tokens)), strict=True))
     _require_byte_level(file, ids)
+    ids = _writable(ids)
+    # Checked here, because the library panics on some of these and prints a stack trace.
+    used = _tokens_of(merges)
+    if not used <= ids.keys():
+        raise _misfit(file, _describe_stray(merges, ids))
     # Text must not become a control token by being spelled like one, so these are taken out, unless
     # the merge list itself builds them.
-    plain = ids.copy()
     for index in vocabulary.of_type(TokenType.CONTROL, TokenType.UNKNOWN, TokenType.UNUSED):
-        plain.pop(vocabulary.tokens[index], None)
-    problem: BaseException | None = None
-    for table in (plain, ids):
-        try:
-            return BPE(_writable(table), merges, ignore_merges=rule.ignore_merges)
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:  # the library also panics, which is not an Exception
-            problem = error
-    raise ModelFileError(
+        text = vocabulary.tokens[index]
+        if text not in used:
+            ids.pop(text, None)
+    try:
+        return BPE(ids, merges, ignore_merges=rule.ignore_merges)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library also panics, which is not an Exception
+        raise _misfit(file, str(error)) from None
+
+
+def _tokens_of(merges: list[tuple[str, str]]) -> set[str]:
+    """Every token that the merges take or make."""
+    used = {left + right for left, right in merges}
+    used.update(left for left, _ in merges)
+    used.update(right for _, right in merges)
+    return used
+
+
+def _describe_stray(merges: list[tuple[str, str]], ids: dict[str, int]) -> str:
+    for index, (left, right) in enumerate(merges):
+        for text in (left, right, left + right):
+            if text not in ids:
+                return f"merge {index}, {left!r} and {right!r}: {text!r} is no token"
+    return ""
+
+
+def _misfit(file: GGUFFile, problem: str) -> ModelFileError:
+    return ModelFileError(
         f"the merge list does not fit the vocabulary: {problem}",
         where=f"{file.path}, {PREFIX}merges",
         rule="both halves of a merge, and the two together, are tokens",
