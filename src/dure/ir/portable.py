@@ -1,6 +1,6 @@
 """Whether a tile kernel can go to every NPU: what is checked in CI over every library kernel.
 
-The rules are those that compiling for five vendors' languages taught (``docs/languages.md``).  What
+The rules (:data:`RULES`) are those that compiling for five vendors' languages taught.  What
 no chip can mend is an error at the author's line.  What a legaliser mends at a cost is a
 :class:`Note` in the report, with the rule's number.  Then the kernel is run as chips of 64 and of
 128 partitions would run it, and its values are compared with the reference.
@@ -15,13 +15,32 @@ from dure.errors import IRError
 from dure.ir.accesses import Accesses, TensorAccess, accesses_of
 from dure.ir.core import Function, Op, Region, Span, Value, walk
 from dure.ir.dtypes import DType
-from dure.ir.expr import Range, as_expr, bounds, symbols
+from dure.ir.expr import Range, as_expr, bounds, evaluate, symbols
+from dure.ir.interpret import bind_sizes
 from dure.ir.passes import Sampler, allowed_error, difference, results_on
 from dure.ir.portable_split import split_evaluator
 from dure.ir.samples import Sample, draw
 from dure.ir.types import TileType
 from dure.ir.verifier import Obligation, broken, verify
 
+#: What the numbers of rules stand for.
+RULES: dict[int, str] = {
+    1: "tile extents are powers of two; the target pads, masks or splits",
+    2: "outside of a tensor a load is undefined until masked: fill is part of the load",
+    3: "a run-time index addresses an axis before the last two",
+    4: "layout belongs to the buffer",
+    5: "index arrays are one-dimensional int32",
+    6: "a reduction is a loop in the kernel, never an axis of the grid",
+    7: "loops carry values of fixed type, and run-time bounds have declared maxima",
+    8: "a run-time if takes a scalar and yields typed results or stores",
+    9: "a dot states its accumulator; its operands are float32, bfloat16, fp8 or int8",
+    10: "float16, int64 and fp4 are storage; arithmetic on 8-bit values goes through int32",
+    11: "quantized weights are packed with N minor, nibbles never interleaved along it",
+    12: "a reduction has one axis and keeps it; argmax gives int32, the lowest index",
+    13: "values of tiles are not sliced or indexed",
+    14: "a reshape merges or splits leading axes, or whole minor 128s; iota is int32",
+    15: "a scatter into shared pages is ordered",
+}
 #: Partitions of a scratchpad: a slice of RNGD, and Trainium's.
 PARTITIONS = (64, 128)
 #: Sizes in the values' check: beyond the larger partition dimension where a tile is.
@@ -317,7 +336,10 @@ def _runnable(function: Function, sampler: Sampler) -> Sample:
         except IRError as error:
             problem = error.what
             continue
-        return sample
+        sizes = bind_sizes(function, sample.arguments, sample.sizes)
+        if all(evaluate(extent, sizes) > 0 for extent in function.grid):
+            return sample
+        problem = problem or "their grid is empty"
     raise IRError(
         f"'{function.name}' runs on no generated arguments: {problem}",
         rule="the values of a portable kernel are checked",
