@@ -17,7 +17,7 @@ from dure.runtime import llvm, pool
 from dure.runtime.host import HostFeatures
 from dure.targets.cpu.context import Arena, ContextLayout, Fixed, Param
 
-FORMAT = 2
+FORMAT = 3
 _MAGIC = b"dure-program-1\n"
 
 

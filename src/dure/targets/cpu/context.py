@@ -50,7 +50,8 @@ class ContextLayout:
     tables: list[tuple[int, tuple[Fixed, ...]]] = field(
         default_factory=list[tuple[int, tuple[Fixed, ...]]]
     )
-    #: (what, first word) of each timed launch: its cycles on worker 0, then how often it ran.
+    #: (what, first word) of each timed launch: its cycles on worker 0, how often it ran, and
+    #: the fewest cycles of a run.
     timers: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])
     words: int = _FIRST_WORD
 

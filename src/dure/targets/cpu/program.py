@@ -191,16 +191,17 @@ class CompiledProgram:
                 else:
                     self._context[first + number] = self._arena.address + place.offset
 
-    def timers(self) -> list[tuple[str, int, int]]:
-        """(what, cycles of worker 0, runs) of each launch and barrier so far, in the step's order.
+    def timers(self) -> list[tuple[str, int, int, int]]:
+        """(what, cycles, runs, fewest cycles of a run) of each launch and barrier, in order.
 
-        Empty unless the program was compiled with ``timed=True``.
+        As worker 0 saw them since the program was made; empty unless it was compiled with
+        ``timed=True``.  The fewest are what other programs on the machine disturb least.
         """
-        words = self._context
-        return [
-            (what, int(words[first]), int(words[first + 1]))
-            for what, first in self._artifact.layout.timers
-        ]
+        found: list[tuple[str, int, int, int]] = []
+        for what, first in self._artifact.layout.timers:
+            total, runs, least = (int(word) for word in self._context[first : first + 3])
+            found.append((what, total, runs, least))
+        return found
 
     # A step -------------------------------------------------------------------------------------
 

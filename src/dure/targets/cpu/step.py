@@ -191,14 +191,18 @@ class _StepEmitter:
             return
         w = self.writer
         cycles = w.sub(self._clock(), start)
-        first = self.layout.take(2)
+        first = self.layout.take(3)
         self.layout.timers.append((what, first))
         mine = w.compare("icmp eq", _WORKER, integer(0))
 
         def count() -> None:
-            for place, value in ((first, cycles), (first + 1, integer(1))):
-                slot = w.offset(_CONTEXT, integer(8 * place))
-                w.store(w.binary("add", w.load("i64", slot, 8), value), slot, 8)
+            slots = [w.offset(_CONTEXT, integer(8 * (first + place))) for place in range(3)]
+            total, runs, least = (w.load("i64", slot, 8) for slot in slots)
+            fresh = w.compare("icmp eq", runs, integer(0))
+            shorter = w.select(fresh, cycles, w.minimum(least, cycles))
+            added = w.binary("add", total, cycles), w.binary("add", runs, integer(1)), shorter
+            for slot, value in zip(slots, added, strict=True):
+                w.store(value, slot, 8)
 
         w.when(mine, count, lambda: None)
 
