@@ -155,6 +155,12 @@ def no_grid(x: dl.Tensor, y: dl.Tensor):
     dl.store(y, (i,), dl.load(x, (i,), (4,)))
 
 
+@dure.kernel
+def racing(x: dl.Tensor, y: dl.Tensor):
+    i, j = dl.program_id(0), dl.program_id(1)
+    dl.store(y, (i,), dl.load(x, (i, j), (4, 4)).sum(1))
+
+
 def floats(*shape: int) -> Any:
     return np.ones(shape, np.float32)
 
@@ -222,6 +228,7 @@ LAUNCH_ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "index of int64": (lambda: gather(floats(8, 4), np.arange(2), floats(2, 4)), "int64"),
     "beyond the end": (lambda: shifted(floats(8), floats(8)), "can lie outside"),
     "before the start": (lambda: below(floats(8), floats(8)), "can be negative"),
+    "race": (lambda: racing[2, 2](A, floats(8)), "may touch the same elements of 'y'"),
     "no grid": (lambda: no_grid(floats(8), floats(8)), "doesn't follow"),
 }
 LAUNCH_ERRORS["shorter list"] = (

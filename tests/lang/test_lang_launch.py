@@ -208,6 +208,37 @@ def test_absent_arguments_and_extras(anyhow: str) -> None:
     np.testing.assert_array_equal(y, a)
 
 
+OFFSET: float = 1.0
+
+
+def test_a_global_that_changes_compiles_anew(anyhow: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    @dure.kernel
+    def shifted(x: dl.Tensor, y: dl.Tensor):
+        i = dl.program_id(0)
+        dl.store(y, (i,), dl.load(x, (i,), (4,)) + OFFSET + more)
+
+    x, y, more = floats(4), np.zeros(4, np.float32), 2.0
+    shifted(x, y)
+    np.testing.assert_allclose(y, x + 3, rtol=1e-6)
+    monkeypatch.setitem(globals(), "OFFSET", 5.0)
+    more = 10.0
+    shifted(x, y)
+    np.testing.assert_allclose(y, x + 15, rtol=1e-6)
+
+
+def test_equal_functions_are_one_const() -> None:
+    @dure.kernel
+    def apply(x: dl.Tensor, y: dl.Tensor, function: dl.const):
+        i = dl.program_id(0)
+        dl.store(y, (i,), function(dl.load(x, (i,), (4,))))
+
+    counting = Counting()
+    with launching.executing(counting):
+        for scale in (2.0, 2.0, 3.0):
+            apply(floats(4), floats(4), lambda tile, by=scale: tile * by)
+    assert len(counting.functions) == 2
+
+
 # --- interpret ----------------------------------------------------------------------------------
 
 

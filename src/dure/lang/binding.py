@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, cast
 
 from dure.errors import KernelError
@@ -13,6 +14,7 @@ from dure.ir import dtypes
 from dure.ir.expr import Expr, symbol
 from dure.ir.layout import strided
 from dure.ir.types import TensorType
+from dure.lang.frontend.source import cell_value
 from dure.lang.programs import MAX_GRID_AXES
 from dure.lang.signature import KernelParameter, Signature
 from dure.lang.values import TensorBase, TileBase, as_tuple, describe
@@ -125,7 +127,22 @@ def const_key(value: object) -> object:
     """A const in a key: 1, 1.0 and True are different consts, though Python calls them equal."""
     if isinstance(value, tuple):
         return tuple(const_key(part) for part in cast("tuple[object, ...]", value))
+    if type(value) is FunctionType:
+        return _function_key(value)
     return type(value), value
+
+
+def _function_key(function: FunctionType) -> object:
+    """A function by its code and what it closes over: a lambda in a loop is one const."""
+    cells = tuple(const_key(cell_value(cell)) for cell in function.__closure__ or ())
+    defaults = (function.__defaults__, tuple((function.__kwdefaults__ or {}).items()))
+    code = function.__code__
+    key = (code, code.co_filename, id(function.__globals__), cells, const_key(defaults))
+    try:
+        hash(key)
+    except TypeError:
+        return FunctionType, function
+    return key
 
 
 @dataclass(frozen=True, slots=True)

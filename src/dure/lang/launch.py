@@ -17,10 +17,11 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from dure.errors import KernelError
+from dure.errors import IRError, KernelError
 from dure.ir.core import Function
 from dure.ir.expr import evaluate
 from dure.ir.types import TensorType
+from dure.ir.verifier import verify
 from dure.lang.binding import Arguments, Form, Meta, const_key, form_of, resolve_grid, type_of
 from dure.lang.frontend.compile import Specialization
 from dure.runtime.arrays import ArrayView, adopt
@@ -119,10 +120,10 @@ class Launcher:
         consts = tuple((n, const_key(v)) for n, v in arguments.consts.items())
         key = (forms, consts, explicit, executor)
         found = self._ready.get(key)
-        if found is None:
+        if found is None or found.specialization.is_stale():
             with self._lock:
                 found = self._ready.get(key)
-                if found is None:
+                if found is None or found.specialization.is_stale():
                     found = self._prepare(forms, arguments, explicit, executor)
                     self._ready[key] = found
         return found
@@ -146,6 +147,7 @@ class Launcher:
                 fix=f"give it: {self.kernel.__name__}[grid](...)",
             )
         function = found.function
+        _verify(function)
         places = {p.value.name: i for i, p in enumerate(function.params)}
         sources = tuple(_source(s.name, places) for s in function.symbols)
         present = tuple(i for i, f in enumerate(forms) if f is not None)
@@ -220,6 +222,14 @@ class Launcher:
     @staticmethod
     def _numbers(function: Function, sizes: tuple[int, ...]) -> dict[str, int]:
         return dict(zip((s.name for s in function.symbols), sizes, strict=True))
+
+
+def _verify(function: Function) -> None:
+    """Every rule of the IR, the proof that instances are independent among them."""
+    try:
+        verify(function)
+    except IRError as error:
+        raise KernelError(error.what, where=error.where, rule=error.rule, fix=error.fix) from error
 
 
 def _source(symbol: str, places: dict[str, int]) -> tuple[str, int, int]:

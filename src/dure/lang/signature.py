@@ -10,7 +10,7 @@ from types import FunctionType
 from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin
 
 from dure.errors import KernelError
-from dure.lang.frontend.source import shown_path
+from dure.lang.frontend.source import Empty, cell_value, shown_path
 from dure.lang.tensor import Index, Tensor, const
 
 Kind: TypeAlias = Literal["tensor", "index", "const"]
@@ -144,9 +144,9 @@ def signature_of(function: FunctionType) -> Signature:
 
 
 def _scope(function: FunctionType) -> dict[str, Any]:
-    names = function.__code__.co_freevars
-    cells = [c.cell_contents for c in function.__closure__ or ()]
-    return {**function.__globals__, **dict(zip(names, cells, strict=True))}
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    closure = {name: cell_value(cell) for name, cell in cells}
+    return {**function.__globals__, **{n: v for n, v in closure.items() if v is not Empty}}
 
 
 def _annotation(
@@ -177,6 +177,9 @@ def _parameter(
     if get_origin(annotation) is Annotated:
         declared = [a for a in get_args(annotation)[1:] if isinstance(a, Index)]
         annotation = declared[0] if declared else get_args(annotation)[0]
+    if type(None) in get_args(annotation):
+        # ``dl.Tensor | None``: an argument that may be absent; every tensor argument may.
+        (annotation,) = (a for a in get_args(annotation) if a is not type(None))
     if annotation is Index:
         annotation = Index()
     if isinstance(annotation, Index):

@@ -18,7 +18,7 @@ from dure.lang.frontend.frame import Frame
 from dure.lang.frontend.inference import infer_grid, infer_ranges
 from dure.lang.frontend.proofs import Guard
 from dure.lang.frontend.recorder import Recorder
-from dure.lang.frontend.source import Source
+from dure.lang.frontend.source import Captured, Source
 from dure.lang.signature import Signature
 from dure.lang.tensor import Tensor
 from dure.lang.values import building, plain
@@ -34,6 +34,11 @@ class Specialization:
     function: Function
     guards: tuple[Guard, ...]
     grid_follows: bool
+    captured: tuple[Captured, ...] = ()
+
+    def is_stale(self) -> bool:
+        """Whether a global or closure variable that the kernel used has another value now."""
+        return not all(name.is_same() for name in self.captured)
 
 
 def compile_kernel(
@@ -65,6 +70,7 @@ def compile_kernel(
         _function(source.name, params, second),
         tuple(second.guards.values()),
         grid_follows=not second.grid_symbols and not explicit_grid,
+        captured=tuple(second.captured.values()),
     )
 
 

@@ -357,7 +357,7 @@ def _text(frame: Frame, node: ast.JoinedStr) -> object:
 @_handles(ast.Lambda)
 def _lambda(frame: Frame, node: ast.Lambda) -> object:
     source = frame.source
-    own = Source("<lambda>", source.file, source.lines, node, source.globals, source.nonlocals)
+    own = Source("<lambda>", source.file, source.lines, node, source.globals, source.cells)
     return InnerFunction(own, frame)
 
 

@@ -14,7 +14,7 @@ from dure.errors import DureError, KernelError
 from dure.ir.core import Span
 from dure.lang.frontend.liveness import Names, needed_names, own_names
 from dure.lang.frontend.recorder import Recorder
-from dure.lang.frontend.source import Source
+from dure.lang.frontend.source import Captured, Empty, Source, cell_value
 
 
 class Call(Protocol):
@@ -92,9 +92,10 @@ class Frame:
                     rule=_BEFORE,
                     fix=f"assign '{name}' above this line, on every way that leads here",
                 )
-            for space in (frame.source.nonlocals, frame.source.globals):
-                if name in space and frame.parent is None:
-                    return space[name]
+            if frame.parent is None:
+                found = self._outside(frame.source, name)
+                if found is not Empty:
+                    return found
             frame = frame.parent
         if hasattr(builtins, name):
             return getattr(builtins, name)
@@ -103,6 +104,14 @@ class Frame:
             rule="a kernel's names are its parameters, its variables, and what its module can see",
             fix="define or import it, or correct the spelling",
         )
+
+    def _outside(self, source: Source, name: str) -> object:
+        """A name of the closure or the module; the kernel is stale if it changes."""
+        place = source.cells.get(name, source.globals)
+        value: object = place.get(name, Empty) if isinstance(place, dict) else cell_value(place)
+        if value is not Empty:
+            self.recorder.captured[id(place), name] = Captured(place, name, value)
+        return value
 
     @contextmanager
     def located(self, node: ast.AST) -> Generator[Span]:

@@ -10,6 +10,7 @@ from dure.ir.core import Op, Region, Span, Value, infer
 from dure.ir.expr import Compare, Expr, Symbol, as_expr, maximum, symbol
 from dure.ir.types import TileType
 from dure.lang.frontend.proofs import Guard, impossible
+from dure.lang.frontend.source import Captured
 from dure.lang.tensor import Tensor
 from dure.lang.tile import Tile
 from dure.lang.values import Attrs, Index, TensorBase, TileBase, describe, is_sequence, plain
@@ -56,6 +57,7 @@ class Recorder:
         self.sources: dict[Symbol, tuple[TensorBase, tuple[Index, ...]]] = {}
         self.asked_axes: set[int] = set()
         self.accesses: list[tuple[str, bool]] = []
+        self.captured: dict[tuple[int, str], Captured] = {}
         self._names: set[str] = set()
 
     # --- ops ------------------------------------------------------------------------------------

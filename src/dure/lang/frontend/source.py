@@ -27,7 +27,7 @@ class Source:
     lines: list[str]
     node: FunctionNode
     globals: dict[str, Any]
-    nonlocals: dict[str, Any] = field(default_factory=dict[str, Any])
+    cells: dict[str, types.CellType] = field(default_factory=dict[str, types.CellType])
 
     @cached_property
     def shown(self) -> str:
@@ -85,8 +85,6 @@ def source_of(function: types.FunctionType) -> Source:
     found = _SOURCES.get(function)
     if found is None:
         found = _SOURCES[function] = _read(function)
-    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-    found.nonlocals.update({name: cell.cell_contents for name, cell in cells if _filled(cell)})
     return found
 
 
@@ -110,7 +108,8 @@ def _read(function: types.FunctionType) -> Source:
             rule="a kernel is compiled from the text that Python imported",
             fix="import the module again",
         )
-    return Source(function.__name__, file, lines, node, function.__globals__)
+    cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
+    return Source(function.__name__, file, lines, node, function.__globals__, cells)
 
 
 def _lines(file: str, function: types.FunctionType) -> list[str]:
@@ -118,11 +117,31 @@ def _lines(file: str, function: types.FunctionType) -> list[str]:
     return linecache.getlines(file, function.__globals__)
 
 
-def _filled(cell: types.CellType) -> bool:
+@dataclass(frozen=True, eq=False, slots=True)
+class Captured:
+    """A name from outside that a kernel used: where it is, and what it was."""
+
+    place: dict[str, Any] | types.CellType
+    name: str
+    value: object
+
+    def is_same(self) -> bool:
+        """Whether the name still stands for the same object."""
+        if isinstance(self.place, dict):
+            return self.place.get(self.name) is self.value
+        return cell_value(self.place) is self.value
+
+
+class Empty:
+    """The value of a closure's cell before its name is assigned."""
+
+
+def cell_value(cell: types.CellType) -> object:
+    """What a closure's name stands for; :class:`Empty` if it has no value yet."""
     try:
-        return cell.cell_contents is not None or True
+        return cell.cell_contents
     except ValueError:
-        return False
+        return Empty
 
 
 def _pick(candidates: list[FunctionNode], code: types.CodeType) -> FunctionNode | None:

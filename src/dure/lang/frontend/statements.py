@@ -124,7 +124,7 @@ def _function(frame: Frame, node: ast.FunctionDef) -> None:
             fix="remove the decorator, or define the function outside",
         )
     source = frame.source
-    own = Source(node.name, source.file, source.lines, node, source.globals, source.nonlocals)
+    own = Source(node.name, source.file, source.lines, node, source.globals, source.cells)
     frame.locals[node.name] = InnerFunction(own, frame)
 
 
