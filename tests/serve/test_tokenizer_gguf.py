@@ -298,6 +298,7 @@ def test_smollm2(smollm2_path: Path) -> None:
 
 
 @pytest.mark.model
+@pytest.mark.long
 def test_gemma3(gemma3_path: Path) -> None:
     from dure.frontends.gguf import open_gguf
 
