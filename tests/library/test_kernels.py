@@ -14,6 +14,7 @@ from library_runner import EXECUTORS, Execute
 import dure.library as library
 from dure.ir.blocks import Blocks, quantize
 from dure.ir.dtypes import FORMATS, int8_block32
+from dure.ir.stored import STORED_FORMATS
 from dure.library import elementwise, epilogue
 from dure.library.activation import activation_function
 
@@ -88,7 +89,7 @@ def test_matmul_with_a_whole_epilogue(execute: Execute, m: int, n: int, k: int, 
     near(y, 3 * np.tanh(z / (1 + np.exp(-z)) / 3) + residual)
 
 
-@pytest.mark.parametrize("name", [f for f in FORMATS if f != "int8_block32"])
+@pytest.mark.parametrize("name", [f.name for f in STORED_FORMATS])
 @given(m=st.sampled_from([1, 3, 9]), n=st.sampled_from([5, 40]), quantized=st.booleans())
 def test_quantized_matmul(execute: Execute, name: str, m: int, n: int, quantized: bool) -> None:
     block = FORMATS[name].block

@@ -15,6 +15,7 @@ from typing import Any
 import dure
 import dure.lang as dl
 from dure.library.convert import convert
+from dure.library.indices import OptionalPlaces, Places
 
 #: The running maximum starts here: finite, so that exp(m - m) is 1 where nothing was seen yet.
 LOWEST = -1.0e30
@@ -25,12 +26,12 @@ def paged_attention(
     q: dl.Tensor,
     k_pool: dl.Tensor,
     v_pool: dl.Tensor,
-    positions: dl.Index(0, None),
-    block_table: dl.Index(-1, None),
-    context: dl.Index(0, None),
-    work_sequence: dl.Index(0, None),
-    work_start: dl.Index(0, None),
-    work_rows: dl.Index(0, None),
+    positions: Places,
+    block_table: OptionalPlaces,
+    context: Places,
+    work_sequence: Places,
+    work_start: Places,
+    work_rows: Places,
     y: dl.Tensor,
     bq: dl.const,
     group: dl.const,

@@ -11,7 +11,7 @@ from dure.library.convert import convert
 def conv2d(
     x: dl.Tensor,
     w: dl.Tensor,
-    bias: dl.Tensor,
+    bias: dl.Tensor | None,
     y: dl.Tensor,
     bw: dl.const,
     bo: dl.const,

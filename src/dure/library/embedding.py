@@ -5,12 +5,13 @@ from __future__ import annotations
 import dure
 import dure.lang as dl
 from dure.library.convert import convert
+from dure.library.indices import OptionalPlaces, Places
 
 
 @dure.kernel
 def embedding(
     table: dl.Tensor,
-    tokens: dl.Index(0, None),
+    tokens: Places,
     y: dl.Tensor,
     bd: dl.const,
     scale: dl.const = 1.0,
@@ -28,7 +29,7 @@ def embedding(
 @dure.kernel
 def gather_rows(
     table: dl.Tensor,
-    rows: dl.Index(-1, None),
+    rows: OptionalPlaces,
     y: dl.Tensor,
     bt: dl.const,
     bd: dl.const,

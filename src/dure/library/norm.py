@@ -14,8 +14,8 @@ from dure.library.convert import NEGATIVE_INFINITY, convert
 @dure.kernel
 def rms_norm(
     x: dl.Tensor,
-    weight: dl.Tensor,
-    residual: dl.Tensor,
+    weight: dl.Tensor | None,
+    residual: dl.Tensor | None,
     y: dl.Tensor,
     bm: dl.const,
     bd: dl.const,
@@ -44,9 +44,9 @@ def rms_norm(
 @dure.kernel
 def layer_norm(
     x: dl.Tensor,
-    weight: dl.Tensor,
-    bias: dl.Tensor,
-    residual: dl.Tensor,
+    weight: dl.Tensor | None,
+    bias: dl.Tensor | None,
+    residual: dl.Tensor | None,
     y: dl.Tensor,
     bm: dl.const,
     bd: dl.const,

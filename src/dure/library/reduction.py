@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import dure
 import dure.lang as dl
 from dure.library.convert import INFINITY, NEGATIVE_INFINITY, convert
@@ -60,7 +62,7 @@ def identity_of(combiner: str) -> float:
     return 0.0
 
 
-def combine(combiner, a, b):
+def combine(combiner: str, a: Any, b: Any) -> Any:
     """One step of the reduction on two tiles."""
     if combiner == "prod":
         return a * b
@@ -71,7 +73,7 @@ def combine(combiner, a, b):
     return a + b
 
 
-def collapse(combiner, x, axis):
+def collapse(combiner: str, x: Any, axis: int) -> Any:
     """The reduction of a tile along an axis."""
     if combiner == "prod":
         return dl.prod(x, axis)

@@ -12,6 +12,7 @@ from typing import Any
 import dure
 import dure.lang as dl
 from dure.library.convert import convert
+from dure.library.indices import DistinctPlaces, Places
 
 
 @dure.kernel
@@ -19,8 +20,8 @@ def rope(
     x: dl.Tensor,
     cosines: dl.Tensor,
     sines: dl.Tensor,
-    positions: dl.Index(0, None),
-    weight: dl.Tensor,
+    positions: Places,
+    weight: dl.Tensor | None,
     y: dl.Tensor,
     bt: dl.const,
     bh: dl.const,
@@ -60,11 +61,11 @@ def rope(
 def rope_kv_write(
     pool: dl.Tensor,
     x: dl.Tensor,
-    slots: dl.Index(-1, None, unique=True),
+    slots: DistinctPlaces,
     cosines: dl.Tensor,
     sines: dl.Tensor,
-    positions: dl.Index(0, None),
-    weight: dl.Tensor,
+    positions: Places,
+    weight: dl.Tensor | None,
     bt: dl.const,
     bh: dl.const,
     half: dl.const,
@@ -95,7 +96,7 @@ def rope_kv_write(
 def kv_write(
     pool: dl.Tensor,
     x: dl.Tensor,
-    slots: dl.Index(-1, None, unique=True),
+    slots: DistinctPlaces,
     bt: dl.const,
     bh: dl.const,
     bd: dl.const,
