@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,8 @@ Sampler: TypeAlias = Callable[[Function, int], Sample]
 
 #: Programs are compared on this many samples, out of at most so many draws.
 SAMPLES, DRAWS = 2, 8
+#: Programs written so far by folder and name: the passes of several stages are numbered on.
+_DUMPED: Counter[tuple[Path, str]] = Counter()
 #: Trips that a loop is taken to have where no bound is known.
 _TRIPS = 64
 
@@ -73,7 +76,6 @@ class Watcher:
         self.sampler = sampler
         self.check = check
         self.folder = folder
-        self.count = 0
         self.last: Function | None = None
         self.samples: list[Sample] = []
         self.results: list[list[Array | Blocks]] = []
@@ -94,7 +96,8 @@ class Watcher:
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            plain = re.sub(r"[^\w.-]+", "-", f"{function.name}.{self.count:02d}.{name}")
+            number = _DUMPED[self.folder, function.name]
+            plain = re.sub(r"[^\w.-]+", "-", f"{function.name}.{number:02d}.{name}")
             (self.folder / f"{plain}.txt").write_text(print_function(function), encoding="utf-8")
         except OSError as error:
             raise IRError(
@@ -103,7 +106,7 @@ class Watcher:
                 rule=f"{settings.DUMP.name} names a folder that can be written to",
                 fix="choose another folder, or unset it",
             ) from error
-        self.count += 1
+        _DUMPED[self.folder, function.name] += 1
 
     def _baseline(self, function: Function) -> None:
         _verified("input", function)
