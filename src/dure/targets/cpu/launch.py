@@ -57,7 +57,11 @@ class CompiledKernel:
 
 
 def compile_kernel(
-    function: Function, host: HostFeatures | None = None, pool: Pool | None = None
+    function: Function,
+    host: HostFeatures | None = None,
+    pool: Pool | None = None,
+    *,
+    opt: OptLevel = OptLevel.O1,
 ) -> CompiledKernel:
     """Compile a tile kernel for this host (or a lower level of it).
 
@@ -68,6 +72,6 @@ def compile_kernel(
     code = emit_kernel(function, host)
     stride = -(-max(64, code.arena_bytes) // 64) * 64
     text = module_text([code], _STEP.format(symbol=code.symbol, arena=stride))
-    module = load_object(compile_cached(text, host, OptLevel.O1))
+    module = load_object(compile_cached(text, host, opt))
     arena = Buffer(stride * pool.workers)
     return CompiledKernel(code, module, pool, arena, module.address("dure_step"))
