@@ -93,30 +93,25 @@ def _model(file: GGUFFile, vocabulary: Vocabulary, rule: PreTokenizer) -> BPE:
     ids = dict(zip(vocabulary.tokens, range(len(vocabulary.tokens)), strict=True))
     _require_byte_level(file, ids)
     ids = _writable(ids)
-    # Checked here, because the library panics on some of these and prints a stack trace.
-    used = _tokens_of(merges)
-    if not used <= ids.keys():
+    # Checked here, because the library panics where it isn't so, and prints a stack trace.
+    made = [left + right for left, right in merges]
+    if None in map(ids.get, made):
         raise _misfit(file, _describe_stray(merges, ids))
     # Text must not become a control token by being spelled like one, so these are taken out, unless
-    # the merge list itself builds them.
-    for index in vocabulary.of_type(TokenType.CONTROL, TokenType.UNKNOWN, TokenType.UNUSED):
-        text = vocabulary.tokens[index]
-        if text not in used:
-            ids.pop(text, None)
-    try:
-        return BPE(ids, merges, ignore_merges=rule.ignore_merges)
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # the library also panics, which is not an Exception
-        raise _misfit(file, str(error)) from None
-
-
-def _tokens_of(merges: list[tuple[str, str]]) -> set[str]:
-    """Every token that the merges take or make."""
-    used = {left + right for left, right in merges}
-    used.update(left for left, _ in merges)
-    used.update(right for _, right in merges)
-    return used
+    # the merge list itself needs them.
+    kinds = (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.UNUSED)
+    reserved = {vocabulary.tokens[index] for index in vocabulary.of_type(*kinds)}
+    reserved.difference_update(made)
+    plain = {text: index for text, index in ids.items() if text not in reserved}
+    problem = ""
+    for table in (plain, ids):
+        try:
+            return BPE(table, merges, ignore_merges=rule.ignore_merges)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the library also panics, which is not an Exception
+            problem = str(error)
+    raise _misfit(file, _describe_stray(merges, ids) or problem)
 
 
 def _describe_stray(merges: list[tuple[str, str]], ids: dict[str, int]) -> str:
