@@ -14,9 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from dure.errors import IRError
+from dure.ir.interval import Interval
 
 IntLike: TypeAlias = "int | Expr"
 Product: TypeAlias = "tuple[Expr, ...]"
@@ -212,7 +213,8 @@ def _order(expr: Expr) -> str:
     return found
 
 
-def _linear(expr: Expr) -> tuple[Iterable[tuple[Product, int]], int]:
+def linear(expr: Expr) -> tuple[Iterable[tuple[Product, int]], int]:
+    """The terms and the constant of an expression as a sum."""
     if isinstance(expr, Const):
         return (), expr.value
     if isinstance(expr, Sum):
@@ -223,7 +225,7 @@ def _linear(expr: Expr) -> tuple[Iterable[tuple[Product, int]], int]:
 def _sum(parts: Iterable[tuple[Expr, int]]) -> Expr:
     constant, coefficients = 0, dict[Product, int]()
     for part, scale in parts:
-        terms, offset = _linear(part)
+        terms, offset = linear(part)
         constant += scale * offset
         for product, coefficient in terms:
             coefficients[product] = coefficients.get(product, 0) + scale * coefficient
@@ -242,8 +244,8 @@ def _from_terms(coefficients: Mapping[Product, int], constant: int) -> Expr:
 
 
 def _multiply(left: Expr, right: Expr) -> Expr:
-    left_terms, left_constant = _linear(left)
-    right_terms, right_constant = _linear(right)
+    left_terms, left_constant = linear(left)
+    right_terms, right_constant = linear(right)
     coefficients = dict[Product, int]()
 
     def accumulate(product: Product, coefficient: int) -> None:
@@ -270,7 +272,7 @@ def _floordiv(numerator: Expr, divisor: Expr) -> Expr:
         value = divisor.value
         if value == 1:
             return numerator
-        terms, constant = _linear(numerator)
+        terms, constant = linear(numerator)
         whole = {p: c // value for p, c in terms if c % value == 0}
         rest = _from_terms({p: c for p, c in terms if c % value}, constant % value)
         quotient = _from_terms(whole, constant // value)
@@ -418,42 +420,6 @@ def _bounds(expr: Expr) -> tuple[int | None, int | None]:
             return 0, 1
 
 
-def _corner(left: tuple[int | None, int], right: tuple[int | None, int]) -> tuple[int, int]:
-    """The product of two ends, each a number or (None, sign of infinity); 0 times infinity is 0."""
-    (x, x_end), (y, y_end) = left, right
-    if x is not None and y is not None:
-        return x * y, 0
-    x_sign = x_end if x is None else (x > 0) - (x < 0)
-    y_sign = y_end if y is None else (y > 0) - (y < 0)
-    return 0, x_sign * y_sign
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A closed range of integers, open-ended where an end is None."""
-
-    low: int | None
-    high: int | None
-
-    def plus(self, other: Interval) -> Interval:
-        """The range of ``x + y``."""
-        low = None if self.low is None or other.low is None else self.low + other.low
-        high = None if self.high is None or other.high is None else self.high + other.high
-        return Interval(low, high)
-
-    def times(self, other: Interval) -> Interval:
-        """The range of ``x * y``."""
-        corners = [
-            _corner(x, y)
-            for x in ((self.low, -1), (self.high, 1))
-            for y in ((other.low, -1), (other.high, 1))
-        ]
-        finite = [value for value, sign in corners if sign == 0]
-        low = None if any(sign < 0 for _, sign in corners) else min(finite, default=None)
-        high = None if any(sign > 0 for _, sign in corners) else max(finite, default=None)
-        return Interval(low, high)
-
-
 def substitute(expr: Expr, values: Mapping[Expr, IntLike]) -> Expr:
     """``expr`` with every symbol (or subexpression) in ``values`` replaced."""
     if expr in values:
@@ -495,27 +461,6 @@ def symbols(expr: Expr) -> set[Symbol]:
             return symbols(expr.left) | symbols(expr.right)
         case _:
             return set()
-
-
-def _count_parts(expr: Expr, counts: dict[Expr, int]) -> None:
-    """Add to ``counts`` how often each part of ``expr``, itself included, occurs in it."""
-    counts[expr] = counts.get(expr, 0) + 1
-    match expr:
-        case Sum():
-            for product, _ in expr.terms:
-                for factor in product:
-                    _count_parts(factor, counts)
-        case FloorDiv():
-            _count_parts(expr.numerator, counts)
-            _count_parts(expr.divisor, counts)
-        case MinMax() | Logic():
-            for argument in expr.arguments:
-                _count_parts(argument, counts)
-        case Compare():
-            _count_parts(expr.left, counts)
-            _count_parts(expr.right, counts)
-        case _:
-            return
 
 
 def evaluate(expr: IntLike, values: Mapping[str, int]) -> int:
@@ -571,113 +516,15 @@ _RELATIONS: dict[Relation, Callable[[int, int], bool]] = {
 }
 
 
-class Prover:
-    """Shows ``expr >= 0`` by replacing symbols, divisions and minima with their worst case.
-
-    The search tries the replacements in every order, each expression once, and gives up after
-    ``STEPS`` expressions.
-    """
-
-    DEPTH: ClassVar[int] = 12
-    STEPS: ClassVar[int] = 300
-
-    @classmethod
-    def nonnegative(cls, expr: Expr) -> bool:
-        """Whether ``expr >= 0`` was proved."""
-        return cls._search(expr, 0, set())
-
-    @classmethod
-    def _search(cls, expr: Expr, depth: int, seen: set[Expr]) -> bool:
-        low, _ = bounds(expr)
-        if low is not None and low >= 0:
-            return True
-        if isinstance(expr, Const) or expr in seen:
-            return False
-        if depth >= cls.DEPTH or len(seen) >= cls.STEPS:
-            return False
-        seen.add(expr)
-        return any(
-            all(cls._search(part, depth + 1, seen) for part in parts) for parts in cls._weaken(expr)
-        )
-
-    @classmethod
-    def _weaken(cls, expr: Expr) -> Iterable[list[Expr]]:
-        """Sets of expressions: if all of one set are nonnegative, so is ``expr``."""
-        terms, _ = _linear(expr)
-        counts = dict[Expr, int]()
-        for product, _ in terms:
-            for factor in product:
-                _count_parts(factor, counts)
-        for product, coefficient in terms:
-            for atom in dict.fromkeys(product):
-                if product.count(atom) > 1 or not cls._rest_nonnegative(product, atom):
-                    continue
-                elsewhere = counts[atom] > 1
-                others = const(1)
-                for factor in product:
-                    others = others if factor is atom else others * factor
-                yield from cls._weaken_atom(expr, atom, coefficient, others, elsewhere)
-
-    @classmethod
-    def _rest_nonnegative(cls, product: Product, atom: Expr) -> bool:
-        rest = [factor for factor in product if factor is not atom]
-        return all((bounds(factor)[0] or -1) >= 0 or bounds(factor)[0] == 0 for factor in rest)
-
-    @classmethod
-    def _weaken_atom(
-        cls, expr: Expr, atom: Expr, coefficient: int, others: Expr, elsewhere: bool
-    ) -> Iterable[list[Expr]]:
-        """Lower bounds of ``expr``, which holds ``atom`` as ``atom * coefficient * others``."""
-        match atom:
-            case MinMax():
-                split = [substitute(expr, {atom: argument}) for argument in atom.arguments]
-                if (coefficient > 0) == (atom.function == "min"):
-                    yield split
-                elif not elsewhere:
-                    yield from ([case] for case in split)
-            case FloorDiv() if isinstance(atom.divisor, Const) and not elsewhere:
-                value = atom.divisor.value
-                # value * floor(n / value) lies in [n - value + 1, n].
-                worst = atom.numerator - (value - 1) if coefficient > 0 else atom.numerator
-                if coefficient % value == 0:
-                    change = worst * (coefficient // value) - atom * coefficient
-                    yield [expr + change * others]
-                else:
-                    # An integer is nonnegative if value times it is above -value.
-                    rest = (expr - atom * coefficient * others) * value
-                    yield [rest + worst * coefficient * others + (value - 1)]
-            case Symbol() if not elsewhere:
-                worst = atom.low if coefficient > 0 else atom.high
-                if worst is not None:
-                    yield [substitute(expr, {atom: worst})]
-            case _:
-                return
-
-
 def proves(condition: Expr) -> bool:
     """Whether ``condition`` holds for every value of its symbols inside their bounds.
 
     Sound, not complete: False means *not proved*.
     """
-    match condition:
-        case Const():
-            return bool(condition.value)
-        case Compare(relation="<"):
-            return Prover.nonnegative(condition.right - condition.left - 1)
-        case Compare(relation="<="):
-            return Prover.nonnegative(condition.right - condition.left)
-        case Compare(relation="=="):
-            difference = condition.right - condition.left
-            return Prover.nonnegative(difference) and Prover.nonnegative(-difference)
-        case Compare(relation="!="):
-            difference = condition.right - condition.left
-            return Prover.nonnegative(difference - 1) or Prover.nonnegative(-difference - 1)
-        case Logic(function="and"):
-            return all(proves(argument) for argument in condition.arguments)
-        case Logic(function="or"):
-            return any(proves(argument) for argument in condition.arguments)
-        case _:
-            return (bounds(condition)[0] or 0) > 0
+    # Imported here: proofs are built on expressions.
+    from dure.ir.proofs import proved
+
+    return proved(condition)
 
 
 @dataclass(frozen=True, slots=True)
