@@ -194,9 +194,15 @@ LAUNCH_ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "too few": (lambda: matmul(A, B, **SIZES), "missing c"),
     "too many": (lambda: matmul(A, B, C, 4, 4, 4, 4), "too many positional"),
     "unknown keyword": (lambda: matmul(A, B, C, bz=4), "bz"),
-    "inner extents": (lambda: matmul(A, floats(9, 8), C, **SIZES), "a_1 = 8, b_0 = 9"),
-    "outer extents": (lambda: matmul(A, floats(8, 7), C, **SIZES), "b_1"),
-    "result's extents": (lambda: matmul(A, B, floats(7, 8), **SIZES), "c_0 = 7"),
+    "inner extents": (
+        lambda: matmul(A, floats(9, 8), C, **SIZES),
+        "axis 1 of 'a' has 8 elements and axis 0 of 'b' has 9",
+    ),
+    "outer extents": (
+        lambda: matmul(A, floats(8, 7), C, **SIZES),
+        "of 'b' has 7 elements and axis 1 of 'c' has 8",
+    ),
+    "result's extents": (lambda: matmul(A, B, floats(7, 8), **SIZES), "axis 0 of 'c' has 7"),
     "rank": (lambda: matmul(A, floats(8), C, **SIZES), "the index of dl.load has 2 entries"),
     "dtype": (lambda: matmul(A, B.astype(np.int32), C, **SIZES), "int32"),
     "infinite grid": (lambda: matmul[float("inf"), 2](A, B, C, **SIZES), "finite"),

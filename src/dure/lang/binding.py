@@ -173,7 +173,7 @@ def type_of(name: str, form: Form) -> TensorType:
     dtype = dtypes.DTYPES[form.dtype]
     shape = tuple(symbol(f"{name}_{axis}", "size", 0) for axis in range(form.rank))
     strides: list[int | Expr] = [
-        symbol(f"{name}_stride_{axis}", "stride", -(2**62)) for axis in range(form.rank)
+        symbol(f"{name}.stride_{axis}", "stride", -(2**62)) for axis in range(form.rank)
     ]
     if form.rank and form.dense:
         strides[-1] = 1

@@ -42,7 +42,7 @@ class Kernel:
 
         ``types`` has one entry for each tensor or index parameter, in order (``*extras`` last or
         where they stand), None for an absent one.  The grid follows from the stores, else it is
-        symbols ``grid_0``, ... that the launch gives.  Raises KernelError at the author's line.
+        symbols ``grid.0``, ... that the launch gives.  Raises KernelError at the author's line.
         """
         return self.compile(types, consts).function
 

@@ -234,11 +234,11 @@ def _verify(function: Function) -> None:
 
 def _source(symbol: str, places: dict[str, int]) -> tuple[str, int, int]:
     """Where a symbol's value comes from: its kind, the argument and the axis."""
+    if symbol.startswith("grid."):
+        return "grid", 0, int(symbol.removeprefix("grid."))
     head, _, axis = symbol.rpartition("_")
-    if head == "grid" and "grid" not in places:
-        return "grid", 0, int(axis)
-    if head.endswith("_stride") and head.removesuffix("_stride") in places:
-        return "stride", places[head.removesuffix("_stride")], int(axis)
+    if head.endswith(".stride"):
+        return "stride", places[head.removesuffix(".stride")], int(axis)
     return "size", places[head], int(axis)
 
 

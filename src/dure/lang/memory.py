@@ -282,7 +282,7 @@ def _check_inside(name: str, source: TensorBase, place: Place, *, free: bool) ->
 def _require_range(
     name: str, source: TensorBase, axis: int, index: Index, tiles: Index, step: int
 ) -> None:
-    unit = f"tiles of {step}" if step > 1 else "elements"
+    unit = f"elements in tiles of {step}" if step > 1 else "elements"
     builder().require(
         indices.compare("<=", 0, index),
         KernelError(
@@ -300,7 +300,7 @@ def _require_range(
         indices.compare("<=", index, last),
         KernelError(
             f"{name} of '{source.name}' at index {index} along axis {axis}, which can lie outside: "
-            f"the axis has {source.extents[axis]} elements, {tiles} {unit}",
+            f"the axis has {source.extents[axis]} {unit}",
             rule="a tile index is below the number of tiles along its axis",
             fix="bound the index by dl.cdiv(size, tile), pass arrays whose shapes agree, or give a "
             "load fill= if it may read beyond the end",

@@ -52,7 +52,7 @@ def compile_kernel(
     """Specialise a kernel to its arguments' types and consts.
 
     The grid follows from the stores unless ``explicit_grid``; where it doesn't follow its extents
-    are symbols (``grid_0``, ...) that the launch gives.
+    are symbols (``grid.0``, ...) that the launch gives.
     """
     names = signature.tensor_names(len(types))
     typed = [_declared(signature, n, t) for n, t in zip(names, types, strict=True)]
@@ -68,7 +68,8 @@ def compile_kernel(
         raise KernelError(error.what, where=error.where, rule=error.rule, fix=error.fix) from error
     return Specialization(
         _function(source.name, params, second),
-        tuple(second.guards.values()),
+        # Extents that disagree explain best why an index leaves its tensor: they come first.
+        tuple(sorted(second.guards.values(), key=lambda g: not g.is_equality)),
         grid_follows=not second.grid_symbols and not explicit_grid,
         captured=tuple(second.captured.values()),
     )

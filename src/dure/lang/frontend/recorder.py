@@ -194,7 +194,7 @@ class Recorder:
     def _need_axis(self, axis: int) -> None:
         self.asked_axes.add(axis)
         while len(self.grid) <= axis:
-            extent = symbol(f"grid_{len(self.grid)}", "size", 0)
+            extent = symbol(f"grid.{len(self.grid)}", "size", 0)
             self.grid_symbols.append(extent)
             self.grid.append(extent)
             self.program_ids.append(self._program_id(len(self.grid) - 1))
