@@ -7,7 +7,8 @@ turns them into checks at the launch, and the reference interpreter checks them 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -40,7 +41,8 @@ def verify(function: Function) -> tuple[Obligation, ...]:
         # Imported here: the memory rules build on verified structure, and import this module.
         from dure.ir.verify_memory import memory_obligations
 
-        obligations.extend(memory_obligations(function))
+        with _wellformed(None):
+            obligations.extend(memory_obligations(function))
     seen: set[int] = set()
     for inner in functions_in(function):
         if id(inner) not in seen:
@@ -80,6 +82,21 @@ def broken(what: str, rule: str, op: Op | None = None, fix: str = "") -> IRError
     """The error for a broken rule, at the op's line."""
     where = op.span.render() if op is not None and op.span is not None else ""
     return IRError(what, where=where, rule=rule, fix=fix)
+
+
+@contextmanager
+def _wellformed(op: Op | None) -> Generator[None]:
+    """What rules trip over in an op that isn't made as it is declared is that op's error."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, AssertionError) as bad:
+        name = op.name if op is not None else "program"
+        doc = op.definition.doc if op is not None else ""
+        raise broken(
+            f"malformed {name}: {type(bad).__name__}: {bad}",
+            f"an op has the operands, attributes and regions of its declaration {doc}".rstrip(),
+            op,
+        ) from bad
 
 
 class _Scopes:
@@ -158,16 +175,19 @@ class _Scopes:
         for operand in op.operands:
             self._use(operand, op, "uses")
         self._attributes(op.attrs, op)
-        self._structure(op)
+        with _wellformed(op):
+            self._structure(op)
         for region in op.regions:
             self._region(region, op)
-        self._retype(op)
+        with _wellformed(op):
+            self._retype(op)
         for result in op.results:
             self._type(result.type, op)
             self._define(result, op)
         for entry in op.symbols:
             self._declare(entry, op, ("index",))
-        self._donate(op)
+        with _wellformed(op):
+            self._donate(op)
 
     def _structure(self, op: Op) -> None:
         """Loops, branches and reads bind what they declare."""
@@ -197,13 +217,6 @@ class _Scopes:
             types = list(op.definition.typing([o.type for o in op.operands], attrs, op.regions))
         except IRError as error:
             raise broken(error.what, error.rule, op, error.fix) from None
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError, AssertionError) as bad:
-            raise broken(
-                f"malformed {op.name}: {type(bad).__name__}: {bad}",
-                f"{op.name} has the operands, attributes and regions of its declaration: "
-                f"{op.definition.doc or op.name}",
-                op,
-            ) from bad
         found = [r.type for r in op.results]
         if [_bare(t, self.function) for t in types] != [_bare(t, self.function) for t in found]:
             raise broken(
