@@ -83,7 +83,7 @@ def _dot(attrs: Mapping[str, Any], a: Array | Blocks, b: Array | Blocks, c: Arra
 
 
 def _dot_blocks(a: Blocks, b: Blocks, c: Array) -> Array:
-    """int8 or int16 blocks (m, k) times quantized (k, n): exact in a scale's block, blocks in order."""
+    """int8 or int16 blocks (m, k) times quantized (k, n): exact in a block, blocks in order."""
     block = min(b.format.scale_block, a.format.block)
     length = a.shape[-1]
     codes, weights = a.codes(), b.codes() - b.format.zero
