@@ -15,7 +15,7 @@ from typing import Any
 import dure
 import dure.lang as dl
 from dure.library.convert import convert
-from dure.library.indices import OptionalPlaces, Places
+from dure.library.indices import OptionalPlaces, Places, RowCounts
 
 #: The running maximum starts here: finite, so that exp(m - m) is 1 where nothing was seen yet.
 LOWEST = -1.0e30
@@ -31,7 +31,7 @@ def paged_attention(
     context: Places,
     work_sequence: Places,
     work_start: Places,
-    work_rows: Places,
+    work_rows: RowCounts,
     y: dl.Tensor,
     bq: dl.const,
     group: dl.const,
