@@ -31,8 +31,8 @@ def conv2d(
     ``bc``.  ``pad`` counts zeros in front; what lies behind the input reads as zero too.  Taps are
     added in the order (kh, kw, c).
     """
-    n, row = dl.program_id(0), dl.program_id(1)
-    column, o = dl.program_id(2), dl.program_id(3)
+    o, column = dl.program_id(0), dl.program_id(1)
+    row, n = dl.program_id(2), dl.program_id(3)
     acc = dl.zeros((bw, bo), dl.float32)
     for kh in dl.range(w.shape[1]):
         for kw in dl.range(w.shape[2]):

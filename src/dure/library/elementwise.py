@@ -1,7 +1,8 @@
 """Elementwise functions of one or more tensors, with NumPy's broadcasting, up to four axes.
 
 A kernel's ``function(inputs, index, shape) -> tile`` computes one tile; :func:`apply` makes one
-from a plain function of tiles and, for each input, the axes along which it is repeated.
+from a plain function of tiles and, for each input, the axes along which it is repeated.  The grid
+counts the last axis first, so that instances next to each other touch memory next to each other.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def elementwise_2d(
     y: dl.Tensor, *inputs: dl.Tensor, bm: dl.const, bn: dl.const, function: dl.const
 ):
     """``y = function(*inputs)`` for y (M, N)."""
-    index = (dl.program_id(0), dl.program_id(1))
+    index = (dl.program_id(1), dl.program_id(0))
     dl.store(y, index, convert(function(inputs, index, (bm, bn)), y.dtype))
 
 
@@ -40,7 +41,7 @@ def elementwise_3d(
     y: dl.Tensor, *inputs: dl.Tensor, bm: dl.const, bn: dl.const, function: dl.const
 ):
     """``y = function(*inputs)`` for y (B, M, N)."""
-    index = (dl.program_id(0), dl.program_id(1), dl.program_id(2))
+    index = (dl.program_id(2), dl.program_id(1), dl.program_id(0))
     dl.store(y, index, convert(function(inputs, index, (1, bm, bn)), y.dtype))
 
 
@@ -49,7 +50,7 @@ def elementwise_4d(
     y: dl.Tensor, *inputs: dl.Tensor, bm: dl.const, bn: dl.const, function: dl.const
 ):
     """``y = function(*inputs)`` for y (A, B, M, N)."""
-    index = (dl.program_id(0), dl.program_id(1), dl.program_id(2), dl.program_id(3))
+    index = (dl.program_id(3), dl.program_id(2), dl.program_id(1), dl.program_id(0))
     dl.store(y, index, convert(function(inputs, index, (1, 1, bm, bn)), y.dtype))
 
 

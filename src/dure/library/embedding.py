@@ -19,7 +19,7 @@ def embedding(
     """``y[t] = table[tokens[t]] * scale`` for table (V, D), tokens (T,), y (T, D), a row an
     instance.
     """
-    t, c = dl.program_id(0), dl.program_id(1)
+    c, t = dl.program_id(0), dl.program_id(1)
     row = dl.load(table, (tokens[t], c), (1, bd)).to(dl.float32)
     if scale != 1.0:
         row = row * scale
@@ -37,6 +37,6 @@ def gather_rows(
     """``y[t] = table[rows[t]]`` by index lists of ``bt`` rows; a row of -1 is absent and reads
     zeros.
     """
-    t, c = dl.program_id(0), dl.program_id(1)
+    c, t = dl.program_id(0), dl.program_id(1)
     found = dl.load(rows, (t,), (bt,), fill=-1)
     dl.store(y, (t, c), dl.load(table, (found, c), (bt, bd)))

@@ -42,7 +42,7 @@ def reduce_middle(
     """``y[o, i]`` is the reduction of ``x[o, :, i]`` for x (O, N, I), y (O, I), one row after
     another.
     """
-    o, i = dl.program_id(0), dl.program_id(1)
+    i, o = dl.program_id(0), dl.program_id(1)
     total = dl.full((1, 1, bi), identity_of(combiner), dl.float32)
     for n in dl.range(x.shape[1]):
         total = combine(combiner, total, dl.load(x, (o, n, i), (1, 1, bi)).to(dl.float32))

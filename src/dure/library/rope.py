@@ -39,7 +39,7 @@ def rope(
     where R is D); ``bt`` tokens and ``bh`` heads make a tile.  ``weight`` (D,), or None, asks for
     the heads' norm first.
     """
-    i, h = dl.program_id(0), dl.program_id(1)
+    h, i = dl.program_id(0), dl.program_id(1)
     rows = dl.load(positions, (i,), (bt,), fill=-1)
     turn = 2 * cosines.shape[1]
     parts = head_parts(x, i, h, turn, (bt, bh, half), rest, interleaved)
@@ -74,7 +74,7 @@ def rope_kv_write(
     epsilon: dl.const = 0.0,
 ):
     """Like :func:`rope`, into ``pool[slots[t]]`` of a pool (S, H, D); -1 writes nothing."""
-    i, h = dl.program_id(0), dl.program_id(1)
+    h, i = dl.program_id(0), dl.program_id(1)
     rows = dl.load(positions, (i,), (bt,), fill=-1)
     places = dl.load(slots, (i,), (bt,), fill=-1)
     turn = 2 * cosines.shape[1]
@@ -102,7 +102,7 @@ def kv_write(
     bd: dl.const,
 ):
     """``pool[slots[t]] = x[t]`` for x (T, H, D) and pool (S, H, D); a slot of -1 writes nothing."""
-    i, h, c = dl.program_id(0), dl.program_id(1), dl.program_id(2)
+    c, h, i = dl.program_id(0), dl.program_id(1), dl.program_id(2)
     places = dl.load(slots, (i,), (bt,), fill=-1)
     tile = dl.load(x, (i, h, c), (bt, bh, bd)).to(dl.float32)
     dl.store(pool, (places, h, c), convert(tile, pool.dtype))

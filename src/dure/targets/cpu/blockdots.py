@@ -385,7 +385,8 @@ def quantize(e: Emitter, source: Buffer, target: BlockBuffer, rows: Reg) -> None
             size = e.math.absolute(value)
             largest = w.select(w.compare("fcmp ugt", size, largest), size, largest)
         top = reduce_lanes(e, largest, lambda a, b: w.select(w.compare("fcmp ugt", a, b), a, b))
-        largest_code = e.math.constant(top, float(dtypes.ACTIVATION_FORMATS.get(format, 127)))
+        code_limit = float(dtypes.ACTIVATION_FORMATS.get(format, 127))
+        largest_code = e.math.constant(top, code_limit)
         scale = w.binary("fdiv", top, largest_code)
         inverse = w.binary("fdiv", largest_code, top)
         positive = w.compare("fcmp ogt", top, e.math.constant(top, 0.0))
@@ -395,7 +396,7 @@ def quantize(e: Emitter, source: Buffer, target: BlockBuffer, rows: Reg) -> None
         running: Reg | None = None
         for i, value in enumerate(values):
             scaled = e.math.rint(w.binary("fmul", value, w.splat(inverse, lanes)))
-            whole = w.call(ints, f"llvm.fptosi.sat.v{lanes}i32.v{lanes}f32", scaled)
+            whole = w.cast("fptosi", bounded(e, scaled, code_limit), ints)
             place = [row, w.add(start, integer(i * lanes))]
             low = w.cast("trunc", whole, vector_type("i8", lanes))
             planes["code"].put(e, low, place, 1)
@@ -423,6 +424,19 @@ def quantize(e: Emitter, source: Buffer, target: BlockBuffer, rows: Reg) -> None
         return []
 
     w.loop(integer(0), rows, 1, each)
+
+
+def bounded(e: Emitter, value: Reg, limit: float) -> Reg:
+    """``value`` within [-limit, limit], and 0 for NaN: what a plain conversion to integers takes.
+
+    (LLVM's saturating conversion of vectors becomes a branch a lane.)
+    """
+    w = e.w
+    for relation, number in (("ogt", limit), ("olt", -limit)):
+        end = e.math.constant(value, number)
+        value = w.select(w.compare(f"fcmp {relation}", value, end), end, value)
+    ordered = w.compare("fcmp ord", value, value)
+    return w.select(ordered, value, e.math.constant(value, 0.0))
 
 
 def reduce_lanes(e: Emitter, value: Reg, combine: Callable[[Reg, Reg], Reg]) -> Reg:
