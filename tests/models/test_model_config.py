@@ -163,7 +163,7 @@ def test_gemma_3_from_metadata(tmp_path: Path) -> None:
 def test_llama_from_metadata(tmp_path: Path) -> None:
     extra = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}
     config = stored_config(Tiny("llama", tied=False, window=64, extra=extra), tmp_path)
-    assert config.interleaved and not config.tied and config.windows == (64, 64)
+    assert not config.interleaved and not config.tied and config.windows == (64, 64)
     assert config.rope.scaling == RopeScaling("linear", 4.0, 256)
     assert stored_config(Tiny("qwen2"), tmp_path).biases == frozenset("qkv")
     extra = {"llama.rope.dimension_count": 8}

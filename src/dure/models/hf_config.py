@@ -108,7 +108,10 @@ class _Reader:
         value = default if value is None else value
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.fail(f"{key} is {value!r}", f"{key} is a number")
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise self.fail(f"{key} is too large a number") from error
 
     def flag(self, key: str, default: bool) -> bool:
         value = self.values.get(key, default)
@@ -208,14 +211,12 @@ class _Reader:
             raise self.fail(
                 f"unknown rope scaling {name!r}", f"it is one of {', '.join(_SCALINGS)}"
             )
-        context = self.values.get("max_position_embeddings", 0)
+        context = self.size("max_position_embeddings", "context")
         attention = source.get("attention_factor")
         scaling = RopeScaling(
             kind,
             factor=self.number(source, "factor", 1.0),
-            original_context=int(
-                self.number(source, "original_max_position_embeddings", float(context))
-            ),
+            original_context=self.original_context(source, context),
             low_frequency_factor=self.number(source, "low_freq_factor", 1.0),
             high_frequency_factor=self.number(source, "high_freq_factor", 4.0),
             beta_fast=self.number(source, "beta_fast", 32.0),
@@ -224,3 +225,10 @@ class _Reader:
             truncate=bool(source.get("truncate", True)),
         )
         return RopeConfig(self.number(source, "rope_theta", base), scaling)
+
+    def original_context(self, source: Mapping[str, Any], context: int) -> int:
+        """The context that the model was first trained with."""
+        value = self.number(source, "original_max_position_embeddings", float(context))
+        if not 1 <= value <= LIMITS["context"][1]:
+            raise self.fail(f"original_max_position_embeddings is {value}", "it is a length")
+        return int(value)

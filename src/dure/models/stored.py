@@ -1,13 +1,15 @@
 """A model in a file: its configuration, the element type of each weight, and their bytes.
 
-The bytes are views of the mapped file; what isn't in a file (rope tables) is computed.
+The bytes are views of the mapped file; what isn't in a file (rope tables) is computed.  Where a
+file's heads pair neighbours under rope (Llama's GGUF), the rows of q and k are put into the order
+that pairs halves: the same model, and a rotation that reads whole vectors.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -36,6 +38,8 @@ ELEMENT_TYPES: dict[GGMLType, str] = {
     GGMLType.Q6_K: "q6_k",
 }
 _DIVISORS = "rope_freqs.weight"
+#: What rope turns, and its biases.
+_ROTATED = frozenset({"q", "k", "q_bias", "k_bias"})
 
 
 def program_name(spec: WeightSpec) -> str:
@@ -60,8 +64,10 @@ class StoredModel:
         """Raises :class:`ModelFileError` unless the weights are those of its architecture."""
         self.file = file
         shapes = {name: info.shape for name, info in file.tensors.items()}
-        self.config: ModelConfig = config_from_gguf(file.metadata, shapes, file.path)
-        check_weights(self.config, GGUF_NAMES, shapes.get)
+        stored = config_from_gguf(file.metadata, shapes, file.path)
+        check_weights(stored, GGUF_NAMES, shapes.get)
+        self._interleaved = stored.interleaved
+        self.config: ModelConfig = replace(stored, interleaved=False)
         self.specs = weight_specs(self.config)
         for spec in self.specs:
             self._element_type(spec)
@@ -108,6 +114,11 @@ class StoredModel:
         """Bytes in the file of every weight that a step reads, each once (a tied head once)."""
         return sum(self.file.tensor(s.in_file(GGUF_NAMES)).nbytes for s in self._read_by_a_step())
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes in the file of every weight."""
+        return sum(self.file.tensor(spec.in_file(GGUF_NAMES)).nbytes for spec in self.specs)
+
     def _read_by_a_step(self) -> list[WeightSpec]:
         """A step reads all of every weight but an embedding that is no head (of it, rows)."""
         untied = not self.config.tied
@@ -117,13 +128,18 @@ class StoredModel:
         """Every weight of the file, in the order in which a step uses them."""
         return [
             StoredWeight(
-                program_name(spec),
-                spec.shape,
-                self._element_type(spec),
-                self.file.bytes_of(spec.in_file(GGUF_NAMES)),
+                program_name(spec), spec.shape, self._element_type(spec), self._bytes(spec)
             )
             for spec in self.specs
         ]
+
+    def _bytes(self, spec: WeightSpec) -> npt.NDArray[np.uint8]:
+        data = self.file.bytes_of(spec.in_file(GGUF_NAMES))
+        if not self._interleaved or spec.name not in _ROTATED:
+            return data
+        size = self.config.head_dim
+        rows = data.reshape(spec.shape[0] // size, size // 2, 2, -1)
+        return np.ascontiguousarray(rows.swapaxes(1, 2)).reshape(-1)
 
     def tables(self, positions: int) -> Mapping[str, npt.NDArray[np.float32]]:
         """The rope tables by the program's names, for so many positions."""

@@ -398,7 +398,7 @@ def step_limits(model: StoredModel, context: int, sequences: int, chunk: int) ->
 def check_memory(model: StoredModel, limits: StepLimits) -> None:
     """Raise :class:`UsageError` where the model would not fit in the memory that is free now."""
     config = model.config
-    weights = sum(len(weight.data) for weight in model.weights())
+    weights = model.weight_bytes
     cache = limits.pool_pages * limits.page_size * config.kv_size * 4 * config.layers
     wanted = int(weights * _PACKING) + cache + _OVERHEAD_BYTES
     free = available_bytes()

@@ -61,15 +61,16 @@ def build_step(cache: KVCache, entries: SequenceOf[BatchEntry], query_rows: int)
     item_ends = np.cumsum(items, dtype=np.int32)
     within = np.arange(int(item_ends[-1]), dtype=np.int32) - np.repeat(item_ends - items, items)
     offsets = within * np.int32(query_rows)
+    order = _balanced(np.repeat(firsts, items) + offsets)
     return StepInputs(
         tokens=np.concatenate([entry.tokens for entry in entries]),
         positions=positions,
         slots=_slots(cache, np.repeat(rows, counts), positions),
         block_table=cache.block_table,
         context=cache.context,
-        work_sequence=np.repeat(rows, items),
-        work_start=np.repeat(starts, items) + offsets,
-        work_rows=np.minimum(np.repeat(counts, items) - offsets, np.int32(query_rows)),
+        work_sequence=np.repeat(rows, items)[order],
+        work_start=(np.repeat(starts, items) + offsets)[order],
+        work_rows=np.minimum(np.repeat(counts, items) - offsets, np.int32(query_rows))[order],
         out_rows=np.array(
             [int(s) + row for s, e in zip(starts, entries, strict=True) for row in e.logits],
             np.int32,
@@ -95,6 +96,19 @@ def _build_decode(cache: KVCache, entries: SequenceOf[BatchEntry]) -> StepInputs
         work_rows=np.ones(count, np.int32),
         out_rows=order if len(wanted) == count else np.array(wanted, np.int32),
     )
+
+
+def _balanced(reach: Int32s) -> npt.NDArray[np.intp]:
+    """An order of the items in which any run of neighbours has about its share of the work.
+
+    An item's work grows with the position that it reaches: short and long ones take turns.
+    """
+    ascending = np.argsort(reach, kind="stable")
+    order = np.empty_like(ascending)
+    half = -(-len(order) // 2)
+    order[0::2] = ascending[:half]
+    order[1::2] = ascending[half:][::-1]
+    return order
 
 
 def _slots(cache: KVCache, rows: Int32s, positions: Int32s) -> Int32s:
