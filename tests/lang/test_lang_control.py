@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pytest
@@ -236,3 +236,59 @@ def test_num_programs(anyhow: str) -> None:
     y = np.zeros(6, np.int32)
     counted[3](y, n=2)
     np.testing.assert_array_equal(y[::2], np.arange(3) * 10 + 3)
+
+
+@dure.kernel
+def inner_kernel(x: dl.Tensor, y: dl.Tensor, n: dl.const, scale: dl.const = 2.0):
+    i = dl.program_id(0)
+    dl.store(y, (i,), dl.load(x, (i,), (n,)) * scale)
+
+
+def test_a_kernel_called_from_a_kernel_is_inlined(anyhow: str) -> None:
+    @dure.kernel
+    def outer(x: dl.Tensor, y: dl.Tensor):
+        inner_kernel(x, y, 4, scale=3.0)
+
+    x = RNG.standard_normal(10).astype(np.float32)
+    y = np.zeros_like(x)
+    outer(x, y)
+    np.testing.assert_allclose(y, x * 3, rtol=1e-6)
+
+
+def test_annotations_of_other_forms(anyhow: str) -> None:
+    @dure.kernel
+    def gather(
+        table: dl.Tensor,
+        rows: Annotated[dl.Tensor, dl.Index(0, None)],
+        bias: dl.Tensor | None,
+        y: dl.Tensor,
+    ):
+        i = dl.program_id(0)
+        tile = dl.load(table, (rows[i], 0), (1, 4))
+        if bias is not None:
+            tile = tile + dl.load(bias, (0,), (4,))
+        dl.store(y, (i, 0), tile)
+
+    table = RNG.standard_normal((5, 4)).astype(np.float32)
+    rows, y = np.array([4, 0, 4], np.int32), np.zeros((3, 4), np.float32)
+    gather(table, rows, None, y)
+    np.testing.assert_array_equal(y, table[rows])
+    gather(table, rows, table[0], y)
+    np.testing.assert_allclose(y, table[rows] + table[0], rtol=1e-6)
+
+
+def test_assertions_on_sizes_are_checked_at_the_launch(anyhow: str) -> None:
+    @dure.kernel
+    def even(x: dl.Tensor, y: dl.Tensor):
+        dl.static_assert(x.shape[0] % 2 == 0, "an even number of elements")
+        i = dl.program_id(0)
+        dl.store(y, (i,), dl.load(x, (i,), (4,)))
+
+    for size in (6, 7):
+        x, y = np.ones(size, np.float32), np.zeros(size, np.float32)
+        if size % 2 == 0:
+            even(x, y)
+            assert (y == 1).all()
+        else:
+            with pytest.raises(dure.KernelError, match="an even number of elements"):
+                even(x, y)

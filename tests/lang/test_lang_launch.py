@@ -338,6 +338,16 @@ def matrices() -> list[TensorType | None]:
     return [TensorType((symbol(f"{n}_0"), symbol(f"{n}_1")), dl.float32) for n in "abc"]
 
 
+def test_an_open_const_that_is_no_tile_size_is_named(cache_folder: Path) -> None:
+    @dure.kernel
+    def apply(x: dl.Tensor, y: dl.Tensor, epilogue: dl.const):
+        i = dl.program_id(0)
+        dl.store(y, (i,), epilogue(dl.load(x, (i,), (4,))))
+
+    with pytest.raises(KernelError, match="choosing a tile size for epilogue"):
+        apply(floats(4), floats(4))
+
+
 def test_the_estimate_sees_edges_and_idle_workers() -> None:
     sizes = dict.fromkeys(("a_0", "a_1", "b_0", "b_1", "c_0", "c_1"), 64)
 

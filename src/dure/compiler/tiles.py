@@ -197,7 +197,13 @@ def _possible(
     if kept:
         return kept
     if error is not None:
-        raise error
+        names = ", ".join(open_names)
+        raise KernelError(
+            f"{error.what} (while choosing a tile size for {names})",
+            where=error.where,
+            rule=error.rule,
+            fix=f"{error.fix}; or give {names} if that isn't a tile size",
+        )
     raise KernelError(
         f"no value fits the open consts {', '.join(open_names)}",
         rule="an open const is a power of two with which the kernel compiles",

@@ -14,19 +14,19 @@ from dure.lang.binding import match
 from dure.lang.frontend.compile import Specialization, compile_kernel
 from dure.lang.frontend.source import Source, source_of
 from dure.lang.signature import Signature, signature_of
-from dure.lang.values import describe
+from dure.lang.values import KernelBase, describe, in_kernel
 
 if TYPE_CHECKING:
     from dure.lang.launch import Launcher
 
 
-class Kernel:
+class Kernel(KernelBase):
     """A tile kernel: ``k(...)`` and ``k[grid](...)`` launch it, :meth:`specialize` compiles it."""
 
     __name__: str
 
     def __init__(self, function: FunctionType) -> None:
-        self.function = function
+        super().__init__(function)
         self.signature: Signature = signature_of(function)
         update_wrapper(self, function)
 
@@ -59,8 +59,11 @@ class Kernel:
         )
 
     def __call__(self, *args: object, **keywords: object) -> None:
-        """Launch with the grid that follows from the stores."""
-        self.launch(None, args, keywords)
+        """Launch with the grid that follows from the stores; in a kernel, call the function."""
+        if in_kernel():
+            self.function(*args, **keywords)
+        else:
+            self.launch(None, args, keywords)
 
     def __getitem__(self, grid: object) -> GridLaunch:
         """``k[grid](...)``: an int, a tuple of ints, or a function of the arguments by name."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeGuard, TypeVar
 
 from dure.errors import KernelError
@@ -200,6 +201,18 @@ def builder() -> Builder:
             fix="call it in a kernel, or run the kernel with dl.interpret(kernel)[grid](...)",
         )
     return found
+
+
+def in_kernel() -> bool:
+    """Whether the language's functions are in use: a kernel is compiled or interpreted."""
+    return _BUILDER.get() is not None
+
+
+class KernelBase:
+    """What a kernel called from another kernel is: its function, which is inlined."""
+
+    def __init__(self, function: FunctionType) -> None:
+        self.function = function
 
 
 @contextmanager

@@ -21,7 +21,15 @@ from dure.lang.frontend import statements
 from dure.lang.frontend.expressions import evaluate, truth
 from dure.lang.frontend.frame import Frame, InnerFunction
 from dure.lang.frontend.source import FunctionNode, Source, source_of
-from dure.lang.values import TensorBase, TileBase, describe, is_builtin, is_index, is_sequence
+from dure.lang.values import (
+    KernelBase,
+    TensorBase,
+    TileBase,
+    describe,
+    is_builtin,
+    is_index,
+    is_sequence,
+)
 
 MAX_DEPTH = 64
 #: Modules whose C functions may be called on numbers that are known when the kernel is compiled.
@@ -46,6 +54,8 @@ def call(
         arguments = [wrap(a) for a in args]
         _check_arguments(function, arguments, found)
         return function(*arguments, **found)
+    if isinstance(function, KernelBase):
+        return call(frame, function.function, args, keywords, span)
     if isinstance(function, InnerFunction):
         bound = _bind_inner(function, args, keywords)
         return inline(frame, function.source, bound, span, function.frame)
