@@ -490,6 +490,8 @@ def _combine_each(frame: Frame, region: Region, left: Array, right: Array) -> Ar
 def empty_value(kind: TensorType | TileType, sizes: Mapping[str, int]) -> Array | Blocks:
     """Uninitialised storage for a value of this type: zeros of its shape, as an array or Blocks."""
     shape = tuple(evaluate(as_expr(extent), sizes) for extent in kind.shape)
+    if any(extent < 0 for extent in shape):
+        raise IRError(f"{kind} of shape {shape}", rule="extents are not negative")
     if isinstance(kind.dtype, DType):
         return np.zeros(shape, kind.dtype.numpy)
     axis = kind.quantized_axis % kind.rank

@@ -15,7 +15,7 @@ from typing import Any, cast
 from dure.errors import IRError
 from dure.ir.core import Function, Op, Region, Span, Value, op_definition
 from dure.ir.dtypes import BlockFormat, DType
-from dure.ir.expr import Expr, Symbol, as_expr, proves, symbols
+from dure.ir.expr import Const, Expr, Symbol, as_expr, proves, symbols
 from dure.ir.layout import Layout, PlaneLayouts
 from dure.ir.printer import IDENTIFIER
 from dure.ir.types import TensorType, TileType, Type
@@ -339,10 +339,20 @@ class _Scopes:
         else:
             for extent in (*kind.shape, *(kind.index or ())):
                 self._expression(extent, op)
+            if any(proves(extent < 0) for extent in kind.shape):
+                raise broken(f"{kind} with a negative extent", "extents are not negative", op)
             if kind.layout is not None:
                 self._layout(kind.layout, op)
         if kind.block is not None and not -kind.rank <= kind.quantized_axis < kind.rank:
             raise broken(f"{kind} without its quantized axis", "the quantized axis exists", op)
+        if kind.block is not None:
+            rest = as_expr(kind.shape[kind.quantized_axis]) % kind.block.block
+            if isinstance(rest, Const) and rest.value:
+                raise broken(
+                    f"{kind} with a part of a block",
+                    f"a quantized axis holds whole blocks of {kind.block.block}",
+                    op,
+                )
 
     def _layout(self, layout: Layout | PlaneLayouts, op: Op | None) -> None:
         each = [layout] if isinstance(layout, Layout) else [entry for _, entry in layout.planes]
