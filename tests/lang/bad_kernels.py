@@ -323,6 +323,21 @@ def runtime_division(x: dl.Tensor, y: dl.Tensor):
     dl.store(y, (i // (i - 1), 0), dl.load(x, (i, 0), (4, 4)))
 
 
+@dure.kernel
+def huge_tile(x: dl.Tensor, y: dl.Tensor):
+    dl.store(y, (0, 0), dl.zeros((1 << 20, 1 << 20), dl.float32))
+
+
+@dure.kernel
+def combine_number(x: dl.Tensor, y: dl.Tensor):
+    dl.store(y, (0, 0), dl.reduce(dl.load(x, (0, 0), (4, 4)), 0, 3, 0.0))
+
+
+@dure.kernel
+def quantize_to_text(x: dl.Tensor, y: dl.Tensor):
+    dl.store(y, (0, 0), dl.quantize(dl.load(x, (0, 0), (4, 32)), "int8"))
+
+
 def helper(tile: Any) -> Any:
     """Called from a kernel."""
     return tile + missing  # noqa: F821

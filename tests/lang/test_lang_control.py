@@ -292,3 +292,21 @@ def test_assertions_on_sizes_are_checked_at_the_launch(anyhow: str) -> None:
         else:
             with pytest.raises(dure.KernelError, match="an even number of elements"):
                 even(x, y)
+
+
+def test_a_choice_between_tiles_and_names_that_stay_none(anyhow: str) -> None:
+    @dure.kernel
+    def choose(x: dl.Tensor, y: dl.Tensor):
+        i = dl.program_id(0)
+        nothing = None
+        before = dl.load(x, (i - 1,), (4,)) if i > 0 else dl.zeros((4,), dl.float32)
+        if i > 1:
+            nothing = None
+        for _ in dl.range(2):
+            nothing = None
+        if nothing is None:
+            dl.store(y, (i,), before)
+
+    x, y = RNG.standard_normal(12).astype(np.float32), np.ones(12, np.float32)
+    choose(x, y)
+    np.testing.assert_array_equal(y, np.r_[np.zeros(4, np.float32), x[:8]])

@@ -84,6 +84,9 @@ COMPILE_ERRORS = {
     "static_division": ("n // 0", "ZeroDivisionError"),
     "too_many_names": ("a, b, c = ", "2 values"),
     "number_too_large": ("+ 300", "holds numbers from"),
+    "huge_tile": ("dl.zeros", "elements"),
+    "combine_number": ("dl.reduce", "dl.reduce with 3"),
+    "quantize_to_text": ("dl.quantize", "dl.quantize to str"),
     "combine_function": ("dl.reduce", "combine function"),
     "runtime_division": ("i // (i - 1)", "zero or negative"),
     "unordered_name_in_helper": ("tile + missing", "'missing' is not defined"),
@@ -274,6 +277,8 @@ INTERPRETED = (
 def test_plain_python_finds_the_same(name: str) -> None:
     with dl.interpret(), pytest.raises(KernelError) as caught:
         LAUNCH_ERRORS[name][0]()
+    if name in ("inner extents", "rank", "dtype", "large grid", "None", "beyond the end"):
+        assert "^^^^" in str(caught.value) and "test_lang_errors.py:" in str(caught.value)
     assert "  rule: " in str(caught.value) and "  fix: " in str(caught.value)
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dure.errors import KernelError
 from dure.ir import dtypes
-from dure.ir.dtypes import DType, ElementType
+from dure.ir.dtypes import BlockFormat, DType, ElementType
 from dure.ir.tile.contraction import accumulator_of
 from dure.lang.elementwise import cast_tile, full, tile_type
 from dure.lang.origins import check_pair
@@ -54,6 +53,12 @@ def can_accumulate(a: object, b: object, acc: object) -> bool:
 def quantize(x: TileBase, format: ElementType) -> Tile:
     """``x`` in blocks of int8 codes with a scale each, along the last axis."""
     tile_type(x, "the operand of quantize")
+    if not isinstance(format, BlockFormat):
+        raise KernelError(
+            f"dl.quantize to {describe(format)}",
+            rule="dl.quantize makes a block-quantized tile",
+            fix="dl.quantize(x, dl.int8_block32)",
+        )
     result = builder().emit("quantize", [x], {"format": str(format)})
     result.origins = x.origins
     return result
@@ -139,13 +144,19 @@ def cumsum(x: TileBase, axis: int = 0) -> Tile:
 def reduce(
     x: TileBase,
     axis: int,
-    combine: Callable[..., object],
+    combine: Any,
     identity: object,
     keepdims: bool = False,
 ) -> Tile:
     """A reduction with ``combine(a, b)``, which is associative and has this identity."""
     place = check_axis(axis, x, "reduce")
     common_dtype((x,))
+    if not callable(combine):
+        raise KernelError(
+            f"dl.reduce with {describe(combine)}",
+            rule="dl.reduce combines with a function of two tiles",
+            fix="dl.reduce(x, axis, lambda a, b: a + b, 0)",
+        )
     if isinstance(identity, bool) or not isinstance(identity, int | float):
         raise KernelError(
             f"dl.reduce with the identity {describe(identity)}",

@@ -9,6 +9,7 @@ import linecache
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import Any, cast
 
 import numpy as np
@@ -167,16 +168,32 @@ def handle(name: str, type: TensorType, memory: Array | Blocks) -> Tensor:
     return Tensor(name, kind, memory, shape)
 
 
+def place_of(error: BaseException) -> str:
+    """The last line of the author's that an exception came through."""
+    entry, found = error.__traceback__, None
+    while entry is not None:
+        if not _is_ours(entry.tb_frame):
+            found = entry
+        entry = entry.tb_next
+    return "" if found is None else _rendered(found.tb_frame, found.tb_lineno, found.tb_lasti)
+
+
+def _is_ours(frame: FrameType) -> bool:
+    return str(Path(frame.f_code.co_filename).parent).startswith(_HERE)
+
+
 def author_line() -> str:
     """The line of the kernel that is running, with what Python knows of its columns."""
     frame = inspect.currentframe()
-    while frame is not None and str(Path(frame.f_code.co_filename).parent).startswith(_HERE):
+    while frame is not None and _is_ours(frame):
         frame = frame.f_back
-    if frame is None:
-        return ""
-    file, line = frame.f_code.co_filename, frame.f_lineno
+    return "" if frame is None else _rendered(frame, frame.f_lineno, frame.f_lasti)
+
+
+def _rendered(frame: FrameType, line: int, instruction: int) -> str:
+    file = frame.f_code.co_filename
     text = linecache.getline(file, line).rstrip("\n")
-    positions = list(frame.f_code.co_positions())[frame.f_lasti // 2]
+    positions = list(frame.f_code.co_positions())[instruction // 2]
     start, end = positions[2] or 0, positions[3] or len(text)
     if positions[0] != positions[1]:
         end = len(text)

@@ -172,7 +172,7 @@ def _number(value: int | float, dtype: DType) -> float:
     if dtype.kind == "bool":
         return bool(value)
     if not dtype.is_integer:
-        return float(value)
+        return _float(value)
     low, high = integer_range(dtype)
     if not (math.isfinite(value) and value == int(value)):
         raise KernelError(
@@ -187,6 +187,17 @@ def _number(value: int | float, dtype: DType) -> float:
             fix="convert the tile to a wider type with .to(dtype)",
         )
     return int(value)
+
+
+def _float(value: int | float) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        raise KernelError(
+            "an integer that is too large for a float",
+            rule="a number that a tile adopts fits its type",
+            fix="use a smaller number, or float('inf')",
+        ) from None
 
 
 def cast_tile(tile: TileBase, dtype: DType) -> Tile:

@@ -22,7 +22,7 @@ from dure.ir.dtypes import Array
 from dure.ir.expr import as_expr, evaluate
 from dure.ir.types import TensorType
 from dure.lang.binding import Arguments, Meta, match, resolve_grid
-from dure.lang.eager import Eager, handle
+from dure.lang.eager import Eager, handle, place_of
 from dure.lang.frontend.compile import LARGEST_INDEX
 from dure.lang.launch import array_of, check_indices, check_memory
 from dure.lang.tensor import Tensor
@@ -95,6 +95,9 @@ def run(kernel: Kernel, grid: object, arguments: Arguments) -> None:
         with building(Eager(extents, instance, check)):
             try:
                 result: object = kernel.function(*positional, **keywords)
+            except KernelError as error:
+                error.where = error.where or place_of(error)
+                raise
             except IRError as error:
                 raise KernelError(
                     error.what, where=error.where, rule=error.rule, fix=error.fix

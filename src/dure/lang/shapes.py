@@ -35,7 +35,17 @@ def static_shape(shape: object, what: str) -> tuple[int, ...]:
                 fix="use an extent of at least 1",
             )
         found.append(extent)
+    if math.prod(found) > MOST_ELEMENTS:
+        raise KernelError(
+            f"{what} has the shape {tuple(found)}, which is {math.prod(found)} elements",
+            rule=f"a tile has at most {MOST_ELEMENTS} elements: it is what one core holds at once",
+            fix="use smaller tiles, and a loop or a larger grid",
+        )
     return tuple(found)
+
+
+#: A tile of more elements is a mistake, not a tile.
+MOST_ELEMENTS = 2**24
 
 
 def plain_dtype(dtype: object, what: str) -> DType:

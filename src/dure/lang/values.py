@@ -274,5 +274,10 @@ def describe(value: object) -> str:
         return f"the tensor '{value.name}' ({', '.join(map(str, value.shape))}) of {value.dtype}"
     if isinstance(value, Expr):
         return f"the index scalar {value}"
+    if isinstance(value, int | float) or value is None:
+        return repr(value)
+    if callable(value) and hasattr(value, "__name__"):
+        kind = "class" if isinstance(value, type) else "function"
+        return f"the {kind} '{getattr(value, '__name__', '')}'"
     text = repr(value)
     return f"{type(value).__name__} {text if len(text) < 60 else text[:57] + '...'}"

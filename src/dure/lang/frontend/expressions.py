@@ -8,12 +8,15 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar, cast
 
 from dure.errors import KernelError
-from dure.ir.expr import Expr
+from dure.ir.core import Region
+from dure.ir.expr import Expr, as_expr
 from dure.lang import contraction, indices
 from dure.lang.elementwise import binary, compare, unary
 from dure.lang.frontend.frame import Frame, InnerFunction
+from dure.lang.frontend.recorder import Block
 from dure.lang.frontend.source import Source
 from dure.lang.frontend.syntax import unsupported
+from dure.lang.tile import Tile
 from dure.lang.values import Index, TensorBase, TileBase, describe, is_index
 
 N = TypeVar("N", bound=ast.expr)
@@ -264,14 +267,32 @@ def _choice(frame: Frame, node: ast.IfExp) -> object:
     decided = truth(evaluate(frame, node.test))
     if isinstance(decided, bool):
         return evaluate(frame, node.body if decided else node.orelse)
-    yes, no = evaluate(frame, node.body), evaluate(frame, node.orelse)
-    if is_index(yes) and is_index(no):
-        return indices.select(decided, yes, no)
+    yes, then = _branch(frame, node.body, decided)
+    no, otherwise = _branch(frame, node.orelse, indices.invert(decided))
+    if isinstance(yes, TileBase) and isinstance(no, TileBase) and yes.type == no.type:
+        regions = [
+            Region((), tuple(block.ops), (value.value,))
+            for value, block in ((yes, then), (no, otherwise))
+        ]
+        result = frame.recorder.add("if", (), {"condition": decided}, regions).result
+        return Tile(result.tile, result)
+    if is_index(yes) and is_index(no) and not then.ops and not otherwise.ops:
+        return indices.select(decided, cast("Index", yes), cast("Index", no))
     raise KernelError(
         f"a run-time choice between {describe(yes)} and {describe(no)}",
-        rule="`a if c else b` with a run-time condition chooses between index scalars",
-        fix="use an if statement that assigns the tile in both branches, or dl.where",
+        rule="`a if c else b` with a run-time condition chooses between index scalars that are "
+        "known before it, or between tiles of one shape and dtype",
+        fix="make both tiles alike, or read an index argument's element before the choice",
     )
+
+
+def _branch(frame: Frame, node: ast.expr, condition: Index | bool) -> tuple[Any, Block]:
+    """The value of an expression that is computed only if the condition holds, and its ops."""
+    frame.recorder.blocks.append(Block())
+    frame.recorder.assumptions.append(as_expr(condition))
+    value = evaluate(frame, node)
+    frame.recorder.assumptions.pop()
+    return value, frame.recorder.blocks.pop()
 
 
 @_handles(ast.Call)

@@ -148,8 +148,9 @@ def _if(frame: Frame, node: ast.If) -> None:
     names = assigned([*node.body, *node.orelse])
     yields: list[tuple[str, object, list[TileBase], list[TileBase]]] = []
     for name in names:
-        yes, no = then_names.get(name), else_names.get(name)
-        if name not in frame.needed.get(node, frozenset()) or _missing(yes) or _missing(no):
+        yes, no = then_names.get(name, _NOTHING), else_names.get(name, _NOTHING)
+        needed = name in frame.needed.get(node, frozenset())
+        if not needed or isinstance(yes, Unbound) or isinstance(no, Unbound):
             frame.locals[name] = Unbound(
                 "has no value on every way that leads here",
                 f"assign '{name}' before the if, or in both branches",
@@ -181,8 +182,7 @@ def _branch(
     return frame.recorder.blocks.pop(), frame.locals
 
 
-def _missing(value: object) -> bool:
-    return value is None or isinstance(value, Unbound)
+_NOTHING = Unbound("", "")
 
 
 def _check_branches(name: str, yes: object, no: object) -> None:
@@ -255,7 +255,7 @@ def _loop(frame: Frame, node: ast.For, limits: LoopRange) -> None:
     if not isinstance(node.target, ast.Name):
         raise unsupported(node.target)
     needed = frame.needed.get(node, frozenset())
-    names = [n for n in assigned(node.body) if n in needed and not _missing(_bound(frame, n))]
+    names = [n for n in assigned(node.body) if n in needed and _is_bound(frame, n)]
     initial = {n: frame.locals[n] for n in names}
     carried = [n for n in names if flatten(initial[n])]
     tiles = [t for n in carried for t in flatten(initial[n])]
@@ -309,8 +309,8 @@ def _outlasting(tile: TileBase, variable: Symbol) -> tuple[Origin | None, ...]:
     )
 
 
-def _bound(frame: Frame, name: str) -> object:
-    return frame.locals.get(name, Unbound("", ""))
+def _is_bound(frame: Frame, name: str) -> bool:
+    return not isinstance(frame.locals.get(name, _NOTHING), Unbound)
 
 
 def _check_carried(frame: Frame, node: ast.For, name: str, before: object, after: object) -> None:
