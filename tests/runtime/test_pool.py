@@ -283,7 +283,8 @@ def test_helpers_have_cores_of_their_own(steps: dict[str, int]) -> None:
     assert sorted([caller, *helpers]) == sorted(order)
     assert pool._choose_cores(len(order) + 1) == (-1, [])
     team = Pool(2)
-    team.run(steps["count"], Context().address)
+    context = Context()
+    team.run(steps["count"], context.address)
     assert team._helpers is not None
     thread = team._helpers.threads[0]
     assert thread.native_id is not None
@@ -327,7 +328,8 @@ def _flush_denormals(on: bool) -> bool:
 
 def test_a_pool_that_nobody_holds_ends_its_helpers(steps: dict[str, int]) -> None:
     team = Pool(3)
-    team.run(steps["count"], Context().address)
+    context = Context()
+    team.run(steps["count"], context.address)
     assert team._helpers is not None
     threads = list(team._helpers.threads)
     del team
