@@ -329,6 +329,22 @@ def test_stores_through_index_arguments(scalar: bool) -> None:
     assert obligation.condition is None
 
 
+def test_malformed_ops_and_types_are_named() -> None:
+    k, x, y, i = kernel()
+    tile = k.load(x, (i,), (4,))
+    k.store(y, (i,), tile)
+    good = k.function()
+    full = Op("full", (), (Value(tile.type),), {"shape": (4,), "dtype": dtypes.float32})
+    rejected(good.with_body(Region((), (full, *good.body.ops))), "malformed full: KeyError")
+    loop = Op("for", (), (), {"step": 1}, (Region((), (), (), (symbol("k", "loop"),)),))
+    rejected(good.with_body(Region((), (loop, *good.body.ops))), "malformed for: KeyError")
+    k.tensor("short", (4, 40), dtypes.q8_0, quantized_axis=1)
+    rejected(k.function(), "with a part of a block")
+    k.params.pop()
+    k.tensor("negative", (-1,))
+    rejected(k.function(), "with a negative extent")
+
+
 def test_attributes_print() -> None:
     k, x, y, i = kernel()
     k.store(y, (i,), k.load(x, (i,), (4,)))

@@ -84,6 +84,16 @@ def broken(what: str, rule: str, op: Op | None = None, fix: str = "") -> IRError
     return IRError(what, where=where, rule=rule, fix=fix)
 
 
+#: Attributes that no typing rule reads.
+_REQUIRED: dict[str, tuple[str, ...]] = {
+    "for": ("start", "stop"),
+    "if": ("condition",),
+    "full": ("value",),
+    "reduce_with": ("identity",),
+    "view": ("start", "stop"),
+}
+
+
 @contextmanager
 def _wellformed(op: Op | None) -> Generator[None]:
     """What rules trip over in an op that isn't made as it is declared is that op's error."""
@@ -191,6 +201,8 @@ class _Scopes:
 
     def _structure(self, op: Op) -> None:
         """Loops, branches and reads bind what they declare."""
+        for name in _REQUIRED.get(op.name, ()):
+            op.attr(name)
         shapes = {"for": (1, 0), "if": (2, 0), "index_load": (0, 1), "reduce_with": (1, 0)}
         regions, count = shapes.get(op.name, (len(op.regions), 0))
         if len(op.regions) != regions or len(op.symbols) != count:
