@@ -207,3 +207,46 @@ def test_matmul_as_in_the_design(anyhow: str) -> None:
     c = np.zeros((13, 10), np.float16)
     matmul[2, 2](a, b, c, 8, 8, 8)
     np.testing.assert_allclose(c, (a.astype(np.float64) @ b).astype(np.float16), rtol=2e-3)
+
+
+def test_arrays_without_axes(anyhow: str) -> None:
+    @dure.kernel
+    def scale(x: dl.Tensor, y: dl.Tensor):
+        dl.store(y, (), dl.load(x, (), ()) * 2)
+
+    x, y = np.array(3, np.float32), np.array(0, np.float32)
+    scale[1](x, y)
+    assert y == 6
+
+
+def test_tiles_of_five_axes(anyhow: str) -> None:
+    @dure.kernel
+    def increment(x: dl.Tensor, y: dl.Tensor):
+        i = dl.program_id(0)
+        at = (i, 0, 0, 0, 0)
+        dl.store(y, at, dl.load(x, at, (1, 2, 2, 2, 4)) + 1)
+
+    x = RNG.standard_normal((3, 2, 2, 2, 3)).astype(np.float32)
+    y = np.zeros_like(x)
+    increment(x, y)
+    np.testing.assert_array_equal(y, x + 1)
+
+
+def test_broadcast_and_fortran_arrays(anyhow: str) -> None:
+    x = np.broadcast_to(np.arange(9, dtype=np.float32), (5, 9))
+    y = np.zeros((5, 9), np.float32, order="F")
+    copy(x, y, bm=4, bn=8)
+    np.testing.assert_array_equal(y, x)
+
+
+def test_a_total_is_stored_as_one_element(anyhow: str) -> None:
+    @dure.kernel
+    def total(x: dl.Tensor, y: dl.Tensor, n: dl.const = 8):
+        acc = dl.zeros((n,), dl.float32)
+        for k in dl.range(dl.cdiv(x.shape[0], n)):
+            acc += dl.load(x, (k,), (n,))
+        dl.store(y, (0,), dl.sum(acc))
+
+    y = np.zeros(1, np.float32)
+    total(np.ones(100, np.float32), y)
+    assert y[0] == 100

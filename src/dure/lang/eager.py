@@ -263,6 +263,9 @@ _COMBINE: dict[str, Any] = {"add": np.add, "max": np.maximum, "min": np.minimum}
 
 
 def _scatter(memory: Array, places: Sequence[Positions], data: Array, combine: str) -> None:
+    if not places:
+        memory[...] = _COMBINE[combine](memory, data) if combine else data
+        return
     safe, mask = _inside(memory, places)
     shape = tuple(len(p) for p in places)
     chosen = np.broadcast_to(mask, shape)
