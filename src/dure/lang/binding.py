@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from dure.errors import KernelError
 from dure.ir import dtypes
@@ -145,8 +145,7 @@ def _function_key(function: FunctionType) -> object:
     return key
 
 
-@dataclass(frozen=True, slots=True)
-class Form:
+class Form(NamedTuple):
     """What a specialisation knows of an array; ``dense``: the last axis has no gaps."""
 
     dtype: str
