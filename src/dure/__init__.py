@@ -1,7 +1,7 @@
 """dure (두레): one program, every NPU.
 
-``dure.kernel`` compiles tile kernels written in Python with the names of :mod:`dure.lang`; ``dure.tune``
-measures tile sizes.  Nothing heavy is imported before one of them is used.
+``dure.kernel`` compiles tile kernels written in Python with the names of :mod:`dure.lang`;
+``dure.tune`` measures tile sizes.  Nothing heavy is imported before one of them is used.
 """
 
 from __future__ import annotations

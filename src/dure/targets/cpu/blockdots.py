@@ -1,4 +1,4 @@
-"""Dot products of int8 (or two-byte) activations with block-quantized weights, a chunk of 32 along K at a time.
+"""Dot products of int8 (or two-byte) activations with block-quantized weights, 32 at a time.
 
 Inside a scale's block the sum is exact in int32; blocks are scaled and added in order in float32.
 The weight comes as panels of one row a lane (:mod:`dure.targets.cpu.packing`); four consecutive k

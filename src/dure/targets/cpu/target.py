@@ -40,7 +40,7 @@ class CpuTarget:
 
     def state_layout(self, state: TensorType, uses: Sequence[Use]) -> AnyLayout | None:
         """KV pools head by head and page by page, so that a sequence whose pages follow one another
-        is one stream a head: keys with the tokens of a page side by side (a lane is a token), values
+        is one stream a head: keys with a page's tokens side by side (a lane is a token), values
         with the elements of a head side by side.
         """
         attention = next((u for u in uses if u.op.name == "attention"), None)
