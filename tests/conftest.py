@@ -6,9 +6,13 @@ This file also puts ``tests/`` on the import path, for the helper modules that l
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
+
+# A shell starts its background jobs with Ctrl-C ignored, which every process below inherits.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _model(name: str) -> Path:
