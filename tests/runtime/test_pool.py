@@ -445,7 +445,7 @@ def run_program(body: str) -> subprocess.CompletedProcess[bytes]:
         "shared = pool.shared_pool(2); shared.run(module.address('count'), context.address)\n"
         "print('done')",
         "print('done'); sys.exit(0)",
-        # Another thread is in the middle of a very long step, whose memory outlives the interpreter.
+        # Another thread is in the middle of a very long step; its memory outlives Python.
         "import ctypes; ctypes.pythonapi.Py_IncRef(ctypes.py_object(context))\n"
         "ctypes.pythonapi.Py_IncRef(ctypes.py_object(context.buffer))\n"
         "context.words[64, 0] = 10**12\n"
