@@ -274,7 +274,8 @@ class BodyEmitter:
         padded = {
             axis
             for axis, digits in enumerate(layout.axes)
-            if len(digits) > 1 and axes[axis].entries is None
+            if len(digits) > 1
+            and axes[axis].entries is None
             and source.type.block is None
             and (digits[-1].extent or 1) >= self.e.lanes
         }
