@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from dure.errors import KernelError
-from dure.ir.core import Function, Op, Region, Value, walk
+from dure.ir.core import Function, Op, Region, Value
 from dure.ir.dtypes import BlockFormat, DType
 from dure.ir.expr import Expr, as_expr
 from dure.ir.layout import AnyLayout, Layout, PlaneLayouts
-from dure.ir.types import TensorType, TileType, default_layout
+from dure.ir.types import TensorType, default_layout
 from dure.targets.cpu import contraction, elementwise, reductions
 from dure.targets.cpu.blockdots import quantize
 from dure.targets.cpu.demand import Demands, unit_axes
@@ -271,15 +271,7 @@ class BodyEmitter:
     ) -> Place:
         """Where a load or store (or one plane of it) lies."""
         axes = self.axes_of(op, source, lists, per)
-        padded = {
-            axis
-            for axis, digits in enumerate(layout.axes)
-            if len(digits) > 1
-            and axes[axis].entries is None
-            and source.type.block is None
-            and (digits[-1].extent or 1) >= self.e.lanes
-        }
-        return Place(self.w, source.base, layout, axes, extents, dtype, trusted | frozenset(padded))
+        return Place(self.w, source.base, layout, axes, extents, dtype, trusted)
 
     def _lists(self, values: Sequence[Value]) -> None:
         """Index lists are read at any position: they get buffers."""
@@ -566,13 +558,3 @@ def pointwise(tile: Tile) -> bool:
             return not reads_of(tile)
         case _:
             return True
-
-
-def all_ops(function: Function) -> list[Op]:
-    """Every op of a kernel."""
-    return list(walk(function.body))
-
-
-def tile_type(value: Value) -> TileType:
-    """The tile type of a value."""
-    return value.tile

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from dure.ir import dtypes
 from dure.ir.core import Op, Region, Value
 from dure.ir.dtypes import BlockFormat, DType
-from dure.ir.expr import Expr, as_expr, minimum, proves, symbols
+from dure.ir.expr import Expr, as_expr, minimum, symbols
 from dure.ir.layout import AnyLayout, Layout, PlaneLayouts
 from dure.ir.types import TensorType
 from dure.targets.cpu.blockdots import ActivationRows, Panels, unpack
@@ -36,7 +36,7 @@ from dure.targets.cpu.values import (
 from dure.targets.cpu.writer import Reg, integer
 
 if TYPE_CHECKING:
-    from dure.targets.cpu.body import BodyEmitter
+    from dure.targets.cpu.body import BodyEmitter, TensorRef
 
 
 def dot(body: BodyEmitter, op: Op) -> None:
@@ -207,8 +207,8 @@ def loop(body: BodyEmitter, op: Op) -> bool:
         if left is None or right is None or not _fits(body, left, right, found):
             return False
         walks.append((left, right))
-    for place, (found, (left, right)) in enumerate(zip(dots, walks, strict=True)):
-        _whole_dot(body, op, place, found, left, right)
+    for place, (left, right) in enumerate(walks):
+        _whole_dot(body, op, place, left, right)
     return True
 
 
@@ -303,7 +303,7 @@ def _rows_lie_flat(layout: AnyLayout, kind: TensorType) -> bool:
     return True
 
 
-def _whole_dot(body: BodyEmitter, op: Op, place: int, found: Op, left: _Walk, right: _Walk) -> None:
+def _whole_dot(body: BodyEmitter, op: Op, place: int, left: _Walk, right: _Walk) -> None:
     region = op.regions[0]
     argument, initial, result = region.args[place], op.operands[place], op.results[place]
     kind = argument.tile
@@ -330,7 +330,19 @@ def _whole_dot(body: BodyEmitter, op: Op, place: int, found: Op, left: _Walk, ri
         plain_dot(body.e, a, b, target, (extents[0], extents[1]), k, (), fresh)
     body.tiles[result] = target
     body.owned.add(result)
-    assert found.operands[2] is argument and proves(as_expr(0) <= as_expr(step))
+
+
+def _padded(body: BodyEmitter, source: TensorRef, axis: int, extent: Extent) -> bool:
+    """Whether whole vectors along ``axis`` of a packed weight lie in its buffer.
+
+    A packed axis is padded to whole panels.  The lanes beyond the tensor hold anything, and a dot
+    stores none of them; any other use of a load needs its fill there, and asks for masks.
+    """
+    layout = source.layout
+    if not isinstance(layout, Layout) or extent.used is None:
+        return False
+    digits = layout.axes[axis]
+    return len(digits) > 1 and (digits[-1].extent or 1) % body.e.lanes == 0
 
 
 def _operand(body: BodyEmitter, walk: _Walk, other: Extent, end: Expr) -> Tile | BlockTile:
@@ -339,7 +351,7 @@ def _operand(body: BodyEmitter, walk: _Walk, other: Extent, end: Expr) -> Tile |
     source = body.tensors[op.operands[0]]
     extents = [other, other]
     extents[axis] = Extent(op.result.tile.shape[axis], end)
-    trusted = frozenset({axis})
+    trusted = frozenset({axis, 1 - axis} if _padded(body, source, 1 - axis, other) else {axis})
     kind = op.result.tile
     if kind.block is not None:
         blocks = body.load_blocks(op, source, extents, trusted)
