@@ -149,24 +149,32 @@ def _specializer(
 
 @functools.cache
 def cpu_machine() -> TileMachine:
-    """The host by its vectors, caches and workers, as cores of 2.5 GHz with two FMA units."""
-    from dure.runtime.host import default_workers, host_features
+    """The host as the cost model sees it, from the CPU's machine file and what it detects.
 
-    host = host_features()
-    lanes = host.vector_bits // 32
-    clock = 2.5e9
+    The memory's bandwidth is not measured for a choice of tiles: a worker is taken to get half of
+    what it gets from the last cache.
+    """
+    from dure.runtime.host import default_workers
+    from dure.targets.cpu.machine import describe
+
+    machine = describe()
+    vector, clock = machine.engine("vector"), machine.clock.base
+    issue = {name: quantity.base for name, quantity in vector.issue}
+    lanes = int(vector.width.base) // 32
+    levels: list[tuple[int, float]] = []
+    for name in ("l1d", "l2", "l3"):
+        cache = machine.memory(name)
+        assert cache.bandwidth is not None
+        levels.append((int(cache.size.base), cache.bandwidth.base * clock))
     return TileMachine(
         workers=default_workers(),
         lanes=lanes,
-        dot_flops=clock * 4 * lanes,
-        vector_flops=clock * lanes,
-        levels=(
-            (host.l1d_bytes, clock * 64),
-            (host.l2_bytes, clock * 32),
-            (host.l3_bytes, clock * 12),
-        ),
-        memory_bandwidth=clock * 6,
-        dot_rows=6 if host.vector_registers <= 16 else 12,
+        # A fused multiply-add is two operations.
+        dot_flops=clock * issue["dot"] * 2 * lanes,
+        vector_flops=clock * issue["elementwise"] * lanes,
+        levels=tuple(levels),
+        memory_bandwidth=levels[-1][1] / 2,
+        dot_rows=6 if vector.registers.base <= 16 else 12,
     )
 
 
