@@ -118,6 +118,7 @@ class _Scopes:
         self.everywhere: set[Value] = set()
         self.symbols: dict[str, Symbol] = {}
         self.dead: set[Value] = set()
+        self.inside_compute = False
 
     def check(self) -> None:
         function = self.function
@@ -149,8 +150,8 @@ class _Scopes:
             )
         self._attributes(function.attrs, None)
         self._body(function.body, None)
-        if function.level == "tile" and function.body.yields:
-            raise broken("a tile kernel that yields values", "a kernel's results are its stores")
+        if function.level != "tensor" and function.body.yields:
+            raise broken("a kernel that yields values", "a kernel's results are its stores")
 
     # --- regions and ops -------------------------------------------------------------------------
 
@@ -175,8 +176,7 @@ class _Scopes:
             definition = op_definition(op.name)
         except IRError as error:
             raise broken(error.what, error.rule, op, error.fix[:300]) from None
-        levels = {definition.level, self.function.level}
-        if "any" not in levels and len(levels) > 1:
+        if not self._has_level(op, definition.level):
             raise broken(
                 f"{definition.level} op '{op.name}' in a {self.function.level} function",
                 "a function holds ops of its own level",
@@ -187,8 +187,10 @@ class _Scopes:
         self._attributes(op.attrs, op)
         with _wellformed(op):
             self._structure(op)
+        inside, self.inside_compute = self.inside_compute, op.name == "compute"
         for region in op.regions:
             self._region(region, op)
+        self.inside_compute = inside
         with _wellformed(op):
             self._retype(op)
         for result in op.results:
@@ -198,6 +200,16 @@ class _Scopes:
             self._declare(entry, op, ("index",))
         with _wellformed(op):
             self._donate(op)
+
+    def _has_level(self, op: Op, level: str) -> bool:
+        """Whether ops of this level may stand here.  A machine's compute holds tile ops, and views
+        and index reads are the same at both levels.
+        """
+        own = self.function.level
+        if own == "machine" and level == "tile":
+            addressing = op.name in ("view", "index_load")
+            return addressing if not self.inside_compute else op.name not in ("load", "store")
+        return "any" in (level, own) or level == own
 
     def _structure(self, op: Op) -> None:
         """Loops, branches and reads bind what they declare."""

@@ -1,0 +1,89 @@
+"""The compute instruction: a region of tile ops between buffers.
+
+``compute(*read, *written) {queue, engines, reads}``: the first ``reads`` operands are read, and
+become the region's arguments; the others receive what the region yields.  A buffer that is updated
+occurs in both.  The instruction reads everything before it writes.  ``engines`` are occupied
+together, at the slowest one's rate; each op of the region runs on one of them (the first that has
+its operation, :func:`operation_of`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeAlias
+
+from dure.ir.core import Cost, Op, OpDef, Region, declare, walk
+from dure.ir.rules import broken, tile
+from dure.ir.types import Type
+
+#: Classes of work that an engine declares.
+Operation: TypeAlias = Literal[
+    "dot", "elementwise", "transcendental", "reduce", "transpose", "scan", "convert", "copy", "none"
+]
+
+_TRANSCENDENTAL = frozenset(
+    {"exp", "exp2", "log", "log2", "sqrt", "rsqrt", "tanh", "sigmoid", "erf", "sin", "cos", "div"}
+    | {"pow"}
+)
+_BY_NAME: dict[str, Operation] = {
+    "dot": "dot",
+    "reduce": "reduce",
+    "reduce_with": "reduce",
+    "cumsum": "scan",
+    "transpose": "transpose",
+    "cast": "convert",
+    "quantize": "convert",
+    "dequantize": "convert",
+    "full": "copy",
+    "iota": "copy",
+    "reshape": "none",
+    "broadcast": "none",
+}
+
+
+def operation_of(op: Op) -> Operation:
+    """The class of work that a tile op is."""
+    if op.name in _TRANSCENDENTAL:
+        return "transcendental"
+    return _BY_NAME.get(op.name, "elementwise")
+
+
+def _compute_typing(
+    operands: Sequence[Type], attrs: Mapping[str, Any], regions: Sequence[Region]
+) -> Sequence[Type]:
+    count: int = attrs["reads"]
+    region = regions[0]
+    for operand in operands:
+        tile(operand, "an operand of compute")
+    if [a.type for a in region.args] != list(operands[:count]):
+        raise broken(
+            "a compute whose region takes other tiles than it reads",
+            "the region's arguments are the buffers read",
+        )
+    if [y.type for y in region.yields] != list(operands[count:]):
+        raise broken(
+            "a compute whose region yields other tiles than it writes",
+            "the region yields the buffers written",
+        )
+    if not attrs["engines"]:
+        raise broken("a compute without engines", "a compute occupies at least one engine")
+    return []
+
+
+def _cost(op: Op) -> Cost:
+    total = Cost()
+    for inner in walk(op.regions[0]):
+        total = total + Cost(flops=inner.definition.cost(inner).flops)
+    return total
+
+
+declare(
+    OpDef(
+        "compute",
+        "machine",
+        _compute_typing,
+        None,
+        _cost,
+        doc="compute(*read, *written) {queue, engines, reads} (region): one instruction",
+    )
+)
