@@ -32,6 +32,10 @@ UNITS: Mapping[str, tuple[str, float]] = {
     **{f"{p}B/s": ("bandwidth", f) for p, f in {"M": 1e6, "G": 1e9, "T": 1e12}.items()},
     "B/cycle": ("bytes a cycle", 1),
     "op/cycle": ("operations a cycle", 1),
+    "cycle": ("cycles", 1),
+    "GFLOP/s": ("operations a second", 1e9),
+    "TFLOP/s": ("operations a second", 1e12),
+    "kW": ("power", 1e3),
     **{f"{p}s": ("time", f) for p, f in {"n": 1e-9, "u": 1e-6, "m": 1e-3, "": 1}.items()},
     "W": ("power", 1),
 }

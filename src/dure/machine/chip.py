@@ -1,0 +1,257 @@
+"""The schema of a chip's ``machine.toml``, version 2: what makes chips differ is data.
+
+A chip has ``cores`` equal cores.  What a core has to itself has the scope ``core``; what all of
+them share has the scope ``chip``.  Every number is a :class:`~dure.machine.quantity.Quantity` with
+its unit, source and status; every cost is a :class:`~dure.machine.law.Law`.  See
+``docs/machine-file.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from dure.errors import TargetError
+from dure.machine.law import Law, check_law
+from dure.machine.quantity import Quantity, read_quantity
+
+SCHEMA = 2
+
+
+def _number(*kinds: str) -> Any:
+    """A quantity whose unit is one of these kinds."""
+
+    def read(entry: object) -> object:
+        return entry if isinstance(entry, Quantity) else read_quantity(entry, kinds, "")
+
+    return BeforeValidator(read)
+
+
+def _read_law(entry: object) -> object:
+    if isinstance(entry, Law):
+        return entry
+    if not isinstance(entry, Mapping) or set(entry) != {"law", "unit", "status", "source"}:  # type: ignore[arg-type]
+        raise TargetError(
+            "a law isn't a table of law, unit, status and source",
+            rule="a formula says its unit, its status and its source, as every number does",
+            fix='write { law = "elements / lanes", unit = "cycle", status = "...", source = "..." }',
+        )
+    table = {str(k): str(v) for k, v in entry.items()}  # type: ignore[misc]
+    check_law(table["law"], "")
+    return Law(table["law"], table["unit"], table["status"], table["source"])
+
+
+Count: TypeAlias = Annotated[Quantity, _number("count")]
+Bytes: TypeAlias = Annotated[Quantity, _number("bytes")]
+Frequency: TypeAlias = Annotated[Quantity, _number("frequency")]
+Rate: TypeAlias = Annotated[Quantity, _number("bandwidth", "bytes a cycle")]
+Duration: TypeAlias = Annotated[Quantity, _number("time", "cycles")]
+Flops: TypeAlias = Annotated[Quantity, _number("operations a second")]
+Power: TypeAlias = Annotated[Quantity, _number("power")]
+Formula: TypeAlias = Annotated[Law, BeforeValidator(_read_law)]
+Scope: TypeAlias = Literal["core", "chip"]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+
+class Memory(_Table):
+    """A memory of each core, or of the chip.  ``size`` is one core's, or the chip's.
+
+    A memory with ``partitions`` is addressed by partition: a tile's rows (its axis before the last)
+    lie in the partitions, row r in partition r mod partitions, and ``size`` is all partitions
+    together.  ``alignment``: of a buffer's offset, bytes (in each partition).  ``reserved`` bytes
+    aren't the compiler's.  ``bandwidth`` makes it a resource that transfers share; where it is
+    None the memory never limits.  ``tile``: multiples that the last two extents of a tile are
+    padded to, by bits of an element.
+    """
+
+    scope: Scope
+    size: Bytes
+    partitions: Count | None = None
+    banks: Count | None = None
+    alignment: Bytes
+    reserved: Bytes | None = None
+    bandwidth: Rate | None = None
+    # Reads of the same bytes by several cores at once, or of what lies in a shared memory in
+    # between, reach this memory once.
+    shared_reads: bool = False
+    # The memory of scope chip that keeps what was read from this one, if there is any.
+    cached_by: str = ""
+    padding: dict[str, tuple[int, int]] = Field(default_factory=dict)
+
+
+class Dot(_Table):
+    """What a matrix engine takes.
+
+    ``accumulators``: memories that a result may accumulate in.  ``transposed``: operands ("a",
+    "b") that may be given transposed; "a" is (m, k), "b" is (k, n).  ``stationary_k_first`` says
+    that "a" must lie with K along its rows (partitions), as (k, m): a as (m, k) is the transposed
+    form.  ``types`` are the operand types; both operands have the same one.
+    """
+
+    accumulators: tuple[str, ...]
+    transposed: tuple[Literal["a", "b"], ...] = ()
+    types: tuple[str, ...]
+    # Result type by operand type; float32 for floats and int32 for integers where nothing is said.
+    results: dict[str, str] = Field(default_factory=dict)
+
+
+class Engine(_Table):
+    """What computes.  Engines with the same ``queue`` share one in-order queue.
+
+    ``laws`` give cycles of a whole tile op by operation (``dot``, ``elementwise``,
+    ``transcendental``, ``reduce``, ``scan``, ``transpose``, ``convert``, ``copy``); names in them
+    are ``numbers``, and ``rate`` is ``rates[dtype]``.  ``issue`` is what each instruction costs
+    beside.  ``chain``: ops that one instruction may hold (None: any number).
+    """
+
+    queue: str
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    clock: Frequency | None = None
+    numbers: dict[str, Count] = Field(default_factory=dict)
+    rates: dict[str, Count] = Field(default_factory=dict)
+    laws: dict[str, Formula]
+    issue: Duration
+    chain: Count | None = None
+    types: tuple[str, ...] = ("float32", "bfloat16", "int32")
+    dot: Dot | None = None
+
+
+class Dma(_Table):
+    """An engine that moves bytes between memories, with a queue of its own.
+
+    A transfer costs ``issue`` on the queue, then ``latency``, then its bytes flow at no more than
+    ``stream`` times the ``efficiency`` law, sharing ``bandwidth`` (of a core) with the queue's
+    other transfers and each resource of ``route``; ``outstanding`` transfers may be in flight.
+    ``descriptor`` is added for each run beyond the first ``dims`` dims can describe, i.e. each
+    entry of an index list.
+    """
+
+    queue: str
+    moves: tuple[tuple[str, str], ...]
+    bandwidth: Rate
+    stream: Rate | None = None
+    latency: Duration
+    issue: Duration
+    descriptor: Duration | None = None
+    outstanding: Count
+    efficiency: Formula | None = None
+    numbers: dict[str, Count] = Field(default_factory=dict)
+    granule: Bytes | None = None
+    route: tuple[str, ...] = ()
+    fills: bool = False
+    lists: bool = True
+
+
+class Fabric(_Table):
+    """A shared way for bytes: a NoC, a bus."""
+
+    scope: Scope
+    bandwidth: Rate
+
+
+class Link(_Table):
+    """Links to other chips: ``count`` of them, each of ``bandwidth`` one way."""
+
+    topology: str
+    count: Count
+    bandwidth: Rate
+    latency: Duration
+
+
+class Sync(_Table):
+    """Semaphores of a core: how many, how high they count, and what a signal takes to arrive."""
+
+    semaphores: Count
+    maximum: Count
+    latency: Duration
+
+
+class Peaks(_Table):
+    """Published peaks: operations a second by type, and the far memory's bytes a second."""
+
+    compute: dict[str, Flops]
+    bandwidth: Rate
+
+
+class Ceiling(_Table):
+    """The best fraction of the published bandwidth that was ever measured on the chip."""
+
+    bandwidth: Count | None = None
+
+
+class Chip(_Table):
+    """A chip, ready to be compiled for and simulated."""
+
+    schema_version: Literal[2] = Field(alias="schema")
+    name: str
+    kind: Literal["chip"]
+    summary: str
+    cores: Count
+    clock: Frequency
+    # The memory that a program's tensors are in.
+    home: str
+    # The memory that tiles live in where nothing asks for another.
+    scratchpad: str
+    # The memory that index lists and scalars are read from.
+    lists: str
+    launch: Duration
+    memories: dict[str, Memory]
+    engines: dict[str, Engine]
+    dma: dict[str, Dma]
+    fabrics: dict[str, Fabric] = Field(default_factory=dict)
+    links: dict[str, Link] = Field(default_factory=dict)
+    sync: Sync
+    # What a type is converted to where the chip can't compute in it: type -> type.
+    conversions: dict[str, str] = Field(default_factory=dict)
+    # Types that tensors may be stored in and DMA may move.
+    storage: tuple[str, ...]
+    peaks: Peaks
+    ceiling: Ceiling = Field(default_factory=Ceiling)
+    power: dict[str, Power] = Field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def quantities(self) -> Iterator[tuple[str, Quantity]]:
+        """Every number with its dotted path, as in ``memories.hbm.bandwidth``."""
+        yield from _quantities(self, "")
+
+    def laws(self) -> Iterator[tuple[str, Law]]:
+        """Every law with its dotted path."""
+        for name, engine in self.engines.items():
+            for operation, law in engine.laws.items():
+                yield f"engines.{name}.laws.{operation}", law
+        for name, dma in self.dma.items():
+            if dma.efficiency is not None:
+                yield f"dma.{name}.efficiency", dma.efficiency
+
+    def seconds(self, duration: Quantity, clock: Quantity | None = None) -> float:
+        """A duration in seconds; cycles are of ``clock``, or the chip's."""
+        if duration.kind == "cycles":
+            return duration.base / (clock or self.clock).base
+        return duration.base
+
+    def bytes_a_second(self, rate: Quantity, clock: Quantity | None = None) -> float:
+        """A rate in bytes a second; cycles are of ``clock``, or the chip's."""
+        if rate.kind == "bytes a cycle":
+            return rate.base * (clock or self.clock).base
+        return rate.base
+
+    def engine_of(self, queue: str) -> tuple[str, ...]:
+        """The engines of a queue."""
+        return tuple(name for name, engine in self.engines.items() if engine.queue == queue)
+
+
+def _quantities(value: object, path: str) -> Iterator[tuple[str, Quantity]]:
+    if isinstance(value, Quantity):
+        yield path, value
+    elif isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            yield from _quantities(getattr(value, name), f"{path}.{name}" if path else name)
+    elif isinstance(value, Mapping):
+        for name, entry in value.items():  # type: ignore[misc]
+            yield from _quantities(entry, f"{path}.{name}")
