@@ -25,7 +25,7 @@ from dure.ir.blocks import Blocks
 from dure.ir.core import Function, Op, Param, Region, Value
 from dure.ir.dtypes import Array, DType
 from dure.ir.expr import Expr, IntLike, Symbol, as_expr, evaluate, symbols
-from dure.ir.interpret_memory import Memory, Positions, View
+from dure.ir.interpret_memory import Memory, Positions, View, positions
 from dure.ir.layout import Layout
 from dure.ir.types import TensorType, TileType
 
@@ -365,20 +365,7 @@ def check_index_values(
 def _positions(
     frame: Frame, op: Op, shape: Sequence[int], lists: Sequence[Value]
 ) -> list[Positions]:
-    """Where along each axis of the tensor the elements of a load or store lie; -1 absent."""
-    by_axis = dict(zip(op.attr("list_axes"), lists, strict=True))
-    found: list[Positions] = []
-    for axis, extent in enumerate(shape):
-        step, offset = (frame.integer(op.attr(key)[axis]) for key in ("step", "offset"))
-        counter = np.arange(extent, dtype=np.int64)
-        if axis in by_axis:
-            entries = frame.numbers(by_axis[axis]).astype(np.int64)
-            entry = entries[counter // step]
-            found.append(np.where(entry < 0, -1, entry * step + counter % step + offset))
-        else:
-            start = frame.integer(op.attr("index")[axis]) * step + offset
-            found.append(start + counter * frame.integer(op.attr("stride")[axis]))
-    return found
+    return positions(op, shape, frame.sizes, [frame.numbers(entry) for entry in lists])
 
 
 @handles("load")
@@ -393,8 +380,8 @@ def _load(frame: Frame, op: Op) -> Sequence[RuntimeValue]:
 def _store(frame: Frame, op: Op) -> Sequence[RuntimeValue]:
     target, tile = frame.view(op.operands[0]), frame.value(op.operands[1])
     assert not isinstance(tile, View)
-    positions = _positions(frame, op, tile.shape, op.operands[2:])
-    selection = target.select(tile.shape, positions)
+    places = _positions(frame, op, tile.shape, op.operands[2:])
+    selection = target.select(tile.shape, places)
     target.memory.store(selection, tile, op.attr("combine"), frame.instance)
     return []
 
@@ -472,6 +459,7 @@ def _reduce_with(frame: Frame, op: Op) -> Sequence[RuntimeValue]:
 
 def _combine_rows(frame: Frame, region: Region, left: Array, right: Array) -> Array:
     inner = Frame(dict(frame.values), frame.sizes, frame.instance, checked=False)
+    inner.evaluator = frame.evaluator
     (found,) = inner.run_region(region, [left, right])
     assert isinstance(found, np.ndarray)
     return np.array(np.broadcast_to(found, left.shape))

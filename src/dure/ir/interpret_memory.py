@@ -8,7 +8,7 @@ memory.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
@@ -17,7 +17,9 @@ import numpy.typing as npt
 
 from dure.errors import IRError
 from dure.ir.blocks import Blocks
+from dure.ir.core import Op
 from dure.ir.dtypes import Array
+from dure.ir.expr import evaluate
 from dure.ir.types import Access, TensorType
 
 Positions: TypeAlias = "npt.NDArray[np.int64]"
@@ -55,7 +57,52 @@ class Selection:
         return Selection(shape, divided(self.tile), divided(self.memory))
 
 
-def _box(positions: Sequence[Positions]) -> tuple[slice, ...] | tuple[Positions, ...]:
+def positions(
+    op: Op, shape: Sequence[int], sizes: Mapping[str, int], lists: Sequence[Array]
+) -> list[Positions]:
+    """Where along each axis of the tensor the elements of a load or store lie; -1 absent.
+
+    ``shape`` is the tile's, ``lists`` the values of the op's index lists in order.
+    """
+    by_axis = dict(zip(op.attr("list_axes"), lists, strict=True))
+    found: list[Positions] = []
+    for axis, extent in enumerate(shape):
+        step, offset = (evaluate(op.attr(key)[axis], sizes) for key in ("step", "offset"))
+        counter = np.arange(extent, dtype=np.int64)
+        if axis in by_axis:
+            entries = by_axis[axis].astype(np.int64)
+            entry = entries[counter // step]
+            found.append(np.where(entry < 0, -1, entry * step + counter % step + offset))
+        else:
+            start = evaluate(op.attr("index")[axis], sizes) * step + offset
+            found.append(start + counter * evaluate(op.attr("stride")[axis], sizes))
+    return found
+
+
+def select(
+    shape: tuple[int, ...],
+    positions: Sequence[Positions],
+    start: Sequence[int],
+    extents: Sequence[int],
+) -> Selection:
+    """The existing ones of the elements at these positions of a box, one array an axis.
+
+    The box begins at ``start`` of its memory and has these ``extents``.
+    """
+    tile: list[Positions] = []
+    memory: list[Positions] = []
+    for position, begin, extent in zip(positions, start, extents, strict=True):
+        inside = np.flatnonzero((position >= 0) & (position < extent))
+        tile.append(inside)
+        memory.append(position[inside] + begin)
+    if any(len(entry) == 0 for entry in tile):
+        # Nothing exists where one axis has nothing: no element of the others counts as touched.
+        tile = [entry[:0] for entry in tile]
+        memory = [entry[:0] for entry in memory]
+    return Selection(shape, tuple(tile), tuple(memory))
+
+
+def box_of(positions: Sequence[Positions]) -> tuple[slice, ...] | tuple[Positions, ...]:
     """A NumPy index of the product of positions: slices where every axis is a run, else an open
     mesh.
     """
@@ -71,15 +118,15 @@ def _box(positions: Sequence[Positions]) -> tuple[slice, ...] | tuple[Positions,
 def gather(source: Array, selection: Selection, fill: float) -> Array:
     """The tile that a selection of ``source`` makes, ``fill`` where nothing exists."""
     if selection.whole:
-        return np.array(source[_box(selection.memory)])
+        return np.array(source[box_of(selection.memory)])
     tile = np.full(selection.shape, np.asarray(fill, np.float64).astype(source.dtype))
-    tile[_box(selection.tile)] = source[_box(selection.memory)]
+    tile[box_of(selection.tile)] = source[box_of(selection.memory)]
     return tile
 
 
 def scatter(target: Array, selection: Selection, tile: Array) -> None:
     """Write the existing elements of ``tile`` where they belong."""
-    target[_box(selection.memory)] = tile[_box(selection.tile)]
+    target[box_of(selection.memory)] = tile[box_of(selection.tile)]
 
 
 _COMBINERS = {"add": np.add, "max": np.maximum, "min": np.minimum}
@@ -128,7 +175,7 @@ class Memory:
     def load(self, selection: Selection, fill: float, instance: int) -> Array | Blocks:
         """A tile of the tensor.  Raises IRError for reading what this instance may not rely on."""
         if self.access != "in":
-            self._record_read(_box(selection.memory), instance)
+            self._record_read(box_of(selection.memory), instance)
         if isinstance(self.contents, Blocks):
             return self._load_blocks(self.contents, selection, fill)
         return gather(self.contents, selection, fill)
@@ -163,7 +210,7 @@ class Memory:
             self._combine(selection, tile, combine, instance)
             return
         self._check_distinct(selection)
-        self._record_write(_box(selection.memory), instance)
+        self._record_write(box_of(selection.memory), instance)
         if isinstance(self.contents, Blocks):
             assert isinstance(tile, Blocks)
             for plane in self.contents.format.planes:
@@ -187,7 +234,7 @@ class Memory:
         assert isinstance(self.contents, np.ndarray) or not self.combined
         for _, selection, tile, combine in sorted(self.combined, key=lambda entry: entry[0]):
             assert isinstance(self.contents, np.ndarray)
-            if np.any(self.writer[_box(selection.memory)] != _NOBODY):
+            if np.any(self.writer[box_of(selection.memory)] != _NOBODY):
                 raise IRError(
                     f"'{self.name}' is stored both with and without combine=",
                     rule="an element is either stored once or combined into",
@@ -266,14 +313,4 @@ class View:
 
     def select(self, shape: tuple[int, ...], positions: Sequence[Positions]) -> Selection:
         """The existing ones of the elements at these positions of the view, one array an axis."""
-        tile: list[Positions] = []
-        memory: list[Positions] = []
-        for position, start, extent in zip(positions, self.start, self.shape, strict=True):
-            inside = np.flatnonzero((position >= 0) & (position < extent))
-            tile.append(inside)
-            memory.append(position[inside] + start)
-        if any(len(entry) == 0 for entry in tile):
-            # Nothing exists where one axis has nothing: no element of the others counts as touched.
-            tile = [entry[:0] for entry in tile]
-            memory = [entry[:0] for entry in memory]
-        return Selection(shape, tuple(tile), tuple(memory))
+        return select(shape, positions, self.start, self.shape)
