@@ -179,6 +179,13 @@ class Peaks(_Table):
     bandwidth: Rate
 
 
+class NumberFormat(_Table):
+    """A binary float's bits beside its sign, as in IEEE 754 with other widths."""
+
+    exponent: Annotated[Quantity, _number("bits", "count")]
+    mantissa: Annotated[Quantity, _number("bits", "count")]
+
+
 class Ceiling(_Table):
     """The best fraction of the published bandwidth that was ever measured on the chip."""
 
@@ -211,6 +218,8 @@ class Chip(_Table):
     conversions: dict[str, str] = Field(default_factory=dict)
     # Types that tensors may be stored in and DMA may move.
     storage: tuple[str, ...]
+    # Types whose bits the chip reads otherwise than IEEE 754: a custom 16-bit float for "float16".
+    formats: dict[str, NumberFormat] = Field(default_factory=dict)
     peaks: Peaks
     ceiling: Ceiling = Field(default_factory=Ceiling)
     power: dict[str, Power] = Field(default_factory=dict)
