@@ -8,7 +8,7 @@ its unit, source and status; every cost is a :class:`~dure.machine.law.Law`.  Se
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -20,13 +20,25 @@ from dure.machine.quantity import Quantity, read_quantity
 SCHEMA = 2
 
 
+def _carry(read: Callable[[object], object]) -> BeforeValidator:
+    """A validator whose TargetError pydantic collects, so that the loader learns its place."""
+
+    def carry(entry: object) -> object:
+        try:
+            return read(entry)
+        except TargetError as error:
+            raise ValueError(error.what) from error
+
+    return BeforeValidator(carry)
+
+
 def _number(*kinds: str) -> Any:
     """A quantity whose unit is one of these kinds."""
 
     def read(entry: object) -> object:
         return entry if isinstance(entry, Quantity) else read_quantity(entry, kinds, "")
 
-    return BeforeValidator(read)
+    return _carry(read)
 
 
 def _read_law(entry: object) -> object:
@@ -50,7 +62,7 @@ Rate: TypeAlias = Annotated[Quantity, _number("bandwidth", "bytes a cycle")]
 Duration: TypeAlias = Annotated[Quantity, _number("time", "cycles")]
 Flops: TypeAlias = Annotated[Quantity, _number("operations a second")]
 Power: TypeAlias = Annotated[Quantity, _number("power")]
-Formula: TypeAlias = Annotated[Law, BeforeValidator(_read_law)]
+Formula: TypeAlias = Annotated[Law, _carry(_read_law)]
 Scope: TypeAlias = Literal["core", "chip"]
 
 
@@ -65,8 +77,8 @@ class Memory(_Table):
     lie in the partitions, row r in partition r mod partitions, and ``size`` is all partitions
     together.  ``alignment``: of a buffer's offset, bytes (in each partition).  ``reserved`` bytes
     aren't the compiler's.  ``bandwidth`` makes it a resource that transfers share; where it is
-    None the memory never limits.  ``tile``: multiples that the last two extents of a tile are
-    padded to, by bits of an element.
+    None the memory never limits.  ``padding``: multiples that the last two extents of a tile are
+    padded to, by bits of an element, with ``padding_source``.
     """
 
     scope: Scope
@@ -82,6 +94,7 @@ class Memory(_Table):
     # The memory of scope chip that keeps what was read from this one, if there is any.
     cached_by: str = ""
     padding: dict[str, tuple[int, int]] = Field(default_factory=dict)
+    padding_source: str = ""
 
 
 class Dot(_Table):
@@ -96,6 +109,7 @@ class Dot(_Table):
     accumulators: tuple[str, ...]
     transposed: tuple[Literal["a", "b"], ...] = ()
     types: tuple[str, ...]
+    stationary_k_first: bool = False
     # Result type by operand type; float32 for floats and int32 for integers where nothing is said.
     results: dict[str, str] = Field(default_factory=dict)
 
@@ -106,7 +120,9 @@ class Engine(_Table):
     ``laws`` give cycles of a whole tile op by operation (``dot``, ``elementwise``,
     ``transcendental``, ``reduce``, ``scan``, ``transpose``, ``convert``, ``copy``); names in them
     are ``numbers``, and ``rate`` is ``rates[dtype]``.  ``issue`` is what each instruction costs
-    beside.  ``chain``: ops that one instruction may hold (None: any number).
+    beside.  ``chain``: ops that one instruction may hold (None: any number).  ``types`` are what it
+    computes in; ``convert`` and ``copy`` take any type of the chip's ``storage``.  ``axes``: along
+    which axes of a tile it reduces and scans, any or only the last.
     """
 
     queue: str
@@ -119,6 +135,7 @@ class Engine(_Table):
     issue: Duration
     chain: Count | None = None
     types: tuple[str, ...] = ("float32", "bfloat16", "int32")
+    axes: Literal["any", "last"] = "any"
     dot: Dot | None = None
 
 
@@ -162,6 +179,13 @@ class Link(_Table):
     count: Count
     bandwidth: Rate
     latency: Duration
+
+
+class Format(_Table):
+    """A float format of the chip's own that stands for a type: its bits beside the sign."""
+
+    exponent: Count
+    mantissa: Count
 
 
 class Sync(_Table):
@@ -216,6 +240,10 @@ class Chip(_Table):
     sync: Sync
     # What a type is converted to where the chip can't compute in it: type -> type.
     conversions: dict[str, str] = Field(default_factory=dict)
+    # Float formats that the chip computes in where a program says another type: by that type.
+    formats: dict[str, Format] = Field(default_factory=dict)
+    # Groups of cores from the innermost, as a name and the cores that one group has.
+    groups: dict[str, Count] = Field(default_factory=dict)
     # Types that tensors may be stored in and DMA may move.
     storage: tuple[str, ...]
     # Types whose bits the chip reads otherwise than IEEE 754: a custom 16-bit float for "float16".
