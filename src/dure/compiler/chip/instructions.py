@@ -1,0 +1,255 @@
+"""Compute instructions: groups of tile ops become regions between buffers, on engines.
+
+A :class:`Writer` knows where each tile value is stored, and makes the instruction that computes
+others from them.  Constants and free reindexings are cloned into every instruction that uses them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from dure.compiler.chip.engines import Engines, operations
+from dure.compiler.chip.tree import Block, Buffer, Step
+from dure.compiler.chip.usage import Usage, is_cheap
+from dure.errors import KernelError
+from dure.ir.core import Op, Region, Span, Value
+from dure.ir.machine.compute import Operation, operation_of
+from dure.ir.rewrite import clone_region
+from dure.ir.types import TileType
+
+
+class Writer:
+    """Where values are, and the instructions that put them there."""
+
+    def __init__(self, engines: Engines, usage: Usage) -> None:
+        self.engines = engines
+        self.usage = usage
+        self.stored: dict[Value, list[Buffer]] = {}
+        self.buffers: list[Buffer] = []
+
+    # --- storage ---------------------------------------------------------------------------------
+
+    def buffer(
+        self, kind: TileType, memory: str, block: Block, name: str, span: Span | None
+    ) -> Buffer:
+        """A new buffer that turns in ``block``."""
+        made = Buffer(kind, memory, name, block, span)
+        self.buffers.append(made)
+        return made
+
+    def alias(self, source: Buffer, kind: TileType) -> Buffer:
+        """The same bytes as a tile of another shape."""
+        for known in self.buffers:
+            if known.alias_of is source and known.type == kind:
+                return known
+        made = Buffer(kind, source.memory, source.name, source.block, source.span, alias_of=source)
+        self.buffers.append(made)
+        return made
+
+    def place(self, value: Value, buffer: Buffer) -> None:
+        """``value`` is in this buffer, and nothing else is any more."""
+        self.stored.setdefault(value, []).append(buffer)
+
+    def find(self, value: Value, memories: Iterable[str]) -> Buffer | None:
+        """A buffer of the value in one of the memories."""
+        allowed = set(memories)
+        return next((b for b in self.stored.get(value, ()) if b.memory in allowed), None)
+
+    def same_bytes(self, memory: str, one: TileType, other: TileType) -> bool:
+        """Whether two shapes of the same elements lie alike in a memory."""
+        if self.engines.chip.memories[memory].partitions is None:
+            return one.block is None
+        columns = [kind.shape[-1] if kind.shape else 1 for kind in (one, other)]
+        return one.block is None and columns[0] == columns[1]
+
+    # --- instructions ----------------------------------------------------------------------------
+
+    def compute(
+        self,
+        block: Block,
+        ops: Sequence[Op],
+        outputs: Sequence[tuple[Value, Buffer]],
+        queue: str,
+        extra: Iterable[Operation] = (),
+    ) -> None:
+        """One instruction that computes ``outputs`` by ``ops`` (in order) from what is stored."""
+        body = _Body(self, queue, block)
+        for op in ops:
+            body.add(op)
+        yields = tuple(body.use(value) for value, _ in outputs)
+        classes = [*operations(body.ops), *extra]
+        if any(body.is_copy(value) for value in yields):
+            classes.append("copy")
+        span = next((op.span for op in reversed(ops) if op.span is not None), None)
+        step = Step(
+            "compute",
+            queue,
+            body.reads,
+            [buffer for _, buffer in outputs],
+            {"engines": self.engines.names(queue, classes), "reads": len(body.reads)},
+            region=Region(tuple(body.args), tuple(body.ops), yields),
+            span=span if span is not None else _span_of(outputs),
+        )
+        block.items.append(step)
+
+    def copy(self, block: Block, pairs: Sequence[tuple[Value, Buffer]], op: Op | None) -> None:
+        """One instruction that stores values (constant, reindexed or stored elsewhere) anew."""
+        sources: list[Buffer] = []
+        for value, _ in pairs:
+            sources += self.stored.get(self.usage.base(value), ())[:1]
+        reads, writes = {b.memory for b in sources}, {b.memory for _, b in pairs}
+        queue = next(
+            (
+                q
+                for q in self.engines.able(["copy"])
+                if reads <= self.engines.reads(q) and writes <= self.engines.writes(q)
+            ),
+            None,
+        )
+        if queue is None:
+            route = f"copy from {', '.join(reads) or 'nowhere'} to {', '.join(writes)}"
+            raise self.engines.missing(route, op)
+        self.compute(block, (), pairs, queue, ("copy",))
+
+    def in_memory(self, value: Value, memories: frozenset[str], block: Block) -> Buffer:
+        """A buffer of exactly this value in one of the memories, made if there is none."""
+        found = self.find(value, memories)
+        if found is not None:
+            return found
+        base = self.usage.base(value)
+        for source in self.stored.get(base, ()):
+            movable = source.memory in memories and self._only_reshaped(value)
+            if movable and self.same_bytes(source.memory, source.type, value.tile):
+                return self.alias(source, value.tile)
+        memory = self._nearest(memories)
+        made = self.buffer(value.tile, memory, block, value.name or base.name, None)
+        maker = self.usage.makers.get(value)
+        transposes = self._transposes(value)
+        if transposes:
+            self._transposed(value, made, block, maker)
+        else:
+            self.copy(block, [(value, made)], maker)
+        self.place(value, made)
+        return made
+
+    def _transposed(self, value: Value, made: Buffer, block: Block, maker: Op | None) -> None:
+        source = self.stored.get(self.usage.base(value), [None])[0]
+        for queue in self.engines.able(["transpose"]):
+            reads = source is None or source.memory in self.engines.reads(queue)
+            if reads and made.memory in self.engines.writes(queue):
+                self.compute(block, (), [(value, made)], queue, ("transpose",))
+                return
+        raise self.engines.missing(f"transpose into {made.memory}", maker)
+
+    def _nearest(self, memories: frozenset[str]) -> str:
+        scratchpad = self.engines.chip.scratchpad
+        return scratchpad if scratchpad in memories else sorted(memories)[0]
+
+    def _only_reshaped(self, value: Value) -> bool:
+        return all(op.name == "reshape" for op in self._chain(value))
+
+    def _transposes(self, value: Value) -> bool:
+        return any(op.name == "transpose" for op in self._chain(value))
+
+    def _chain(self, value: Value) -> list[Op]:
+        found: list[Op] = []
+        maker = self.usage.makers.get(value)
+        while maker is not None and is_cheap(maker) and maker.operands:
+            found.append(maker)
+            maker = self.usage.makers.get(maker.operands[0])
+        return found
+
+
+class _Body:
+    """The region of one instruction while it is made."""
+
+    def __init__(self, writer: Writer, queue: str, block: Block) -> None:
+        self.writer = writer
+        self.memories = writer.engines.reads(queue)
+        self.block = block
+        self.reads: list[Buffer] = []
+        self.args: list[Value] = []
+        self.ops: list[Op] = []
+        self.inside: dict[Value, Value] = {}
+
+    def use(self, value: Value) -> Value:
+        """The value inside the region: computed there, cloned, or read from a buffer."""
+        found = self.inside.get(value)
+        if found is not None:
+            return found
+        buffer = self.writer.find(value, self.memories)
+        maker = self.writer.usage.makers.get(value)
+        if buffer is None and maker is not None and is_cheap(maker):
+            self.add(maker)
+            return self.inside[value]
+        if buffer is None:
+            if not self.writer.stored.get(value):
+                raise KernelError(
+                    f"a tile '{value.name}' of {value.type} is used before it is computed",
+                    where=maker.span.render() if maker is not None and maker.span else "",
+                    rule="an instruction reads tiles that are stored",
+                    fix="this is a defect of the compiler: please report the kernel",
+                )
+            buffer = self.writer.in_memory(value, self.memories, self.block)
+        argument = Value(value.type, value.name)
+        self.reads.append(buffer)
+        self.args.append(argument)
+        self.inside[value] = argument
+        return argument
+
+    def add(self, op: Op) -> None:
+        """Put an op into the region, on the region's own values."""
+        operands = tuple(self.use(o) for o in op.operands)
+        results = tuple(Value(r.type, r.name) for r in op.results)
+        regions = tuple(clone_region(r) for r in op.regions)
+        self.ops.append(replace(op, operands=operands, results=results, regions=regions))
+        self.inside.update(zip(op.results, results, strict=True))
+
+    def is_copy(self, value: Value) -> bool:
+        """Whether a yielded value is no op's work: an argument, a constant or a reindexing."""
+        maker = next((op for op in self.ops if value in op.results), None)
+        return maker is None or is_cheap(maker)
+
+
+def _span_of(outputs: Sequence[tuple[Value, Buffer]]) -> Span | None:
+    return next((b.span for _, b in outputs if b.span is not None), None)
+
+
+def vector_runs(engines: Engines, group: Sequence[Op]) -> list[tuple[str, list[Op]]]:
+    """A group of ops cut into runs that one queue can do each, as few as a greedy cut gives.
+
+    Raises :class:`TargetError` for an op that no queue has.
+    """
+    runs: list[tuple[str, list[Op]]] = []
+    rest = list(group)
+    while rest:
+        best: tuple[int, str] = (0, "")
+        for queue in engines.queues:
+            length = _prefix(engines, queue, rest)
+            if length > best[0]:
+                best = (length, queue)
+        if not best[0]:
+            op = rest[0]
+            raise engines.missing(f"do {op.name} ({operation_of(op)}) of {op.results[0].type}", op)
+        runs.append((best[1], rest[: best[0]]))
+        rest = rest[best[0] :]
+    return runs
+
+
+def _prefix(engines: Engines, queue: str, ops: Sequence[Op]) -> int:
+    """How many of the first ops the queue's engines do in one instruction."""
+    count = 0
+    limit: float = float("inf")
+    for op in ops:
+        name = engines.doer(queue, operation_of(op))
+        if name is None:
+            break
+        chain = engines.chip.engines[name].chain
+        if chain is not None:
+            limit = min(limit, chain.base)
+        if count >= limit:
+            break
+        count += 1
+    return count
+

@@ -1,0 +1,412 @@
+"""Tile IR to a tree of instructions between buffers.
+
+Pure ops wait until something needs a stored value (a dot, a store, control) and are then computed
+together, so that a chain of them is one instruction where the engines allow.  What a loop carries
+has one buffer, which the body updates in place where no one still needs the old value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dure.compiler.chip.engines import Engines
+from dure.compiler.chip.instructions import Writer, vector_runs
+from dure.compiler.chip.tree import Block, Branch, Buffer, Loop, Step, Structure, Tree
+from dure.compiler.chip.usage import Consumer, Usage, is_cheap, usage_of
+from dure.errors import KernelError
+from dure.ir.core import Function, Op, Region, Value
+from dure.ir.expr import Expr, as_expr, compare, logic, proves
+from dure.ir.rewrite import eliminate_dead_code
+from dure.ir.types import TensorType
+from dure.machine.chip import Chip
+
+_DESCRIPTOR = ("index", "step", "offset", "stride", "list_axes")
+
+
+def lower(function: Function, chip: Chip) -> Tree:
+    """The instructions of a legalised tile program whose grid counts cores.
+
+    Raises :class:`~dure.errors.DureError` with the author's line for what the chip can't do.
+    """
+    function = eliminate_dead_code(function)
+    work = _Lowering(function, Engines(chip))
+    work.region(function.body, work.body)
+    work.flush(work.body)
+    return Tree(work.body, work.writer.buffers)
+
+
+@dataclass
+class _Lowering:
+    function: Function
+    engines: Engines
+    usage: Usage = field(init=False)
+    writer: Writer = field(init=False)
+    body: Block = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.usage = usage_of(self.function)
+        self.writer = Writer(self.engines, self.usage)
+        self.body = Block()
+        self.pending: list[Op] = []
+        self.done: set[Consumer] = set()
+        #: Where a value should go, if whoever is there isn't needed any more.
+        self.wanted: dict[Value, Buffer] = {}
+        self.occupant: dict[Buffer, Value] = {}
+        self.loaded: set[Buffer] = set()
+        #: What loops carry, by the block that renews it.
+        self.renewed: dict[Value, Block] = {}
+        self.turn = 0
+
+    # --- the walk --------------------------------------------------------------------------------
+
+    def region(self, region: Region, block: Block) -> None:
+        """Lower the ops of a region into a block."""
+        for op in region.ops:
+            match op.name:
+                case "view" | "index_load":
+                    block.items.append(Structure(op))
+                case "load":
+                    self.load(op, block)
+                case "store":
+                    self.store(op, block)
+                case "dot":
+                    self.dot(op, block)
+                case "for":
+                    self.loop(op, block)
+                case "if":
+                    self.branch(op, block)
+                case _:
+                    if not is_cheap(op):
+                        self.pending.append(op)
+                    continue
+            self.done.add(op)
+
+    def remaining(self, value: Value, besides: Sequence[Consumer] = ()) -> set[Consumer]:
+        """Who still needs a value."""
+        return self.usage.consumers.get(value, set()) - self.done - set(besides)
+
+    # --- pure ops --------------------------------------------------------------------------------
+
+    def flush(self, block: Block) -> None:
+        """Compute what waits."""
+        group, self.pending = self.pending, []
+        for queue, run in vector_runs(self.engines, group):
+            outputs: list[tuple[Value, Buffer]] = []
+            for op in run:
+                for result in op.results:
+                    if self.remaining(result, run):
+                        outputs.append((result, self.destination(result, run, queue, block)))
+            if outputs:
+                self.writer.compute(block, run, outputs, queue)
+            self.done.update(run)
+            for value, buffer in outputs:
+                self.put(value, buffer)
+
+    def put(self, value: Value, buffer: Buffer) -> None:
+        """``value`` takes a buffer over."""
+        self.writer.place(value, buffer)
+        self.occupant[buffer.root] = value
+
+    def destination(
+        self, value: Value, run: Sequence[Op], queue: str, block: Block
+    ) -> Buffer:
+        """The buffer that a computed value goes to."""
+        writable = self.engines.writes(queue)
+        wanted = self.wanted.get(value)
+        if wanted is not None and wanted.memory in writable and self.free(wanted, run):
+            return wanted
+        memory = self.memory_of(value)
+        if memory not in writable:
+            scratchpad = self.engines.chip.scratchpad
+            memory = scratchpad if scratchpad in writable else sorted(writable)[0]
+        maker = self.usage.makers.get(value)
+        return self.writer.buffer(
+            value.tile, memory, block, value.name or (maker.name if maker else ""), _span(maker)
+        )
+
+    def free(self, buffer: Buffer, besides: Sequence[Consumer]) -> bool:
+        """Whether no one but ``besides`` needs what a buffer holds."""
+        occupant = self.occupant.get(buffer.root)
+        return occupant is None or not self.remaining(occupant, besides)
+
+    def owned(self, value: Value, buffer: Buffer, block: Block) -> bool:
+        """Whether a block may overwrite a value once it is used: it is made anew at every turn."""
+        if buffer in self.loaded or buffer.alias_of is not None:
+            return False
+        return buffer.block is block or self.renewed.get(value) is block
+
+    def memory_of(self, value: Value) -> str:
+        """The memory that a value's consumers want it in: where dots accumulate, or the scratchpad.
+        """
+        for consumer in self.usage.consumers.get(value, ()):
+            accumulates = isinstance(consumer, Op) and consumer.name == "dot"
+            if accumulates and self.usage.base(consumer.operands[2]) is value:
+                return self.engines.dot(consumer)[2].accumulators[0]
+        return self.engines.chip.scratchpad
+
+    def needs(self, values: Sequence[Value], block: Block) -> None:
+        """Flush if one of the values, or what it is made of, waits."""
+        waiting = {r for op in self.pending for r in op.results}
+        if any(self.usage.base(v) in waiting for v in values):
+            self.flush(block)
+
+    # --- transfers -------------------------------------------------------------------------------
+
+    def load(self, op: Op, block: Block) -> None:
+        chip = self.engines.chip
+        value = op.result
+        memories = [chip.scratchpad]
+        if value in self.usage.lists:
+            only = all(
+                isinstance(c, Op) and c.name in ("load", "store")
+                for c in self.usage.consumers[value]
+            )
+            memories = [chip.lists] if only or chip.lists == chip.scratchpad else [
+                chip.lists,
+                chip.scratchpad,
+            ]
+        lists = [self.list_of(o, block) for o in op.operands[1:]]
+        for memory in memories:
+            dma = self._dma(chip.home, memory, op)
+            buffer = self.writer.buffer(
+                value.tile, memory, block, value.name or op.operands[0].name, op.span
+            )
+            engine = chip.dma[dma]
+            if not engine.fills:
+                self._fill(op, buffer, block)
+            attrs = {k: op.attr(k) for k in (*_DESCRIPTOR, "fill")}
+            attrs["filling"] = engine.fills
+            block.items.append(
+                Step(
+                    *("dma_load", engine.queue, list(lists), [buffer], attrs, op.operands[0]),
+                    lists=lists,
+                    span=op.span,
+                )
+            )
+            self.loaded.add(buffer)
+            self.put(value, buffer)
+
+    def _dma(self, source: str, target: str, op: Op) -> str:
+        engines = self.engines.dma(source, target)
+        if not engines:
+            raise self.engines.missing(f"move from {source} to {target}", op)
+        self.turn += 1
+        return engines[self.turn % len(engines)]
+
+    def list_of(self, value: Value, block: Block) -> Buffer:
+        """The buffer of an index list."""
+        return self.writer.in_memory(value, frozenset({self.engines.chip.lists}), block)
+
+    def _fill(self, op: Op, buffer: Buffer, block: Block) -> None:
+        """Write what a DMA leaves out at the tensor's edge, where it may leave anything out."""
+        outside = _outside(op)
+        if outside is None:
+            return
+        kind = buffer.type
+        if kind.block is not None:
+            raise KernelError(
+                f"a load of {kind} that may hang over the tensor's edge",
+                where=op.span.render() if op.span is not None else "",
+                rule=f"DMA of {self.engines.chip.name} fills nothing in, and a block-quantized tile "
+                "can't be filled by an engine",
+                fix="use tile sizes that divide the tensor's extents",
+            )
+        inside = Block(parent=block, repeated=block.repeated)
+        constant = Op(
+            "full",
+            (),
+            (Value(kind, "fill"),),
+            {"shape": kind.shape, "value": op.attr("fill"), "dtype": kind.dtype},
+            span=op.span,
+        )
+        self.usage.makers[constant.result] = constant
+        self.writer.copy(inside, [(constant.result, buffer)], op)
+        block.items.append(Branch(outside, inside, Block(parent=block), op.span))
+
+    def store(self, op: Op, block: Block) -> None:
+        tensor, value = op.operands[0], op.operands[1]
+        self.needs([value], block)
+        lists = [self.list_of(o, block) for o in op.operands[2:]]
+        buffer = self.writer.in_memory(value, self.engines.storable(), block)
+        dma = self._dma(buffer.memory, self.engines.chip.home, op)
+        attrs = {k: op.attr(k) for k in (*_DESCRIPTOR, "combine")}
+        block.items.append(
+            Step(
+                *("dma_store", self.engines.chip.dma[dma].queue, [buffer, *lists], [], attrs),
+                tensor=tensor,
+                lists=lists,
+                span=op.span,
+            )
+        )
+
+    # --- dots ------------------------------------------------------------------------------------
+
+    def dot(self, op: Op, block: Block) -> None:
+        left, right, accumulator = op.operands
+        name, engine, rules = self.engines.dot(op)
+        memory = rules.accumulators[0]
+        target = self.wanted.get(op.result)
+        constant = self.usage.is_constant(accumulator)
+        if target is not None and target.memory not in rules.accumulators:
+            target = None
+        if target is not None and not constant and accumulator not in self.writer.stored:
+            self.wanted.setdefault(accumulator, target)
+        self.needs([left, right, accumulator], block)
+        held = self.occupant.get(target.root) if target is not None else None
+        if held is not None and any(held in o.operands for o in self.pending):
+            self.flush(block)
+        for operand in (left, right):
+            self._operand(operand, frozenset(engine.reads), block)
+        if not constant:
+            source = self.writer.in_memory(accumulator, frozenset(rules.accumulators), block)
+            own = self.owned(accumulator, source, block) and not self.remaining(accumulator, [op])
+            if source is not target and target is None and own and source.type == op.result.type:
+                target = source
+        if target is not None and not self.free(target, [op]):
+            target = None
+        if target is None:
+            target = self.writer.buffer(
+                op.result.tile, memory, block, op.result.name or "product", op.span
+            )
+        self.writer.compute(block, [op], [(op.result, target)], engine.queue)
+        step = block.items[-1]
+        assert isinstance(step, Step)
+        others = tuple(n for n in step.attrs["engines"] if n != name)
+        step.attrs["engines"] = (name, *others)
+        self.done.add(op)
+        self.put(op.result, target)
+
+    def _operand(self, value: Value, memories: frozenset[str], block: Block) -> None:
+        """Make sure that a dot's operand, or what it is reindexed from, is where it is read."""
+        base = self.usage.base(value)
+        if self.usage.is_constant(value) or self._broadcast(value):
+            self.writer.in_memory(value, memories, block)
+        elif self.writer.find(base, memories) is None:
+            self.writer.in_memory(base, memories, block)
+
+    def _broadcast(self, value: Value) -> bool:
+        maker = self.usage.makers.get(value)
+        while maker is not None and is_cheap(maker) and maker.operands:
+            if maker.name == "broadcast":
+                return True
+            maker = self.usage.makers.get(maker.operands[0])
+        return False
+
+    # --- control ---------------------------------------------------------------------------------
+
+    def loop(self, op: Op, block: Block) -> None:
+        region = op.regions[0]
+        carried = self._carried(op, block)
+        body = Block([], block, True, True, bool(op.attrs.get("instances")))
+        for argument, buffer in zip(region.args, carried, strict=True):
+            self.put(argument, buffer)
+            self.renewed[argument] = body
+        for value, buffer in zip(region.yields, carried, strict=True):
+            self.wanted[value] = buffer
+        self.region(region, body)
+        self._yield(region, carried, body, op)
+        attrs = {k: v for k, v in op.attrs.items() if k == "instances"}
+        start, stop = as_expr(op.attr("start")), as_expr(op.attr("stop"))
+        block.items.append(
+            Loop(region.symbols[0], start, stop, op.attr("step"), body, attrs, op.span)
+        )
+        self.done.add(region)
+        for result, buffer in zip(op.results, carried, strict=True):
+            self.put(result, buffer)
+
+    def _carried(self, op: Op, block: Block) -> list[Buffer]:
+        """The buffers of what a loop carries, with their first values."""
+        region = op.regions[0]
+        found: list[Buffer] = []
+        copies: dict[str, list[tuple[Value, Buffer]]] = {}
+        self.needs([v for v in op.operands if v not in self.writer.stored], block)
+        # What waits may read values that the loop updates in place.
+        self.flush(block)
+        for initial, argument, last in zip(op.operands, region.args, region.yields, strict=True):
+            memory = self._carried_memory(argument, last)
+            source = self.writer.find(initial, [memory])
+            own = source is not None and self.owned(initial, source, block)
+            if own and source not in found and not self.remaining(initial, [op]):
+                assert source is not None
+                found.append(source)
+                continue
+            made = self.writer.buffer(argument.tile, memory, block, argument.name, op.span)
+            copies.setdefault(memory, []).append((initial, made))
+            found.append(made)
+        for pairs in copies.values():
+            self.writer.copy(block, pairs, op)
+        return found
+
+    def _carried_memory(self, argument: Value, last: Value) -> str:
+        maker = self.usage.makers.get(last)
+        if maker is not None and maker.name == "dot":
+            return self.engines.dot(maker)[2].accumulators[0]
+        if maker is not None and maker.name == "for":
+            place = maker.results.index(last)
+            inner = maker.regions[0]
+            return self._carried_memory(inner.args[place], inner.yields[place])
+        return self.memory_of(argument)
+
+    def _yield(
+        self, region: Region, targets: Sequence[Buffer], block: Block, op: Op
+    ) -> None:
+        """Bring what a region yields into its buffers, all at once where they are copied."""
+        self.flush(block)
+        copies: dict[tuple[str, ...], list[tuple[Value, Buffer]]] = {}
+        for value, target in zip(region.yields, targets, strict=True):
+            held = self.occupant.get(target.root)
+            if held is value:
+                continue
+            base = self.usage.base(value)
+            sources = tuple(b.memory for b in self.writer.stored.get(base, ())[:1])
+            copies.setdefault((*sources, target.memory), []).append((value, target))
+        for pairs in copies.values():
+            self.writer.copy(block, pairs, op)
+            for value, target in pairs:
+                self.put(value, target)
+
+    def branch(self, op: Op, block: Block) -> None:
+        self.flush(block)
+        then, otherwise = op.regions
+        chip = self.engines.chip
+        targets = [
+            self.writer.buffer(r.tile, chip.scratchpad, block, r.name or "chosen", op.span)
+            for r in op.results
+        ]
+        inner: list[Block] = []
+        for region in (then, otherwise):
+            body = Block(parent=block, repeated=block.repeated)
+            for value, target in zip(region.yields, targets, strict=True):
+                self.occupant.pop(target, None)
+                self.wanted[value] = target
+            self.region(region, body)
+            self._yield(region, targets, body, op)
+            self.done.add(region)
+            inner.append(body)
+        condition = as_expr(op.attr("condition"))
+        block.items.append(Branch(condition, inner[0], inner[1], op.span))
+        for result, target in zip(op.results, targets, strict=True):
+            self.put(result, target)
+
+
+def _span(op: Op | None) -> Any:
+    return op.span if op is not None else None
+
+
+def _outside(op: Op) -> Expr | None:
+    """When a load leaves out some of its tile; None where it never does."""
+    tensor = op.operands[0].type
+    assert isinstance(tensor, TensorType)
+    if op.attr("list_axes"):
+        return as_expr(1)
+    conditions: list[Expr] = []
+    for axis, extent in enumerate(op.attr("shape")):
+        first = as_expr(op.attr("index")[axis]) * op.attr("step")[axis] + op.attr("offset")[axis]
+        last = first + as_expr(op.attr("stride")[axis]) * (extent - 1)
+        if not proves(last < tensor.shape[axis]):
+            conditions.append(compare("<=", tensor.shape[axis], last))
+        if not proves(as_expr(0) <= first):
+            conditions.append(compare("<", first, 0))
+    return logic("or", *conditions) if conditions else None

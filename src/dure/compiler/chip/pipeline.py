@@ -1,0 +1,95 @@
+"""The passes in order: a tile kernel with known sizes to a machine program."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from dure.compiler.chip.allocate import allocate
+from dure.compiler.chip.emit import emit
+from dure.compiler.chip.hoist import hoist
+from dure.compiler.chip.legalise import Conversion, legalise
+from dure.compiler.chip.lower import lower
+from dure.compiler.chip.partition import Partition, core_splits, grid_extents, partition
+from dure.compiler.chip.share import share_reads
+from dure.compiler.chip.synchronise import choose_stages, synchronise
+from dure.ir.core import Function, Value
+from dure.ir.printer import print_function
+from dure.ir.simplify import simplify
+from dure.machine.chip import Chip
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a kernel is compiled: cores and loop order (None: balanced, as written), slots a ring,
+    and whether conversions are errors.
+    """
+
+    plan: Partition | None = None
+    stages: int = 2
+    strict: bool = False
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A machine program: what it was converted to on the way, and the bytes it uses."""
+
+    function: Function
+    conversions: tuple[Conversion, ...]
+    used: dict[str, int]
+    options: Options
+
+    @property
+    def text(self) -> str:
+        """The program as text."""
+        return print_function(self.function)
+
+    @property
+    def sha256(self) -> str:
+        """The hash of the program's text."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+def default_plan(function: Function, chip: Chip) -> Partition:
+    """The best balanced split over the cores, loops in the order of the grid."""
+    grid = grid_extents(function)
+    split = next(core_splits(grid, int(chip.cores.base)))
+    return Partition(split, tuple(range(len(grid))))
+
+
+def compile_for(function: Function, chip: Chip, options: Options | None = None) -> Compiled:
+    """The machine program of a tile kernel whose sizes are known.
+
+    Raises :class:`~dure.errors.DureError` with the author's line for what the chip can't do, and
+    :class:`~dure.compiler.chip.allocate.ScratchpadError` for tiles that don't fit.
+    """
+    options = options or Options()
+    plan = options.plan or default_plan(function, chip)
+    prepared = prepare(function, chip, plan, strict=options.strict)
+    tree = lower(prepared.function, chip)
+    choose_stages(tree, options.stages)
+    synchronise(tree, chip, _inout(prepared.function))
+    used = allocate(tree, chip)
+    made = share_reads(emit(prepared.function, tree, chip), chip)
+    return Compiled(made, prepared.conversions, used, options)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The tile program of one core, in types and ops that the chip has."""
+
+    function: Function
+    conversions: tuple[Conversion, ...]
+
+
+def prepare(
+    function: Function, chip: Chip, plan: Partition, *, strict: bool = False
+) -> Prepared:
+    """The passes on tile IR."""
+    function = simplify(partition(function, plan))
+    legal = legalise(function, chip, strict=strict)
+    return Prepared(hoist(legal.function), legal.conversions)
+
+
+def _inout(function: Function) -> frozenset[Value]:
+    return frozenset(p.value for p in function.params if p.access == "inout")

@@ -1,0 +1,279 @@
+"""Semaphores: what one queue must know of another, and no more.
+
+In each block the items that touch a buffer are taken in text order.  Where an item of one queue
+conflicts with an earlier one of another, the earlier queue signals after its item and the later one
+waits before its own, both in this block, so that every execution of the block balances.  A block
+that repeats is looked at as two turns in a row: dependences from one turn to the next (for a ring
+of slots, to the turn that reuses the slot) become semaphores that start with as many credits.
+
+A dependence is left out where program order and the semaphores already there imply it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from dure.compiler.chip.tree import (
+    Block,
+    Buffer,
+    Item,
+    Rotate,
+    Semaphore,
+    Step,
+    Structure,
+    Sync,
+    Tree,
+    blocks,
+    inner_blocks,
+    steps,
+)
+from dure.ir.core import Value
+from dure.machine.chip import Chip
+
+#: What conflicts: a buffer's bytes, or a tensor that the program both reads and writes.
+Storage: TypeAlias = "Buffer | Value"
+
+
+@dataclass(slots=True)
+class Touch:
+    """How the queues touch one storage inside an item."""
+
+    reads: set[str] = field(default_factory=set[str])
+    writes: set[str] = field(default_factory=set[str])
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """A dependence: ``before`` after its item of this turn, ``after`` in front of its item of the
+    turn that is ``distance`` later.
+    """
+
+    before: str
+    source: int
+    after: str
+    target: int
+    distance: int
+    why: str
+
+
+def synchronise(tree: Tree, chip: Chip, inout: frozenset[Value]) -> None:
+    """Add rotations, semaphores, waits and signals to the tree.
+
+    ``inout`` are the tensors that the program both loads and stores.
+    """
+    asynchronous = frozenset(dma.queue for dma in chip.dma.values())
+    work = _Synchroniser(asynchronous, inout)
+    for block in list(blocks(tree.body)):
+        tree.semaphores += work.block(block)
+
+
+class _Synchroniser:
+    def __init__(self, asynchronous: frozenset[str], inout: frozenset[Value]) -> None:
+        self.asynchronous = asynchronous
+        self.inout = inout
+        self.roots: dict[Value, Value] = {}
+
+    # --- what an item touches --------------------------------------------------------------------
+
+    def touches(self, item: Item) -> dict[Storage, Touch]:
+        """What is touched inside an item, by whom."""
+        found: dict[Storage, Touch] = {}
+        if isinstance(item, Structure):
+            if item.op.name == "view":
+                source = item.op.operands[0]
+                self.roots[item.op.result] = self.roots.get(source, source)
+            return found
+        inside = [item] if isinstance(item, Step) else []
+        for block in inner_blocks(item):
+            inside += steps(block)
+        for step in inside:
+            for buffer in step.reads:
+                found.setdefault(buffer.root, Touch()).reads.add(step.queue)
+            for buffer in step.writes:
+                found.setdefault(buffer.root, Touch()).writes.add(step.queue)
+            if step.tensor is not None:
+                root = self.roots.get(step.tensor, step.tensor)
+                if root in self.inout:
+                    touch = found.setdefault(root, Touch())
+                    (touch.reads if step.kind == "dma_load" else touch.writes).add(step.queue)
+        return found
+
+    # --- a block ---------------------------------------------------------------------------------
+
+    def block(self, block: Block) -> list[Semaphore]:
+        """Rotate and synchronise the items of one block (not those inside its items)."""
+        touched = [self.touches(item) for item in block.items]
+        edges = self.edges(block, touched)
+        kept = self._needed(edges, block.repeated)
+        return self._insert(block, kept, touched)
+
+    def edges(self, block: Block, touched: list[dict[Storage, Touch]]) -> list[Edge]:
+        """Every dependence between items of this block, on this turn and on later ones."""
+        storages: dict[Storage, None] = {}
+        for entry in touched:
+            storages.update(dict.fromkeys(entry))
+        found: dict[Edge, None] = {}
+        for storage in storages:
+            if isinstance(storage, Buffer) and not _encloses(storage.block, block):
+                continue  # it turns further inside, where its ring is all that it needs
+            own = isinstance(storage, Buffer) and storage.block is block
+            distance = storage.stages if own and isinstance(storage, Buffer) else 1
+            turns = 2 if _comes_again(block, storage) else 1
+            places = [(n, e[storage]) for n, e in enumerate(touched) if storage in e]
+            found.update(dict.fromkeys(self._of(storage, places, turns, distance)))
+        return list(found)
+
+    def _of(
+        self, storage: Storage, places: list[tuple[int, Touch]], turns: int, distance: int
+    ) -> Iterator[Edge]:
+        name = storage.name
+        written: dict[str, tuple[int, int]] = {}
+        read: dict[str, tuple[int, int]] = {}
+        for turn in range(turns):
+            for place, touch in places:
+                for queue in sorted(touch.reads | touch.writes):
+                    earlier = dict(written)
+                    if queue in touch.writes:
+                        for other, at in read.items():
+                            earlier[other] = max(at, earlier.get(other, at))
+                    for other, (from_turn, source) in earlier.items():
+                        if other == queue and queue not in self.asynchronous:
+                            continue
+                        if turn == 1 and from_turn == 1 or turn == 0:
+                            later = 0
+                        else:
+                            later = distance
+                        if turn == 1 and later == 0:
+                            continue  # the same as in the first turn
+                        yield Edge(other, source, queue, place, later, name)
+                if touch.writes:
+                    written = {q: (turn, place) for q in touch.writes}
+                    read = {q: (turn, place) for q in touch.reads}
+                else:
+                    read |= {q: (turn, place) for q in touch.reads}
+
+    def _needed(self, edges: list[Edge], repeated: bool) -> list[Edge]:
+        """The edges that the others and program order don't imply, the widest left out first."""
+        kept = list(edges)
+        for edge in sorted(edges, key=lambda e: (-e.distance, e.source - e.target)):
+            others = [e for e in kept if e is not edge]
+            if _implied(edge, others, repeated):
+                kept = others
+        return kept
+
+    # --- writing down ----------------------------------------------------------------------------
+
+    def _insert(
+        self, block: Block, edges: list[Edge], touched: list[dict[Storage, Touch]]
+    ) -> list[Semaphore]:
+        made: list[Semaphore] = []
+        before: dict[int, list[Item]] = {}
+        after: dict[int, list[Item]] = {}
+        for edge in edges:
+            semaphore = Semaphore(edge.before, edge.after, edge.distance, edge.why)
+            made.append(semaphore)
+            after.setdefault(edge.source, []).append(Sync("signal", edge.before, semaphore))
+            before.setdefault(edge.target, []).append(Sync("wait", edge.after, semaphore))
+        turning = self._turning(block, touched)
+        items: list[Item] = []
+        for place, item in enumerate(block.items):
+            if turning.get(place):
+                items.append(Rotate(turning[place]))
+            items += before.get(place, [])
+            items.append(item)
+            items += after.get(place, [])
+        block.items = items
+        return made
+
+    def _turning(
+        self, block: Block, touched: list[dict[Storage, Touch]]
+    ) -> dict[int, list[Buffer]]:
+        """The buffers that turn in this block, by the item that touches them first."""
+        found: dict[int, list[Buffer]] = {}
+        seen: set[Storage] = set()
+        for place, entry in enumerate(touched):
+            for storage in entry:
+                if isinstance(storage, Buffer) and storage.block is block and storage not in seen:
+                    seen.add(storage)
+                    if storage.stages > 1:
+                        found.setdefault(place, []).append(storage)
+        return found
+
+
+def _encloses(outer: Block, block: Block) -> bool:
+    inner: Block | None = block
+    while inner is not None and inner is not outer:
+        inner = inner.parent
+    return inner is outer
+
+
+def _comes_again(block: Block, storage: Storage) -> bool:
+    """Whether another run of the block touches the storage before it has turned.
+
+    Grid instances don't depend on one another through tensors.
+    """
+    if isinstance(storage, Buffer) and storage.block is block:
+        return block.repeated
+    inner: Block | None = block
+    while inner is not None:
+        if isinstance(storage, Buffer) and inner is storage.block:
+            return False
+        if isinstance(storage, Value) and inner.instances:
+            return False
+        if inner.loop:
+            return True
+        inner = inner.parent
+    return False
+
+
+def _implied(edge: Edge, others: list[Edge], repeated: bool) -> bool:
+    """Whether signals, waits and program order already put an edge's ends in order.
+
+    A state is a queue, a turn, and the item of it from which on everything is ordered after the
+    edge's source.
+    """
+    pending = [(edge.before, 0, edge.source)]
+    best: dict[tuple[str, int], int] = {}
+    first = True
+    while pending:
+        queue, turn, place = pending.pop()
+        arrived = not first
+        first = False
+        if arrived and queue == edge.after:
+            if turn < edge.distance or (turn == edge.distance and place <= edge.target):
+                return True
+        if turn > edge.distance or best.get((queue, turn), place + 1) <= place:
+            continue
+        best[queue, turn] = place
+        for other in others:
+            if other.before == queue and other.source >= place:
+                pending.append((other.after, turn + other.distance, other.target))
+        if repeated and turn < edge.distance:
+            later = (o for o in others if o.before == queue)
+            pending += [(o.after, turn + 1 + o.distance, o.target) for o in later]
+    return False
+
+
+def queues_of(tree: Tree, buffer: Buffer) -> set[str]:
+    """The queues that touch a buffer or an alias of it."""
+    found: set[str] = set()
+    for step in steps(tree.body):
+        if any(b.root is buffer.root for b in (*step.reads, *step.writes)):
+            found.add(step.queue)
+    return found
+
+
+def choose_stages(tree: Tree, stages: int) -> None:
+    """How many slots each buffer has: ``stages`` where queues hand it over in a block that repeats,
+    else one.
+    """
+    for buffer in tree.buffers:
+        if buffer.alias_of is not None:
+            continue
+        shared = len(queues_of(tree, buffer)) > 1
+        buffer.stages = stages if shared and buffer.block.repeated else 1
+    for buffer in tree.buffers:
+        buffer.stages = buffer.root.stages
+

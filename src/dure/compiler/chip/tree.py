@@ -1,0 +1,160 @@
+"""The program while it is being scheduled: instructions on queues, in loops, between buffers.
+
+Mutable on purpose: lowering builds it, synchronisation adds waits and signals, allocation fills in
+addresses, and emission writes it down as machine IR.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from dure.ir.core import Op, Region, Span, Value
+from dure.ir.expr import Expr, Symbol
+from dure.ir.types import TileType
+
+Kind: TypeAlias = Literal["dma_load", "dma_store", "compute"]
+
+
+@dataclass(eq=False, slots=True)
+class Buffer:
+    """Storage of a tile.  ``block`` is where it turns; an alias shares another buffer's bytes."""
+
+    type: TileType
+    memory: str
+    name: str
+    block: Block
+    span: Span | None = None
+    stages: int = 1
+    alias_of: Buffer | None = None
+    offset: int = 0
+    pitch: int = 0
+
+    @property
+    def root(self) -> Buffer:
+        """The buffer whose bytes these are."""
+        return self if self.alias_of is None else self.alias_of.root
+
+
+@dataclass(eq=False, slots=True)
+class Step:
+    """One instruction of a queue.  ``lists`` are index lists that a DMA reads."""
+
+    kind: Kind
+    queue: str
+    reads: list[Buffer]
+    writes: list[Buffer]
+    attrs: dict[str, Any]
+    tensor: Value | None = None
+    lists: list[Buffer] = field(default_factory=list["Buffer"])
+    region: Region | None = None
+    span: Span | None = None
+
+
+@dataclass(eq=False, slots=True)
+class Structure:
+    """A view or an index read, which every queue follows."""
+
+    op: Op
+
+
+@dataclass(eq=False, slots=True)
+class Sync:
+    """A wait or a signal."""
+
+    kind: Literal["wait", "signal"]
+    queue: str
+    semaphore: Semaphore
+    span: Span | None = None
+
+
+@dataclass(eq=False, slots=True)
+class Semaphore:
+    """A counter from one queue to another."""
+
+    signals: str
+    waits: str
+    initial: int
+    why: str
+
+
+@dataclass(eq=False, slots=True)
+class Rotate:
+    """Turns buffers."""
+
+    buffers: list[Buffer]
+
+
+@dataclass(eq=False, slots=True)
+class Loop:
+    """A counted loop."""
+
+    symbol: Symbol
+    start: Expr
+    stop: Expr
+    step: int
+    body: Block
+    attrs: Mapping[str, Any]
+    span: Span | None = None
+
+
+@dataclass(eq=False, slots=True)
+class Branch:
+    """A uniform condition."""
+
+    condition: Expr
+    then: Block
+    otherwise: Block
+    span: Span | None = None
+
+
+Item: TypeAlias = "Step | Structure | Sync | Rotate | Loop | Branch"
+
+
+@dataclass(eq=False, slots=True)
+class Block:
+    """Items in order.  ``repeated``: it may run more than once; ``loop``: it is a loop's body, and
+    ``instances`` a loop over grid instances.
+    """
+
+    items: list[Item] = field(default_factory=list["Item"])
+    parent: Block | None = None
+    repeated: bool = False
+    loop: bool = False
+    instances: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class Tree:
+    """A whole program: its body and every buffer."""
+
+    body: Block
+    buffers: list[Buffer]
+    semaphores: list[Semaphore] = field(default_factory=list["Semaphore"])
+
+
+def inner_blocks(item: Item) -> tuple[Block, ...]:
+    """The blocks inside an item."""
+    if isinstance(item, Loop):
+        return (item.body,)
+    if isinstance(item, Branch):
+        return (item.then, item.otherwise)
+    return ()
+
+
+def steps(block: Block) -> Iterator[Step]:
+    """Every instruction in a block, in text order."""
+    for item in block.items:
+        if isinstance(item, Step):
+            yield item
+        for inner in inner_blocks(item):
+            yield from steps(inner)
+
+
+def blocks(block: Block) -> Iterator[Block]:
+    """A block and all blocks inside it."""
+    yield block
+    for item in block.items:
+        for inner in inner_blocks(item):
+            yield from blocks(inner)
