@@ -263,6 +263,10 @@ def _product(extents: Sequence[int]) -> int:
     return total
 
 
+def _ceil(a: int, b: int) -> int:
+    return -(-a // b)
+
+
 # --- programs ------------------------------------------------------------------------------------
 
 
@@ -276,8 +280,7 @@ def copy_program(
     ring = p.buffer("ring", (tile, columns), stages=stages)
     full = p.semaphore("full", maximum=stages)
     free = p.semaphore("free", initial=stages, maximum=stages)
-    tiles = -(-rows // tile)
-    each = -(-tiles // cores)
+    each = _ceil(_ceil(rows, tile), cores)
     with p.loop(each, name="i") as i:
         place = p.ids[0] * each + i
         p.wait("in", free)
@@ -317,13 +320,13 @@ def matmul_program(
     summed = p.semaphore("summed", maximum=1)
     ready = p.semaphore("ready", maximum=2)
     stored = p.semaphore("stored", initial=2, maximum=2)
-    rows, columns = (-(-(-(-x // t)) // g) for x, t, g in ((m, bm, cores[0]), (n, bn, cores[1])))
+    rows, columns = _ceil(_ceil(m, bm), cores[0]), _ceil(_ceil(n, bn), cores[1])
     with p.loop(rows, name="i") as i, p.loop(columns, name="j") as j:
         row, column = p.ids[0] * rows + i, p.ids[1] * columns + j
         p.compute("vec", ["vec"], [], [total], lambda t: t.full((bm, bn), 0.0))
         p.signal("vec", cleared)
         p.wait("mxu", cleared)
-        with p.loop(-(-k // bk), name="s") as s:
+        with p.loop(_ceil(k, bk), name="s") as s:
             p.wait("in", consumed)
             p.load("in", a, left, (row, s))
             p.load("in", b, right, (s, column))

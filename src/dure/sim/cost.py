@@ -1,0 +1,198 @@
+"""What a compute instruction costs, from the chip's laws.
+
+An instruction takes the largest issue cost of its engines, then as long as its slowest engine.  An
+engine's work is the sum of the laws of its tile ops, in cycles of its clock; an op runs on the
+first of the instruction's engines that has a law for its class (:func:`operation_of`).  ``none``
+ops are free.  Ops of a nested region count too, a loop's as often as it runs.
+
+The variables of a law are :data:`dure.machine.law.VARIABLES`, from the op's tile types.  A
+block-quantized tile counts its elements; ``bits`` is of the widest element that an op reads or
+writes; ``rate`` is the highest of the engine's rates for the types that it reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil
+from typing import Any
+
+from dure.errors import IRError
+from dure.ir.core import Op, Region
+from dure.ir.dtypes import BlockFormat
+from dure.ir.expr import Const, as_expr
+from dure.ir.machine.compute import Operation, operation_of
+from dure.ir.types import TileType
+from dure.machine.chip import Chip
+from dure.machine.quantity import Quantity
+
+#: Reductions and scans: the law is about what they read.
+_READERS = frozenset({"reduce", "scan"})
+
+
+def picoseconds(seconds: Fraction) -> int:
+    """A duration as the simulator counts it: rounded to a thousandth of a picosecond, which takes
+    away the noise of binary fractions, then up to a whole one.
+    """
+    return ceil(round(seconds * 10**12, 3))
+
+
+def duration(chip: Chip, quantity: Quantity, clock: Quantity | None = None) -> int:
+    """A duration of a machine file in picoseconds."""
+    if quantity.kind == "cycles":
+        return picoseconds(Fraction(quantity.base) / Fraction((clock or chip.clock).base))
+    return picoseconds(Fraction(quantity.base))
+
+
+@dataclass(frozen=True, slots=True)
+class ComputeCost:
+    """Picoseconds of an instruction, and of each of its engines without the issue."""
+
+    ps: int
+    engines: Mapping[str, int]
+
+
+class Costs:
+    """Costs of one chip's instructions; a cost is computed once for each shape of op."""
+
+    def __init__(self, chip: Chip) -> None:
+        self.chip = chip
+        self._instructions: dict[Op, ComputeCost] = {}
+        self._cycles: dict[tuple[object, ...], float] = {}
+        self._numbers: dict[str, dict[str, float]] = {
+            name: {n: q.base for n, q in engine.numbers.items()}
+            for name, engine in chip.engines.items()
+        }
+
+    def compute(self, op: Op) -> ComputeCost:
+        """The cost of a ``compute``.
+
+        Raises :class:`IRError` for an engine that the chip lacks or that belongs to another queue,
+        and for a tile op that none of the engines has a law for.
+        """
+        found = self._instructions.get(op)
+        if found is None:
+            found = self._instructions[op] = self._instruction(op)
+        return found
+
+    def _instruction(self, op: Op) -> ComputeCost:
+        engines: tuple[str, ...] = tuple(op.attr("engines"))
+        for name in engines:
+            engine = self.chip.engines.get(name)
+            if engine is None or engine.queue != op.attr("queue"):
+                owner = f"is in queue '{engine.queue}'" if engine else "isn't an engine"
+                raise IRError(
+                    f"a compute in queue '{op.attr('queue')}' on '{name}', which {owner}",
+                    where=op.span.render() if op.span is not None else "",
+                    rule=f"an instruction of {self.chip.name} occupies engines of its own queue",
+                    fix="assign it to one of " + ", ".join(self.chip.engines),
+                )
+        cycles = dict.fromkeys(engines, Fraction())
+        self._add(op.regions[0], engines, 1, cycles)
+        times: dict[str, int] = {}
+        issue = 0
+        for name, count in cycles.items():
+            engine = self.chip.engines[name]
+            clock = engine.clock or self.chip.clock
+            times[name] = picoseconds(count / Fraction(clock.base))
+            issue = max(issue, duration(self.chip, engine.issue, engine.clock))
+        return ComputeCost(issue + max(times.values()), times)
+
+    def _add(
+        self, region: Region, engines: Sequence[str], times: int, cycles: dict[str, Fraction]
+    ) -> None:
+        for op in region.ops:
+            trips = times * _trips(op)
+            for inner in op.regions:
+                self._add(inner, engines, trips, cycles)
+            operation = operation_of(op)
+            if operation == "none" or op.name in ("for", "if"):
+                continue
+            name = next((e for e in engines if operation in self.chip.engines[e].laws), None)
+            if name is None:
+                raise IRError(
+                    f"'{op.name}' on {', '.join(engines)}, which have no law for {operation}",
+                    where=op.span.render() if op.span is not None else "",
+                    rule="each op of an instruction runs on an engine that has its operation",
+                    fix=f"add an engine of {self.chip.name} that has {operation}",
+                )
+            cycles[name] += times * Fraction(self.cycles(name, operation, op))
+
+    def cycles(self, engine: str, operation: Operation, op: Op) -> float:
+        """Cycles of one tile op on an engine."""
+        variables = _variables(operation, op)
+        types = tuple(dict.fromkeys(str(v.tile.dtype) for v in op.operands or op.results))
+        key = (engine, operation, types, *variables.values())
+        found = self._cycles.get(key)
+        if found is None:
+            found = self._cycles[key] = self._law(engine, operation, op, variables)
+        return found
+
+    def _law(
+        self, name: str, operation: Operation, op: Op, variables: Mapping[str, float]
+    ) -> float:
+        engine = self.chip.engines[name]
+        law = engine.laws[operation]
+        values = {**self._numbers[name], **variables}
+        if "rate" in law.names and "rate" not in values:
+            values["rate"] = self._rate(name, op)
+        return law(values)
+
+    def _rate(self, name: str, op: Op) -> float:
+        engine = self.chip.engines[name]
+        read = op.operands[:2] if op.name == "dot" else op.operands or op.results
+        types = [n for v in read for n in _type_names(v.tile)]
+        rates = [engine.rates[t].base for t in types if t in engine.rates]
+        if not rates:
+            raise IRError(
+                f"'{op.name}' of {', '.join(dict.fromkeys(types))} on {name}, which has no rate "
+                "for it",
+                where=op.span.render() if op.span is not None else "",
+                rule=f"{name} has rates for {', '.join(engine.rates) or 'nothing'}",
+                fix="convert the operands to one of these types",
+            )
+        return max(rates)
+
+
+def _type_names(tile: TileType) -> tuple[str, ...]:
+    """The names that a rate may stand under: of the type, or of a block format's codes."""
+    if isinstance(tile.dtype, BlockFormat):
+        return (tile.dtype.name, *(p.dtype.name for p in tile.dtype.planes if p.role == "code"))
+    return (tile.dtype.name,)
+
+
+def _trips(op: Op) -> int:
+    """How often an op's regions run; 1 where only the run tells."""
+    if op.name != "for":
+        return 1
+    start, stop = (as_expr(op.attr(key)) for key in ("start", "stop"))
+    length = stop - start
+    return max(0, -(-length.value // op.attr("step"))) if isinstance(length, Const) else 1
+
+
+def _variables(operation: Operation, op: Op) -> dict[str, float]:
+    """What a law may say about a tile op."""
+    reads = operation in _READERS and op.operands
+    shaped = op.operands[0].tile if reads else op.results[0].tile
+    tiles = [v.tile for v in (*op.operands, *op.results) if isinstance(v.type, TileType)]
+    columns = shaped.shape[-1] if shaped.shape else 1
+    found: dict[str, float] = {
+        "elements": shaped.elements,
+        "rows": shaped.elements // columns,
+        "columns": columns,
+        "axis": _axis(op, shaped),
+        "bits": max(t.dtype.bits for t in tiles),
+    }
+    if operation == "dot":
+        a, b = op.operands[0].tile, op.operands[1].tile
+        batch = a.elements // (a.shape[-2] * a.shape[-1])
+        found |= {"m": a.shape[-2], "n": b.shape[-1], "k": a.shape[-1], "batch": batch}
+    return found
+
+
+def _axis(op: Op, shaped: TileType) -> int:
+    axis: Any = op.attrs.get("axis")
+    if not isinstance(axis, int) or not shaped.shape:
+        return shaped.shape[-1] if shaped.shape else 1
+    return shaped.shape[axis]

@@ -1,0 +1,149 @@
+"""Transfers that share bandwidth: a max-min fair fluid between events, in whole numbers.
+
+**The rounding law.**  All of the simulator's arithmetic on time is exact on integers; where a
+number of the chip becomes one, and where a quotient is taken, this is the law:
+
+1. Time is in picoseconds.  A duration is rounded to a thousandth of a picosecond, then up.
+2. Bytes count in units of 2^-32 byte.  A bandwidth is in units a picosecond, rounded down.
+3. A transfer's own limit is its DMA engine's ``stream`` (where there is none, ``bandwidth``) times
+   the efficiency law's value, as a bandwidth, and at least 1 unit a picosecond.
+4. Of each resource on its way a transfer takes its own rate; of the home memory that times
+   ``granules * share / bytes``, in units of 2^-20, rounded up.
+5. The rates between two events: all transfers rise together to a level, which is the least of their
+   own limits and, over the resources, of (what is left) // (the weights of the transfers still
+   rising).  Those that are at their limit, or use a resource whose quotient is the level, stay
+   there, and take their part of each resource; the others go on rising.  A rate is at least 1.
+6. A transfer ends at the first picosecond at which its units have flowed.
+
+Rates change only when a transfer starts or ends.  Transfers of equal limits and ways have equal
+rates: they form a :class:`Group`, whose ``service`` is what each of them has received since the
+group was last empty, so an event costs time by the groups, not by the transfers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from heapq import heappop, heappush
+from typing import Generic, TypeVar
+
+#: Units of a byte, and of a weight.
+UNIT = 1 << 32
+WEIGHT = 1 << 20
+
+_Token = TypeVar("_Token")
+
+
+def units_a_picosecond(bytes_a_second: float) -> int:
+    """A bandwidth by the rounding law."""
+    return max(1, int(Fraction(bytes_a_second) * UNIT / 10**12))
+
+
+def weight_of(part: Fraction) -> int:
+    """What a unit of a transfer takes of a resource, by the rounding law."""
+    return -int(-part * WEIGHT // 1)
+
+
+class Group(Generic[_Token]):
+    """Transfers with the same limit and the same uses of resources: (resource, weight) each."""
+
+    __slots__ = ("ends", "limit", "number", "rate", "service", "uses")
+
+    def __init__(self, number: int, limit: int, uses: tuple[tuple[int, int], ...]) -> None:
+        self.number = number
+        self.limit = limit
+        self.uses = uses
+        self.service = 0
+        self.rate = 0
+        # (the service at which it ends, order of starting, what it is)
+        self.ends: list[tuple[int, int, _Token]] = []
+
+
+class Flows(Generic[_Token]):
+    """The transfers that are under way.  ``capacities``: units a picosecond of each resource."""
+
+    def __init__(self, capacities: Sequence[int]) -> None:
+        self.capacities = [c * WEIGHT for c in capacities]
+        self.groups: list[Group[_Token]] = []
+        self.now = 0
+        self._active: list[Group[_Token]] = []
+        self._started = 0
+        self._changed = False
+        self._known: dict[tuple[tuple[int, int], ...], list[int]] = {}
+
+    def group(self, limit: int, uses: tuple[tuple[int, int], ...]) -> Group[_Token]:
+        """A new group."""
+        made = Group[_Token](len(self.groups), limit, uses)
+        self.groups.append(made)
+        return made
+
+    def start(self, group: Group[_Token], units: int, token: _Token) -> None:
+        """A transfer starts now."""
+        if not group.ends:
+            group.service = 0
+            self._active.append(group)
+        self._started += 1
+        heappush(group.ends, (group.service + units, self._started, token))
+        self._changed = True
+
+    def next_end(self) -> int | None:
+        """When the next transfer ends, if nothing starts before."""
+        if self._changed:
+            self._settle()
+        soonest = None
+        for group in self._active:
+            wait = (group.ends[0][0] - group.service + group.rate - 1) // group.rate
+            if soonest is None or wait < soonest:
+                soonest = wait
+        return None if soonest is None else self.now + soonest
+
+    def advance(self, time: int) -> list[_Token]:
+        """Go on to ``time``, no later than the next end; gives the transfers that end then."""
+        if self._changed:
+            self._settle()
+        passed, self.now = time - self.now, time
+        ended: list[_Token] = []
+        for group in self._active:
+            group.service += group.rate * passed
+            ends = group.ends
+            while ends and ends[0][0] <= group.service:
+                ended.append(heappop(ends)[2])
+        if ended:
+            self._changed = True
+            self._active = [group for group in self._active if group.ends]
+        return ended
+
+    def _settle(self) -> None:
+        self._changed = False
+        active = self._active
+        key = tuple([(group.number, len(group.ends)) for group in active])
+        rates = self._known.get(key)
+        if rates is None:
+            rates = self._known[key] = self._fair(active)
+        for group, rate in zip(active, rates, strict=True):
+            group.rate = rate
+
+    def _fair(self, active: Sequence[Group[_Token]]) -> list[int]:
+        """The max-min fair rates, by the rounding law."""
+        left: dict[int, int] = {}
+        load: dict[int, int] = {}
+        for group in active:
+            for resource, weight in group.uses:
+                left[resource] = self.capacities[resource]
+                load[resource] = load.get(resource, 0) + weight * len(group.ends)
+        rates = dict[int, int]()
+        rising = list(active)
+        while rising:
+            shares = {r: left[r] // total for r, total in load.items() if total}
+            level = max(1, min(*shares.values(), *(group.limit for group in rising), 1 << 200))
+            still: list[Group[_Token]] = []
+            for group in rising:
+                if group.limit > level and all(shares[r] > level for r, _ in group.uses):
+                    still.append(group)
+                    continue
+                rates[group.number] = level
+                for resource, weight in group.uses:
+                    left[resource] -= weight * len(group.ends) * level
+                    load[resource] -= weight * len(group.ends)
+            rising = still
+        return [rates[group.number] for group in active]

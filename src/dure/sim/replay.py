@@ -1,0 +1,308 @@
+"""The event-driven replay of instruction streams.
+
+A queue executes its stream in order.  What only hangs on known times is computed at once, ahead of
+the clock: computing, waiting for a signal that is on its way, issuing.  The clock stands only at
+events of transfers: one starts to flow, or ends.  So where nothing is shared this is an exact
+replay of the dependencies.
+
+- a compute keeps its queue busy for its cost;
+- a wait takes the signals in the order in which they arrive, and goes on when the last that it
+  needs has;
+- a DMA is issued when fewer than ``outstanding`` of its queue's transfers are in flight, keeps the
+  queue busy for ``issue``, and its bytes flow after ``delay``.  It is complete when they have
+  flowed and all earlier transfers of the queue are complete; one without bytes, as soon as it is
+  issued and they are;
+- a signal fires when all that its queue issued before is complete, without keeping the queue, and
+  arrives ``sync.latency`` later.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from typing import cast
+
+from dure.errors import IRError
+from dure.ir.core import Op
+from dure.sim.cost import ComputeCost
+from dure.sim.flows import Flows, Group
+from dure.sim.streams import COMPUTE, MOVE, WAIT, Item, Transfer
+
+
+@dataclass(slots=True)
+class Happened:
+    """One executed instruction: ``flow`` is when a transfer's bytes began to flow; ``waits`` are
+    those that its queue executed just before: (semaphore, from, until).
+    """
+
+    item: Item
+    start: int
+    end: int
+    flow: int | None
+    waits: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(eq=False, slots=True)
+class Queue:
+    """A queue of a core class, and how far it has come.
+
+    ``time``: when it is done with what it has executed; ``done``: when its last transfer completed;
+    ``busy``: picoseconds of computing, or with bytes flowing.
+    """
+
+    core: int
+    number: int
+    stream: list[Item]
+    at: int = 0
+    time: int = 0
+    done: int = 0
+    busy: int = 0
+    flowing: int = 0
+    since: int = 0
+    held: bool = False
+    flying: deque[Flight] = field(default_factory=deque["Flight"])
+    happened: list[Happened] = field(default_factory=list[Happened])
+    waits: list[tuple[int, int, int]] = field(default_factory=list[tuple[int, int, int]])
+
+
+@dataclass(eq=False, slots=True)
+class Flight:
+    """A transfer in flight, and the signals that fire when it is complete:
+    (when the queue came to it, semaphore, count).
+    """
+
+    queue: Queue
+    transfer: Transfer
+    end: int | None = None
+    signals: list[tuple[int, int, int]] = field(default_factory=list[tuple[int, int, int]])
+    record: Happened | None = None
+
+
+@dataclass(eq=False, slots=True)
+class _Semaphore:
+    level: int
+    arriving: deque[tuple[int, int]] = field(default_factory=deque[tuple[int, int]])
+    waiter: Queue | None = None
+
+
+class Replay:
+    """All core classes' streams, run together.
+
+    ``groups(core class, transfer)`` gives the :class:`Group` that a transfer flows in;
+    ``outstanding`` is by DMA engine.
+    """
+
+    def __init__(
+        self,
+        streams: Sequence[Sequence[list[Item]]],
+        initial: Sequence[int],
+        latency: int,
+        outstanding: dict[str, int],
+        flows: Flows[Flight],
+        groups: Groups,
+        record: bool,
+    ) -> None:
+        self.queues = [
+            [Queue(core, number, stream) for number, stream in enumerate(queues)]
+            for core, queues in enumerate(streams)
+        ]
+        self.semaphores = [[_Semaphore(level) for level in initial] for _ in streams]
+        self.latency = latency
+        self.outstanding = outstanding
+        self.flows = flows
+        self.groups = groups
+        self.record = record
+        self.events = 0
+        self._ready = [queue for queues in self.queues for queue in queues]
+        self._starts: list[tuple[int, int, Flight]] = []
+
+    def run(self) -> int:
+        """Run to the end; gives when it is."""
+        flows, ready, starts = self.flows, self._ready, self._starts
+        while True:
+            while ready:
+                self._go_on(ready.pop())
+            now = flows.next_end()
+            if starts and (now is None or starts[0][0] < now):
+                now = starts[0][0]
+            if now is None:
+                break
+            for flight in flows.advance(now):
+                self._landed(flight, now)
+            while starts and starts[0][0] == now:
+                self._take_off(heappop(starts)[2], now)
+        queues = [queue for queues in self.queues for queue in queues]
+        return max((max(queue.time, queue.done) for queue in queues), default=0)
+
+    def stuck(self) -> list[Queue]:
+        """The queues that did not come to their end."""
+        return [q for queues in self.queues for q in queues if q.at < len(q.stream)]
+
+    def _go_on(self, queue: Queue) -> None:
+        """Execute a queue's instructions until one can't be yet."""
+        stream, at, time = queue.stream, queue.at, queue.time
+        count, record = len(stream), self.record
+        semaphores = self.semaphores[queue.core]
+        while at < count:
+            item = stream[at]
+            kind = item[0]
+            if kind == COMPUTE:
+                cost: ComputeCost = item[2]
+                if record:
+                    self._happened(queue, item, time, time + cost.ps)
+                time += cost.ps
+                queue.busy += cost.ps
+            elif kind == MOVE:
+                time = self._issue(queue, item, time)
+                if time < 0:
+                    break
+            else:
+                number, change = cast("tuple[int, int]", item[2])
+                if kind == WAIT:
+                    until = self._wait(semaphores[number], change)
+                    if until < 0:
+                        semaphores[number].waiter = queue
+                        break
+                    if record:
+                        queue.waits.append((number, time, max(time, until)))
+                    time = max(time, until)
+                elif queue.flying:
+                    queue.flying[-1].signals.append((time, number, change))
+                else:
+                    self._signal(semaphores[number], max(time, queue.done), change)
+            queue.time = time
+            at += 1
+        queue.at = at
+
+    def _wait(self, semaphore: _Semaphore, count: int) -> int:
+        """Take ``count``: when the last of it arrives, or -1 where that isn't known yet."""
+        until = 0
+        arriving = semaphore.arriving
+        if semaphore.level + sum(n for _, n in arriving) < count:
+            return -1
+        while semaphore.level < count:
+            until, more = arriving.popleft()
+            semaphore.level += more
+        semaphore.level -= count
+        return until
+
+    def _signal(self, semaphore: _Semaphore, time: int, count: int) -> None:
+        semaphore.arriving.append((time + self.latency, count))
+        if semaphore.waiter is not None:
+            self._ready.append(semaphore.waiter)
+            semaphore.waiter = None
+
+    def _issue(self, queue: Queue, item: Item, time: int) -> int:
+        """Issue a DMA: when the queue is free again, or -1 where it must be held back."""
+        transfer: Transfer = item[2]
+        flying = queue.flying
+        if len(flying) >= self.outstanding[transfer.dma]:
+            queue.held = True
+            return -1
+        free = time + transfer.issue
+        flight = Flight(queue, transfer)
+        if self.record:
+            flight.record = self._happened(queue, item, time, free)
+        if transfer.units:
+            flying.append(flight)
+            self.events += 1
+            heappush(self._starts, (free + transfer.delay, self.events, flight))
+        elif flying:
+            flight.end = free
+            flying.append(flight)
+        else:
+            queue.done = max(queue.done, free)
+        return free
+
+    def _take_off(self, flight: Flight, now: int) -> None:
+        queue, transfer = flight.queue, flight.transfer
+        self.flows.start(self.groups.of(queue.core, transfer), transfer.units, flight)
+        if not queue.flowing:
+            queue.since = now
+        queue.flowing += 1
+        if flight.record is not None:
+            flight.record.flow = now
+
+    def _landed(self, flight: Flight, now: int) -> None:
+        """A transfer's bytes have flowed; complete what now is complete, in order."""
+        self.events += 1
+        flight.end = now
+        queue = flight.queue
+        queue.flowing -= 1
+        if not queue.flowing:
+            queue.busy += now - queue.since
+        flying, semaphores = queue.flying, self.semaphores[queue.core]
+        while flying and flying[0].end is not None:
+            first = flying.popleft()
+            queue.done = done = max(queue.done, first.end or 0)
+            if first.record is not None:
+                first.record.end = done
+            for time, number, count in first.signals:
+                self._signal(semaphores[number], max(time, done), count)
+            if queue.held:
+                queue.held = False
+                queue.time = max(queue.time, done)
+                self._ready.append(queue)
+
+    def _happened(self, queue: Queue, item: Item, start: int, end: int) -> Happened:
+        made = Happened(item, start, end, None, tuple(queue.waits))
+        queue.waits.clear()
+        queue.happened.append(made)
+        return made
+
+
+class Groups:
+    """The group of each core class's transfers: by limit and weight at the home memory, given the
+    resources of each class and DMA engine: (resource, parts of a transfer's weight there or None
+    for the home memory's, multiplicity).
+    """
+
+    def __init__(
+        self, flows: Flows[Flight], uses: dict[tuple[int, str], list[tuple[int, int | None, int]]]
+    ) -> None:
+        self.flows = flows
+        self.uses = uses
+        self._known: dict[tuple[int, str, int, int], Group[Flight]] = {}
+
+    def of(self, core: int, transfer: Transfer) -> Group[Flight]:
+        """The group of a class's transfer."""
+        key = (core, transfer.dma, transfer.limit, transfer.weight)
+        found = self._known.get(key)
+        if found is None:
+            uses = tuple(
+                (resource, (transfer.weight if weight is None else weight) * times)
+                for resource, weight, times in self.uses[core, transfer.dma]
+            )
+            found = self._known[key] = self.flows.group(transfer.limit, uses)
+        return found
+
+
+def deadlock(stuck: Sequence[Queue], queues: Sequence[str], semaphores: Sequence[str]) -> IRError:
+    """The error of a replay that can't go on."""
+    lines: list[str] = []
+    where = ""
+    for queue in stuck:
+        if queue.core != stuck[0].core:
+            continue
+        kind, op, more = queue.stream[queue.at]
+        place = f"instruction {queue.at + 1} of {len(queue.stream)}"
+        what = f"'{op.name}'" if kind == MOVE else f"wait for {_taken(more, semaphores)}"
+        where = where or _where(op)
+        lines.append(f"queue '{queues[queue.number]}' at {what} ({place})")
+    return IRError(
+        "the program hangs: " + "; ".join(lines),
+        where=where,
+        rule="every wait has its signal: from a queue that gets to it, as often as it waits",
+        fix="signal what is waited for, or start the semaphore higher",
+    )
+
+
+def _taken(more: object, semaphores: Sequence[str]) -> str:
+    number, count = cast("tuple[int, int]", more)
+    return f"{count} of semaphore '{semaphores[number]}'"
+
+
+def _where(op: Op) -> str:
+    return op.span.render() if op.span is not None else ""

@@ -1,0 +1,359 @@
+"""How long a machine program takes on a chip, and what it spends the time on.
+
+:func:`simulate` traces one core of each class (:mod:`dure.sim.streams`, :mod:`dure.sim.classes`)
+and replays the classes together (:mod:`dure.sim.replay`), sharing bandwidth by one written rounding
+law (:mod:`dure.sim.flows`).  The chip's launch overhead is added once.
+
+What bounds a program, by law: of the whole time, the part that the busiest queue of engines
+computes (*compute*); that a memory would take for its bytes at full bandwidth, or that the busiest
+DMA queue has bytes flowing (*memory*); and the same for fabrics and links (*link*).  The largest
+part is the bound, unless it is below :data:`BOUND`: then the time goes into waiting for one
+another (*latency*).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from math import ceil
+from pathlib import PurePath
+from typing import Literal, TypeAlias
+
+from dure.errors import TargetError
+from dure.ir.core import Function, Op
+from dure.ir.dtypes import Array
+from dure.machine.chip import Chip
+from dure.machine.quantity import Quantity
+from dure.sim.classes import CoreClass, core_classes
+from dure.sim.cost import ComputeCost, Costs, duration
+from dure.sim.flows import WEIGHT, Flows, units_a_picosecond
+from dure.sim.replay import Flight, Groups, Happened, Queue, Replay, deadlock
+from dure.sim.streams import COMPUTE, MOVE, Item, Streams, Transfer
+
+Bound: TypeAlias = Literal["compute", "memory", "link", "latency"]
+
+#: The least part of the time that bounds a program.
+BOUND = 0.6
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceUse:
+    """A shared way for bytes: bytes a second that it carries, bytes that it did, and the
+    picoseconds that these would take at full bandwidth.
+
+    Of a resource that each core has, the use is that of one core of the busiest class.
+    """
+
+    capacity: float
+    bytes: int
+    busy: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """A wait: for ``semaphore``, which ``queue`` signals, from ``start`` until ``end``."""
+
+    semaphore: str
+    queue: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """An instruction as it was executed by a core of class ``core_class``.  All times are in
+    picoseconds after the launch.
+
+    A DMA is issued at ``start``, its bytes flow from ``flow``, and it is complete at ``end``.
+    ``waits`` are those that its queue executed just before.
+    """
+
+    core_class: int
+    queue: str
+    op: Op
+    start: int
+    end: int
+    flow: int | None
+    label: str
+    buffers: tuple[str, ...]
+    waits: tuple[Wait, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """The time of a program.  ``ps`` includes the launch.
+
+    ``events`` are the starts and ends of transfers; ``instructions`` what was replayed, over the
+    classes (a core of each).  ``busy`` has the picoseconds of each queue and engine of the busiest
+    class: computing, or with bytes flowing.  ``bytes`` are those that the home memory gave and
+    took, ``flops`` those of all cores' instructions.
+    """
+
+    ps: int
+    events: int
+    instructions: int
+    classes: tuple[CoreClass, ...]
+    busy: Mapping[str, int]
+    resources: Mapping[str, ResourceUse]
+    bound: Bound
+    flops: int
+    bytes: int
+    launch: int
+    spans: list[Span] = field(default_factory=list[Span])
+
+    @property
+    def ns(self) -> float:
+        """Nanoseconds."""
+        return self.ps / 1000
+
+
+def simulate(
+    function: Function,
+    chip: Chip,
+    *,
+    indices: Mapping[str, Array] | None = None,
+    record: bool = False,
+    full: bool = False,
+    costs: Costs | None = None,
+) -> Timing:
+    """The time of a machine program.
+
+    ``indices`` are the values of index arguments by name; a program that reads scalars from one
+    needs them, index lists count as full of entries without.  ``record`` keeps every instruction as
+    a :class:`Span`; ``full`` simulates every core by itself.  ``costs`` (of the same chip) is worth
+    passing where many programs are timed.
+
+    Raises :class:`IRError` for a program that hangs or that the chip can't execute.
+    """
+    streams = Streams(function, chip, costs or Costs(chip), indices or {})
+    classes = core_classes(function, chip, streams, full)
+    traced = [streams.trace(c.core) for c in classes]
+    ways = _Ways(chip, classes, streams)
+    flows = Flows[Flight]([units_a_picosecond(c) for c in ways.capacities])
+    replay = Replay(
+        traced,
+        [s.attr("initial") for s in streams.semaphore_ops],
+        duration(chip, chip.sync.latency),
+        {name: int(dma.outstanding.base) for name, dma in chip.dma.items()},
+        flows,
+        Groups(flows, ways.uses),
+        record,
+    )
+    makespan = replay.run()
+    names = [s.name or f"semaphore {i}" for i, s in enumerate(streams.semaphores)]
+    stuck = replay.stuck()
+    if stuck:
+        raise deadlock(stuck, streams.queues, names)
+    tally = [_Tally(queues) for queues in traced]
+    launch = duration(chip, chip.launch)
+    total = makespan + launch
+    busiest = _busiest(replay.queues)
+    busy = _busy(streams.queues, replay.queues, tally, busiest)
+    resources = ways.used(tally, busiest)
+    return Timing(
+        ps=total,
+        events=replay.events,
+        instructions=sum(len(stream) for queues in traced for stream in queues),
+        classes=classes,
+        busy=busy,
+        resources=resources,
+        bound=_bound(chip, total, busy, resources),
+        flops=sum(t.flops * c.multiplicity for t, c in zip(tally, classes, strict=True)),
+        bytes=ceil(
+            sum((t.home * c.multiplicity for t, c in zip(tally, classes, strict=True)), Fraction())
+        ),
+        launch=launch,
+        spans=_spans(streams, replay.queues, names, launch) if record else [],
+    )
+
+
+class _Tally:
+    """What a core's streams amount to, whenever it happens."""
+
+    def __init__(self, queues: Sequence[list[Item]]) -> None:
+        self.engines: Counter[str] = Counter()
+        self.flops = 0
+        self.home = Fraction()
+        #: Bytes by DMA engine, and those at the home memory.
+        self.bytes: Counter[str] = Counter()
+        self.homes: dict[str, Fraction] = {}
+        for queue in queues:
+            items = {id(item): item for item in queue}
+            for key, times in Counter(map(id, queue)).items():
+                kind, op, more = items[key]
+                if kind == COMPUTE:
+                    cost: ComputeCost = more
+                    for name, ps in cost.engines.items():
+                        self.engines[name] += ps * times
+                    self.flops += op.definition.cost(op).flops * times
+                elif kind == MOVE:
+                    transfer: Transfer = more
+                    self.bytes[transfer.dma] += transfer.bytes * times
+                    before = self.homes.get(transfer.dma, Fraction())
+                    self.homes[transfer.dma] = before + transfer.home * times
+        self.home = sum(self.homes.values(), Fraction())
+
+
+class _Ways:
+    """The resources of each class's DMA engines, by number."""
+
+    def __init__(self, chip: Chip, classes: Sequence[CoreClass], streams: Streams) -> None:
+        self.chip = chip
+        self.classes = classes
+        self.capacities: list[float] = []
+        self.uses: dict[tuple[int, str], list[tuple[int, int | None, int]]] = {}
+        self._numbers: dict[tuple[str, int], int] = {}
+        #: Name in the machine file -> (whose, or -1 for the chip's; its engines)
+        self.engines: dict[str, list[str]] = {}
+        used = [name for name, dma in chip.dma.items() if dma.queue in streams.queues]
+        for name in used:
+            self.engines[f"dma.{name}"] = [name]
+            for way in chip.dma[name].route:
+                path, _, rate = _resource(chip, way)
+                if rate is not None:
+                    self.engines.setdefault(path, []).append(name)
+        for core, entry in enumerate(classes):
+            for name in used:
+                self.uses[core, name] = self._of(core, entry.multiplicity, name)
+
+    def _of(self, core: int, multiplicity: int, name: str) -> list[tuple[int, int | None, int]]:
+        dma = self.chip.dma[name]
+        own = self._number(f"dma.{name}", core, dma.bandwidth)
+        found: list[tuple[int, int | None, int]] = [(own, WEIGHT, 1)]
+        for way in dma.route:
+            path, scope, rate = _resource(self.chip, way)
+            if rate is None:
+                continue
+            weight = None if way == self.chip.home else WEIGHT
+            if scope == "chip":
+                found.append((self._number(path, -1, rate), weight, multiplicity))
+            else:
+                found.append((self._number(path, core, rate), weight, 1))
+        return found
+
+    def _number(self, path: str, core: int, rate: Quantity) -> int:
+        found = self._numbers.get((path, core))
+        if found is None:
+            found = self._numbers[path, core] = len(self.capacities)
+            self.capacities.append(self.chip.bytes_a_second(rate))
+        return found
+
+    def used(self, tally: Sequence[_Tally], busiest: int) -> dict[str, ResourceUse]:
+        """The use of each resource, the chip's by all cores, a core's by one of the busiest."""
+        found: dict[str, ResourceUse] = {}
+        for path, engines in self.engines.items():
+            number = self._numbers.get((path, -1))
+            if number is not None:
+                parts = [(t, c.multiplicity) for t, c in zip(tally, self.classes, strict=True)]
+            elif (path, busiest) in self._numbers:
+                number, parts = self._numbers[path, busiest], [(tally[busiest], 1)]
+            else:
+                continue
+            total = Fraction()
+            for entry, times in parts:
+                for name in engines:
+                    home = path == f"memories.{self.chip.home}"
+                    total += times * (
+                        entry.homes.get(name, Fraction()) if home else entry.bytes[name]
+                    )
+            capacity = self.capacities[number]
+            busy = ceil(total * 10**12 / Fraction(capacity))
+            found[path] = ResourceUse(capacity, ceil(total), busy)
+        return found
+
+
+def _resource(chip: Chip, name: str) -> tuple[str, str, Quantity | None]:
+    """A name of a route: its path in the machine file, its scope and its bandwidth."""
+    if name in chip.memories:
+        memory = chip.memories[name]
+        return f"memories.{name}", memory.scope, memory.bandwidth
+    if name in chip.fabrics:
+        return f"fabrics.{name}", chip.fabrics[name].scope, chip.fabrics[name].bandwidth
+    if name in chip.links:
+        return f"links.{name}", "chip", chip.links[name].bandwidth
+    raise TargetError(
+        f"'{name}' on a DMA's route is neither a memory nor a fabric of {chip.name}",
+        rule="a route names memories, fabrics and links",
+        fix="name one of " + ", ".join([*chip.memories, *chip.fabrics, *chip.links]),
+    )
+
+
+def _busiest(queues: Sequence[Sequence[Queue]]) -> int:
+    """The class with the busiest queue."""
+    most = [max((q.busy for q in entry), default=0) for entry in queues]
+    return most.index(max(most)) if most else 0
+
+
+def _busy(
+    names: Sequence[str], queues: Sequence[Sequence[Queue]], tally: Sequence[_Tally], busiest: int
+) -> dict[str, int]:
+    if not queues:
+        return {}
+    found = dict(tally[busiest].engines)
+    # A queue of the same name as its engine counts, with what its instructions cost to issue.
+    return found | {names[queue.number]: queue.busy for queue in queues[busiest]}
+
+
+def _bound(
+    chip: Chip, total: int, busy: Mapping[str, int], resources: Mapping[str, ResourceUse]
+) -> Bound:
+    computing = {engine.queue for engine in chip.engines.values()}
+    moving = {dma.queue for dma in chip.dma.values()}
+    parts: dict[Bound, int] = {"compute": 0, "memory": 0, "link": 0}
+    for name, ps in busy.items():
+        if name in computing:
+            parts["compute"] = max(parts["compute"], ps)
+        elif name in moving:
+            parts["memory"] = max(parts["memory"], ps)
+    for path, use in resources.items():
+        kind: Bound = "memory" if path.startswith(("memories", "dma")) else "link"
+        parts[kind] = max(parts[kind], use.busy)
+    bound = max(parts, key=lambda kind: parts[kind])
+    return bound if parts[bound] >= BOUND * total else "latency"
+
+
+def _spans(
+    streams: Streams, queues: Sequence[Sequence[Queue]], semaphores: Sequence[str], launch: int
+) -> list[Span]:
+    """The replay as spans, in order of their start."""
+    signalling = streams.signalling()
+    found: list[Span] = []
+    for core, entry in enumerate(queues):
+        for queue in entry:
+            for happened in queue.happened:
+                waits = tuple(
+                    Wait(semaphores[n], signalling.get(n, ""), launch + start, launch + end)
+                    for n, start, end in happened.waits
+                )
+                found.append(_span(core, streams.queues[queue.number], happened, waits, launch))
+    return sorted(found, key=lambda span: (span.start, span.core_class, span.queue))
+
+
+def _span(core: int, queue: str, happened: Happened, waits: tuple[Wait, ...], launch: int) -> Span:
+    op = happened.item[1]
+    flow = None if happened.flow is None else launch + happened.flow
+    buffers = tuple(dict.fromkeys(value.name for value in op.operands))
+    return Span(
+        core,
+        queue,
+        op,
+        launch + happened.start,
+        launch + happened.end,
+        flow,
+        _label(op),
+        buffers,
+        waits,
+    )
+
+
+def _label(op: Op) -> str:
+    """What an instruction does, and where the author wrote it."""
+    name = op.name
+    if op.regions:
+        inner = [o.name for o in op.regions[0].ops]
+        name = "dot" if "dot" in inner else inner[-1] if inner else "copy"
+    if op.span is None:
+        return name
+    return f"{name} {PurePath(op.span.file).name}:{op.span.line}"
