@@ -91,6 +91,8 @@ class Memory(_Table):
     # Reads of the same bytes by several cores at once, or of what lies in a shared memory in
     # between, reach this memory once.
     shared_reads: bool = False
+    # At most so many cores get the same bytes from one such read (None: all of the chip).
+    readers: Count | None = None
     # The memory of scope chip that keeps what was read from this one, if there is any.
     cached_by: str = ""
     padding: dict[str, tuple[int, int]] = Field(default_factory=dict)

@@ -20,7 +20,7 @@ OPERATIONS = (
 """Classes of work that an engine may have a law for."""
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_WHOLE = ("cores", "partitions", "banks", "outstanding", "semaphores", "maximum", "chain")
+_WHOLE = ("cores", "partitions", "banks", "outstanding", "semaphores", "maximum", "chain", "readers")
 #: A tile op and a transfer to try every law with.
 _SAMPLE = {
     **{"m": 256, "n": 512, "k": 1024, "batch": 1, "elements": 131072, "rows": 256, "columns": 512},
@@ -235,11 +235,13 @@ def _check_types(chip: Chip, where: str) -> None:
                 )
     for name, form in chip.formats.items():
         bits = 1 + form.exponent.base + form.mantissa.base
-        if not DTYPES[name].is_float or bits > DTYPES[name].bits:
+        inside = 2 <= form.exponent.base <= 8 and 1 <= form.mantissa.base <= 23
+        if not DTYPES[name].is_float or bits != DTYPES[name].bits or not inside:
             raise TargetError(
                 f"a format of {bits:g} bits can't stand for {name}",
                 where=f"{where}: formats.{name}",
-                rule="a chip's own format is a float of no more bits than the type it stands for",
+                rule="a chip's own format is a float with the bits of the type it stands for: 2 to 8 "
+                "of exponent, 1 to 23 of mantissa",
                 fix="check its exponent and mantissa (one more bit is the sign)",
             )
 
