@@ -102,3 +102,13 @@ def softmax(x: dl.Tensor, y: dl.Tensor, bm: dl.const, bd: dl.const):
     for c in dl.range(dl.cdiv(x.shape[1], bd)):
         part = dl.load(x, (i, c), (bm, bd), fill=NEGATIVE_INFINITY).to(dl.float32)
         dl.store(y, (i, c), convert(dl.exp(part - top) * factor, y.dtype))
+
+
+@dure.kernel
+def softmax_rows(x: dl.Tensor, y: dl.Tensor, bm: dl.const, bd: dl.const):
+    """Like :func:`softmax`, with whole rows in a tile: ``bd`` covers D, and x is read once."""
+    i = dl.program_id(0)
+    rows = dl.load(x, (i, 0), (bm, bd), fill=NEGATIVE_INFINITY).to(dl.float32)
+    weights = dl.exp(rows - dl.max(rows, 1, keepdims=True))
+    factor = 1.0 / dl.sum(weights, 1, keepdims=True)
+    dl.store(y, (i, 0), convert(weights * factor, y.dtype))
