@@ -72,9 +72,13 @@ class Writer:
         outputs: Sequence[tuple[Value, Buffer]],
         queue: str,
         extra: Iterable[Operation] = (),
+        accumulators: Iterable[str] = (),
     ) -> None:
-        """One instruction that computes ``outputs`` by ``ops`` (in order) from what is stored."""
-        body = _Body(self, queue, block)
+        """One instruction that computes ``outputs`` by ``ops`` (in order) from what is stored.
+
+        ``accumulators`` are memories that it reads besides those of its queue.
+        """
+        body = _Body(self, self.engines.reads(queue) | set(accumulators), block)
         for op in ops:
             body.add(op)
         yields = tuple(body.use(value) for value, _ in outputs)
@@ -164,9 +168,9 @@ class Writer:
 class _Body:
     """The region of one instruction while it is made."""
 
-    def __init__(self, writer: Writer, queue: str, block: Block) -> None:
+    def __init__(self, writer: Writer, memories: frozenset[str], block: Block) -> None:
         self.writer = writer
-        self.memories = writer.engines.reads(queue)
+        self.memories = memories
         self.block = block
         self.reads: list[Buffer] = []
         self.args: list[Value] = []

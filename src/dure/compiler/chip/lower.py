@@ -270,7 +270,9 @@ class _Lowering:
             target = self.writer.buffer(
                 op.result.tile, memory, block, op.result.name or "product", op.span
             )
-        self.writer.compute(block, [op], [(op.result, target)], engine.queue)
+        self.writer.compute(
+            block, [op], [(op.result, target)], engine.queue, accumulators=rules.accumulators
+        )
         step = block.items[-1]
         assert isinstance(step, Step)
         others = tuple(n for n in step.attrs["engines"] if n != name)

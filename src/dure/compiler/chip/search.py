@@ -1,0 +1,217 @@
+"""Choosing tile sizes, loop order, the split over cores and slots, by asking the timing model.
+
+A local search over powers of two walks down the bound of :mod:`dure.compiler.chip.estimate`, which
+needs no addresses and no semaphores; the best few are compiled and simulated, and the simulation
+decides.  Nothing is chosen by hand, and no kernel or chip is known here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from dure.compiler.chip.allocate import allocate
+from dure.compiler.chip.estimate import estimate
+from dure.compiler.chip.lower import lower
+from dure.compiler.chip.partition import Partition, core_splits, grid_extents, loop_orders
+from dure.compiler.chip.pipeline import Compiled, Options, compile_for, prepare
+from dure.compiler.chip.synchronise import choose_stages
+from dure.errors import DureError, KernelError
+from dure.ir.core import Function
+from dure.ir.dtypes import Array
+from dure.machine.chip import Chip
+from dure.sim.cost import Costs
+from dure.sim.timing import Timing, simulate
+
+#: Tile sizes from which the search starts, all open names alike.
+_STARTS = (32, 128, 512)
+_LARGEST = 16384
+#: Programs whose bound is computed at most, and how many of the best are simulated.
+_BOUNDS = 60
+_SIMULATED = 5
+_SPLITS = 4
+
+Specialize = Callable[[Mapping[str, int]], Function]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen, its program and time, and how many were looked at and simulated."""
+
+    consts: dict[str, int]
+    compiled: Compiled
+    timing: Timing
+    bounds: int
+    simulated: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Point:
+    """One way to compile a kernel."""
+
+    tiles: tuple[int, ...]
+    order: int = 0
+    split: int = 0
+    stages: int = 2
+
+
+def choose(
+    specialize: Specialize,
+    names: Sequence[str],
+    chip: Chip,
+    *,
+    indices: Mapping[str, Array] | None = None,
+    strict: bool = False,
+) -> Choice:
+    """The fastest program found for a kernel whose consts ``names`` are open.
+
+    ``specialize`` gives the tile function for values of the open consts.  ``indices`` are values
+    of index arguments that the time depends on.  Raises the error of the last try where none
+    compiles.
+    """
+    search = _Search(specialize, tuple(names), chip, strict)
+    search.walk()
+    return search.decide(indices)
+
+
+@dataclass
+class _Search:
+    specialize: Specialize
+    names: tuple[str, ...]
+    chip: Chip
+    strict: bool
+    costs: Costs = field(init=False)
+    bounds: dict[_Point, float] = field(default_factory=dict[_Point, float])
+    functions: dict[tuple[int, ...], Function | None] = field(
+        default_factory=dict[tuple[int, ...], "Function | None"]
+    )
+    error: DureError | None = None
+
+    def __post_init__(self) -> None:
+        self.costs = Costs(self.chip)
+
+    # --- the walk over bounds --------------------------------------------------------------------
+
+    def walk(self) -> None:
+        """Descend from several starts until no neighbour is better, or enough were seen."""
+        starts = [_Point((s,) * len(self.names)) for s in _STARTS]
+        best = min(starts, key=self.bound)
+        while len(self.bounds) < _BOUNDS:
+            found = min((best, *self.neighbours(best)), key=self.bound)
+            if self.bound(found) >= self.bound(best):
+                break
+            best = found
+        if not math.isfinite(self.bound(best)):
+            self.anything()
+
+    def anything(self) -> None:
+        """Where no start compiles: every combination of few sizes."""
+        for sizes in itertools.product((1, 8, 16, 64, 256), repeat=len(self.names)):
+            if len(self.bounds) > 2 * _BOUNDS:
+                return
+            if math.isfinite(self.bound(_Point(sizes))):
+                return
+
+    def neighbours(self, point: _Point) -> list[_Point]:
+        """One size doubled or halved, one up and another down, another order, split or stages."""
+        found: list[_Point] = []
+        for place, size in enumerate(point.tiles):
+            for new in (size * 2, size // 2):
+                if 1 <= new <= _LARGEST:
+                    found.append(
+                        replace(
+                            point, tiles=(*point.tiles[:place], new, *point.tiles[place + 1 :])
+                        )
+                    )
+        for up, down in itertools.permutations(range(len(point.tiles)), 2):
+            sizes = list(point.tiles)
+            sizes[up], sizes[down] = sizes[up] * 2, sizes[down] // 2
+            if sizes[down] >= 1 and sizes[up] <= _LARGEST:
+                found.append(replace(point, tiles=tuple(sizes)))
+        found.append(replace(point, order=point.order + 1))
+        found += [replace(point, split=s) for s in (point.split + 1, point.split - 1) if s >= 0]
+        found.append(replace(point, stages=5 - point.stages))
+        return found
+
+    def bound(self, point: _Point) -> float:
+        """The bound of a point; infinite where it doesn't compile or fit."""
+        if point not in self.bounds:
+            self.bounds[point] = math.inf
+            try:
+                self.bounds[point] = self._bound(point)
+            except DureError as error:
+                self.error = error
+        return self.bounds[point]
+
+    def _bound(self, point: _Point) -> float:
+        function = self.function(point.tiles)
+        if function is None:
+            return math.inf
+        plan = self.plan(function, point)
+        if plan is None:
+            return math.inf
+        prepared = prepare(function, self.chip, plan, strict=self.strict).function
+        tree = lower(prepared, self.chip)
+        choose_stages(tree, point.stages)
+        allocate(tree, self.chip)
+        return estimate(tree, prepared, self.chip, self.costs).ps
+
+    def function(self, tiles: tuple[int, ...]) -> Function | None:
+        if tiles not in self.functions:
+            self.functions[tiles] = None
+            consts = dict(zip(self.names, tiles, strict=True))
+            try:
+                self.functions[tiles] = self.specialize(consts)
+            except DureError as error:
+                self.error = error
+        return self.functions[tiles]
+
+    def plan(self, function: Function, point: _Point) -> Partition | None:
+        grid = grid_extents(function)
+        orders = loop_orders(len(grid))
+        if point.order >= len(orders):
+            return None
+        splits = itertools.islice(core_splits(grid, int(self.chip.cores.base)), _SPLITS)
+        split = next(itertools.islice(splits, point.split, None), None)
+        return None if split is None else Partition(split, orders[point.order])
+
+    # --- the decision ----------------------------------------------------------------------------
+
+    def decide(self, indices: Mapping[str, Array] | None) -> Choice:
+        """Simulate the points with the least bounds, and take the fastest."""
+        points = sorted(
+            (p for p, b in self.bounds.items() if math.isfinite(b)), key=self.bounds.__getitem__
+        )
+        if not points:
+            raise self.failure()
+        best: tuple[float, _Point, Compiled, Timing] | None = None
+        tried = 0
+        for point in points[: 4 * _SIMULATED]:
+            if tried >= _SIMULATED or (best is not None and self.bounds[point] >= best[0]):
+                break
+            compiled = self.compile(point)
+            timing = simulate(compiled.function, self.chip, indices=indices)
+            tried += 1
+            if best is None or timing.ps < best[0]:
+                best = timing.ps, point, compiled, timing
+        assert best is not None
+        consts = dict(zip(self.names, best[1].tiles, strict=True))
+        return Choice(consts, best[2], best[3], len(self.bounds), tried)
+
+    def compile(self, point: _Point) -> Compiled:
+        function = self.function(point.tiles)
+        assert function is not None
+        plan = self.plan(function, point)
+        return compile_for(function, self.chip, Options(plan, point.stages, self.strict))
+
+    def failure(self) -> DureError:
+        """The error of a kernel that nothing compiles."""
+        if self.error is not None:
+            return self.error
+        return KernelError(
+            f"no sizes of {', '.join(self.names)} compile for {self.chip.name}",
+            rule="an open const is a power of two with which the kernel compiles and fits",
+            fix="give the consts that aren't tile sizes",
+        )
