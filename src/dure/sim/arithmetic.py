@@ -52,8 +52,9 @@ class FloatFormat:
 
     def round(self, values: Array) -> Floats:
         """The nearest value of the format, ties to even, as float32."""
-        wide = np.asarray(values, np.float64)
-        _, power = np.frexp(wide)
+        with np.errstate(all="ignore"):
+            wide = np.asarray(values, np.float64)
+            _, power = np.frexp(wide)
         # The unit in the last place; subnormals share that of the smallest normal number.
         power = np.maximum(power - 1, 1 - self._bias) - self.mantissa
         with np.errstate(all="ignore"):

@@ -58,7 +58,10 @@ class Home:
         self.type = param.value.tensor
         self.host = host
         self.formats = formats
-        self.raws = self._raws()
+        self.raws: tuple[Raw, ...] = tuple(
+            raw_view(array) if _same_bits(dtype, array, own) else number_raw(dtype, array, own)
+            for dtype, array, own in self._planes()
+        )
         #: (core, position in its text), box and values of each combining store.
         self.combined: list[tuple[tuple[int, int], Selection, Array, str]] = []
 
@@ -67,14 +70,12 @@ class Home:
         """The quantized axis, or -1."""
         return self.host.axis if isinstance(self.host, Blocks) else -1
 
-    def _raws(self) -> tuple[Raw, ...]:
+    def _planes(self) -> list[tuple[DType, Array, Formats]]:
+        """Type, host array and formats of each stored plane."""
         if isinstance(self.host, Blocks):
             planes = stored_planes(self.host.format)
-            return tuple(raw_view(self.host.planes[p.name]) for p in planes)
-        dtype = cast(DType, self.type.dtype)
-        if dtype in self.formats:
-            return (number_raw(dtype, self.host, self.formats),)
-        return (raw_view(self.host),)
+            return [(p.dtype, self.host.planes[p.name], {}) for p in planes]
+        return [(cast(DType, self.type.dtype), self.host, self.formats)]
 
     def finish(self) -> None:
         """Apply the combining stores, and give the host what it can't see through its own bits."""
@@ -83,14 +84,13 @@ class Home:
         self.combined.clear()
         if self.access == "in":
             return
+        for raw, (dtype, host, formats) in zip(self.raws, self._planes(), strict=True):
+            if not _same_bits(dtype, host, formats):
+                host[...] = number_values(dtype, raw, formats)
         if isinstance(self.host, Blocks):
             for name, plane in with_sums(self.host).planes.items():
                 if plane is not self.host.planes[name]:
                     self.host.planes[name][...] = plane
-        elif self.type.dtype in self.formats:
-            dtype = cast(DType, self.type.dtype)
-            with np.errstate(over="ignore"):
-                self.host[...] = number_values(dtype, self.raws[0], self.formats)
 
     def _combine(self, selection: Selection, values: Array, combine: str) -> None:
         assert isinstance(self.host, np.ndarray)
@@ -117,6 +117,11 @@ class Home:
             wide = one if dtype.is_float else one.astype(np.int64)
             number = wide if dtype in self.formats else wide.astype(dtype.numpy)
         return np.full(shape, number_raw(dtype, number, self.formats)[0], raw.dtype)
+
+
+def _same_bits(dtype: DType, host: Array, formats: Formats) -> bool:
+    """Whether the chip reads the host's own bits.  A plane's values may lie in a wider type."""
+    return dtype not in formats and host.dtype == dtype.numpy
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,7 +67,7 @@ class _Core:
         self.program = program
         self.semaphores = {op.result: op for op in semaphores}
         self.counters: dict[Value, int] = {op.result: op.attr("initial") for op in semaphores}
-        self.waiters: dict[Value, _Actor] = {}
+        self.waiters: dict[Value, list[_Actor]] = {}
 
 
 class _Queue:
@@ -83,7 +83,7 @@ class _Queue:
     def _wait(self, op: Op, actor: _Actor) -> bool:
         semaphore, count = op.operands[0], int(op.attr("count"))
         if self.core.counters[semaphore] < count:
-            self.core.waiters[semaphore] = actor
+            self.core.waiters.setdefault(semaphore, []).append(actor)
             return False
         self.core.counters[semaphore] -= count
         return True
@@ -100,8 +100,7 @@ class _Queue:
                 rule=f"its maximum is {most}",
                 fix="wait for it before the next signal",
             )
-        waiter = self.core.waiters.pop(semaphore, None)
-        if waiter is not None:
+        for waiter in self.core.waiters.pop(semaphore, ()):
             self.run.wake(waiter)
 
 

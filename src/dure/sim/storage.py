@@ -73,15 +73,8 @@ class PlanePlace:
         """Bytes of the plane in the fullest partition."""
         return -(-self.rows // self.partitions) * self.row_bytes
 
-    @property
-    def empty(self) -> bool:
-        """Whether the plane has no element."""
-        return not self.rows * self.columns
-
     def read(self, memory: Bytes, address: int) -> Raw:
         """The elements' bits; a view of the memory where their placement allows it."""
-        if self.empty:
-            return np.empty(self.shape, raw_type(self.dtype))
         rows = self._rows(memory, address)
         if self.dtype.bits < 8:
             return _unpacked(rows, self.dtype.bits)[:, : self.columns].reshape(self.shape)
@@ -89,8 +82,6 @@ class PlanePlace:
 
     def write(self, memory: Bytes, address: int, raw: Raw) -> None:
         """Write the elements' bits."""
-        if self.empty:
-            return
         matrix = np.ascontiguousarray(raw).reshape(self.rows, self.columns)
         if self.dtype.bits < 8:
             used = self.columns * self.dtype.bits % 8
