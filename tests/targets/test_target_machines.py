@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from dure.runtime import host
-from dure.targets import describe, machines, target_names
+from dure.targets import describe, host_names, machines, target_names
 
 
 def test_every_target_has_a_machine_with_sources() -> None:
     assert "cpu" in target_names()
-    for machine, name in zip(machines(), target_names(), strict=True):
+    for machine, name in zip(machines(), host_names(), strict=True):
         assert machine.name == name
         assert all(quantity.source for _, quantity in machine.quantities())
 

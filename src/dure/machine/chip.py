@@ -9,7 +9,7 @@ its unit, source and status; every cost is a :class:`~dure.machine.law.Law`.  Se
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -48,7 +48,7 @@ def _read_law(entry: object) -> object:
         raise TargetError(
             "a law isn't a table of law, unit, status and source",
             rule="a formula says its unit, its status and its source, as every number does",
-            fix='write { law = "elements / lanes", unit = "cycle", status = "...", source = "..." }',
+            fix='write { law = "elements / lanes", unit = "cycle", status = ..., source = ... }',
         )
     table = {str(k): str(v) for k, v in entry.items()}  # type: ignore[misc]
     check_law(table["law"], "")
@@ -147,8 +147,9 @@ class Dma(_Table):
     A transfer costs ``issue`` on the queue, then ``latency``, then its bytes flow at no more than
     ``stream`` times the ``efficiency`` law, sharing ``bandwidth`` (of a core) with the queue's
     other transfers and each resource of ``route``; ``outstanding`` transfers may be in flight.
-    ``descriptor`` is added for each run beyond the first ``dims`` dims can describe, i.e. each
-    entry of an index list.
+    ``descriptor`` is added to the issue for each entry of an index list.  Runs of bytes at the far
+    end count as whole ``granule`` s.  ``fills`` says that the engine writes a load's fill beyond a
+    tensor's edge; ``lists`` that it takes index lists.
     """
 
     queue: str
@@ -181,13 +182,6 @@ class Link(_Table):
     count: Count
     bandwidth: Rate
     latency: Duration
-
-
-class Format(_Table):
-    """A float format of the chip's own that stands for a type: its bits beside the sign."""
-
-    exponent: Count
-    mantissa: Count
 
 
 class Sync(_Table):
@@ -242,8 +236,6 @@ class Chip(_Table):
     sync: Sync
     # What a type is converted to where the chip can't compute in it: type -> type.
     conversions: dict[str, str] = Field(default_factory=dict)
-    # Float formats that the chip computes in where a program says another type: by that type.
-    formats: dict[str, Format] = Field(default_factory=dict)
     # Groups of cores from the innermost, as a name and the cores that one group has.
     groups: dict[str, Count] = Field(default_factory=dict)
     # Types that tensors may be stored in and DMA may move.
@@ -292,5 +284,5 @@ def _quantities(value: object, path: str) -> Iterator[tuple[str, Quantity]]:
         for name in type(value).model_fields:
             yield from _quantities(getattr(value, name), f"{path}.{name}" if path else name)
     elif isinstance(value, Mapping):
-        for name, entry in value.items():  # type: ignore[misc]
+        for name, entry in cast("Mapping[str, object]", value).items():
             yield from _quantities(entry, f"{path}.{name}")

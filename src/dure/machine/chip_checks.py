@@ -20,12 +20,19 @@ OPERATIONS = (
 """Classes of work that an engine may have a law for."""
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_WHOLE = ("cores", "partitions", "banks", "outstanding", "semaphores", "maximum", "chain", "readers")
+_WHOLE = (
+    "cores",
+    "partitions",
+    "banks",
+    "outstanding",
+    "semaphores",
+    "maximum",
+    "chain",
+    "readers",
+)
 #: A tile op and a transfer to try every law with.
-_SAMPLE = {
-    **{"m": 256, "n": 512, "k": 1024, "batch": 1, "elements": 131072, "rows": 256, "columns": 512},
-    **{"axis": 512, "bits": 16, "bytes": 262144, "run": 1024, "runs": 256, "rate": 1},
-}
+_SAMPLE = dict.fromkeys(VARIABLES, 256.0) | {"elements": 65536.0, "bytes": 131072.0, "run": 1024.0}
+_SAMPLE |= {"batch": 1.0, "rate": 1.0, "bits": 16.0}
 
 
 def check_chip(chip: Chip, where: str) -> None:
@@ -156,7 +163,7 @@ def _check_memories(chip: Chip, where: str) -> None:
             raise TargetError(
                 f"nothing fits in '{name}'",
                 where=place,
-                rule="a memory is larger than its alignment (in each partition) and what is reserved",
+                rule="the size exceeds the alignment in each partition, and what is reserved",
                 fix="check the units of size, alignment and reserved",
             )
         if size % partitions or not float(memory.alignment.base).is_integer():
@@ -240,8 +247,8 @@ def _check_types(chip: Chip, where: str) -> None:
             raise TargetError(
                 f"a format of {bits:g} bits can't stand for {name}",
                 where=f"{where}: formats.{name}",
-                rule="a chip's own format is a float with the bits of the type it stands for: 2 to 8 "
-                "of exponent, 1 to 23 of mantissa",
+                rule="a chip's own format is a float with the bits of the type that it stands for: "
+                "2 to 8 of exponent, 1 to 23 of mantissa",
                 fix="check its exponent and mantissa (one more bit is the sign)",
             )
 
@@ -328,7 +335,7 @@ def _check_law(
                 raise TargetError(
                     f"there is no rate for {name}",
                     where=where,
-                    rule="a law with `rate` has an entry of rates for each type that it is used with",
+                    rule="where a law says `rate`, rates has an entry for each of the types",
                     fix=f"add {name} to the engine's rates, or take it out of its types",
                 )
         tried = [rates[name].base for name in types]
@@ -343,7 +350,7 @@ def _check_value(law: Law, values: Mapping[str, float], where: str) -> None:
         raise TargetError(error.what, where=where, rule=error.rule, fix=error.fix) from error
     if not 0 <= value < 1e30:
         raise TargetError(
-            f"the law '{law.text}' gives {value:g} for a tile of 256 x 512",
+            f"the law '{law.text}' gives {value:g} for a tile of 256 x 256",
             where=where,
             rule="a cost is a number that isn't negative",
             fix="mend the formula or its numbers",
@@ -352,7 +359,9 @@ def _check_value(law: Law, values: Mapping[str, float], where: str) -> None:
 
 def _check_dma(dma: Dma, where: str) -> None:
     if not dma.moves:
-        raise TargetError("a DMA engine moves nothing", where=where, fix='write moves = [["a", "b"]]')
+        raise TargetError(
+            "a DMA engine moves nothing", where=where, fix='write moves = [["a", "b"]]'
+        )
     for source, target in dma.moves:
         if source == target:
             raise TargetError(

@@ -23,7 +23,7 @@ from dure.machine.chip_checks import check_chip
 from dure.machine.quantity import UNITS, Quantity
 
 _FIXES = {
-    "missing": 'add it; a number is {{ value = ..., unit = "...", status = "...", source = "..." }}',
+    "missing": 'add it; a number is { value = ..., unit = "...", status = "...", source = "..." }',
     "extra_forbidden": "leave it out, or check how it is spelt",
 }
 _PLURALS = {
@@ -166,5 +166,5 @@ def _translated(error: ValidationError, where: str) -> TargetError:
         what,
         where=at,
         rule=f"schema {SCHEMA} of a machine file (docs/machine-file.md)",
-        fix=_FIXES.get(kind, "write what the schema asks for").replace("{{", "{").replace("}}", "}"),
+        fix=_FIXES.get(kind, "write what the schema asks for"),
     )

@@ -39,15 +39,16 @@ _OPERATORS: dict[type[ast.operator], Callable[[float, float], float]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv,
+    ast.Div: lambda a, b: a / b,
+    ast.FloorDiv: lambda a, b: a // b,
 }
-_FUNCTIONS: dict[str, Callable[..., float]] = {
-    "ceil": math.ceil,
-    "floor": math.floor,
-    "min": min,
-    "max": max,
+_FUNCTIONS: dict[str, tuple[Callable[..., float], range]] = {
+    "ceil": (math.ceil, range(1, 2)),
+    "floor": (math.floor, range(1, 2)),
+    "min": (min, range(2, 10)),
+    "max": (max, range(2, 10)),
 }
+"""Each with how many arguments it takes."""
 _LONGEST = 500
 
 
@@ -72,10 +73,10 @@ class Law:
         return _build(_parse(self.text, "").body, self.text)
 
     def __call__(self, values: Mapping[str, float]) -> float:
-        """The formula's value.  Raises :class:`TargetError` for a missing name or a division by 0."""
+        """The formula's value; :class:`TargetError` for a missing name or a division by 0."""
         try:
             return self._evaluate(values)
-        except (ZeroDivisionError, KeyError, OverflowError) as error:
+        except (ZeroDivisionError, KeyError, OverflowError, ValueError) as error:
             raise TargetError(
                 f"the law '{self.text}' has no value: {type(error).__name__} {error}",
                 where=self.source,
@@ -117,9 +118,11 @@ def _build(node: ast.expr, where: str) -> Evaluate:
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
             function, a, b = _OPERATORS[type(op)], _build(left, where), _build(right, where)
             return lambda values: function(a(values), b(values))
-        case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in _FUNCTIONS and args:
-            called, parts = _FUNCTIONS[name], [_build(a, where) for a in args]
-            return lambda values: called(*(part(values) for part in parts))
+        case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in _FUNCTIONS:
+            called, counts = _FUNCTIONS[name]
+            if len(args) in counts:
+                parts = [_build(a, where) for a in args]
+                return lambda values: called(*(part(values) for part in parts))
         case _:
             pass
     raise TargetError(
