@@ -1,0 +1,127 @@
+"""Conflicts between transfers in the home memory.
+
+Only tensors that the program stores to can conflict.  Two transfers conflict unless their boxes are
+provably disjoint, given what is the same for both: the core, and the iteration of the loops around
+both that hasn't changed between them.  Iterations of a loop with ``instances`` are different grid
+instances, which the tile level has proved disjoint; so are cores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dure.ir.core import Op
+from dure.ir.expr import Expr, Symbol, bounds, proves, substitute, symbol, symbols
+from dure.sim.sanitizer.control import slope
+from dure.sim.sanitizer.findings import Finding, Place
+from dure.sim.sanitizer.model import Model, Transfer
+
+
+class HomeRules:
+    """Says which transfers conflict; answers are kept."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.transfers = sorted(model.transfers.values(), key=lambda t: t.number)
+        self.known: dict[tuple[int, int, int], bool] = {}
+        self.within: dict[int, tuple[int, ...]] = {}
+
+    def inside(self, loop: int) -> tuple[int, ...]:
+        """Transfers inside a loop."""
+        found = self.within.get(loop)
+        if found is None:
+            op = self.model.loops[loop]
+            found = tuple(t.number for t in self.transfers if op in t.loops)
+            self.within[loop] = found
+        return found
+
+    def conflict(self, first: int, second: int, loop: int) -> bool:
+        """Whether two transfers may touch the same elements, one at least writing.
+
+        ``loop`` is the outermost loop whose iteration has changed since the first, or -1.
+        """
+        key = (first, second, loop)
+        found = self.known.get(key)
+        if found is None:
+            found = self.known[key] = self._conflict(
+                self.transfers[first], self.transfers[second], loop
+            )
+        return found
+
+    def _conflict(self, a: Transfer, b: Transfer, loop: int) -> bool:
+        if a.root is not b.root or not (a.store or b.store):
+            return False
+        common = [x for x in a.loops if x in b.loops]
+        changed = self.model.loops[loop] if loop >= 0 else None
+        if changed in common:
+            assert changed is not None
+            if changed.attrs.get("instances"):
+                return False
+            common = common[: common.index(changed)]
+            counter = changed.regions[0].symbols[0]
+        else:
+            counter = None
+        fixed = self._fixed(common)
+        pairs = [
+            (start, other, n)
+            for n, (start, other) in enumerate(zip(a.starts, b.starts, strict=True))
+        ]
+        for start, other, n in pairs:
+            if start is None or other is None:
+                continue
+            if _apart(start, a.spans[n], other, b.spans[n], fixed):
+                return False
+            same = start is other and a.spans[n] == b.spans[n]
+            if same and counter is not None and _moves(start, a.spans[n], counter, fixed):
+                return False
+        return True
+
+    def _fixed(self, common: Sequence[Op]) -> frozenset[Symbol]:
+        """Symbols with one value for both transfers."""
+        function = self.model.function
+        found = {*function.program_ids, *function.symbols}
+        regions = [function.body, *(x.regions[0] for x in common)]
+        for region in regions:
+            found.update(region.symbols)
+            found.update(s for op in region.ops for s in op.symbols)
+        return frozenset(found)
+
+    def finding(self, first: int, second: int, queues: Sequence[str]) -> Finding:
+        """The race between two transfers."""
+        a, b = (self._place(self.transfers[n]) for n in (first, second))
+        return Finding(
+            "race",
+            f"two transfers of tensor '{a.buffer}' aren't ordered, and may touch the same elements",
+            (a, b),
+            missing=f"a signal on '{a.queue}' after the one and a wait on '{b.queue}' before the "
+            "other would order them",
+        )
+
+    def _place(self, transfer: Transfer) -> Place:
+        op = transfer.op
+        return Place(op, str(op.attrs["queue"]), transfer.root.name, 0, "", 0, 0, transfer.store)
+
+
+def _apart(a: Expr, a_span: int, b: Expr, b_span: int, fixed: frozenset[Symbol]) -> bool:
+    """Whether two runs of elements are disjoint whatever the symbols that aren't fixed are."""
+    renamed: dict[Expr, Expr | int] = {
+        s: symbol(s.name + "'", s.kind, s.low, s.high) for s in symbols(b) if s not in fixed
+    }
+    other = substitute(b, renamed) if renamed else b
+    return proves(a + a_span <= other) or proves(other + b_span <= a)
+
+
+def _moves(start: Expr, span: int, counter: Symbol, fixed: frozenset[Symbol]) -> bool:
+    """Whether a run of elements moves past itself from one value of a counter to the next."""
+    step = slope(start, counter)
+    if step is None:
+        return False
+    room = abs(step)
+    for other in symbols(start):
+        if other is counter or other in fixed:
+            continue
+        factor, (low, high) = slope(start, other), bounds(other)
+        if factor is None or low is None or high is None:
+            return False
+        room -= abs(factor) * (high - low)
+    return room >= span

@@ -1,0 +1,482 @@
+"""A machine program as the sanitizer runs it: queues and semaphores by number, accesses as cells.
+
+The body becomes blocks of pieces.  A :class:`Straight` piece has no control in it; loops, branches
+and scalar reads are pieces of their own.  Each block knows the symbols that decide how it runs, so
+that two runs of it which agree on them, and on the abstract state, are one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from dure.ir.core import Function, Op, Region, Value, walk
+from dure.ir.expr import Const, Expr, as_expr, cdiv, proves
+from dure.machine.chip import Chip
+from dure.sim.sanitizer.cells import Box, Cells, Rectangle, part, whole
+from dure.sim.sanitizer.control import Environment, known, leaves, names
+from dure.sim.sanitizer.findings import NotProved, Place
+from dure.sim.storage import TilePlace, place_tile
+
+#: Existing elements of a transfer along each axis, None where that isn't known; "" if all exist.
+Cut: TypeAlias = "Box | str | None"
+
+
+@dataclass(eq=False, slots=True)
+class Access:
+    """One operand of an instruction at one slot: the cells it touches, and those it surely fills.
+
+    ``key`` numbers the buffer and slot; ``queue`` the queue.
+    """
+
+    place: Place
+    queue: int
+    key: int
+    cells: tuple[int, ...]
+    defines: frozenset[int]
+    accumulates: bool
+
+
+@dataclass(eq=False, slots=True)
+class Instruction:
+    """An op of a queue at the slots of its buffers: what a queue executes."""
+
+    op: Op
+    queue: int
+    compute: bool
+    reads: tuple[Access, ...] = ()
+    writes: tuple[Access, ...] = ()
+    semaphore: int = -1
+    count: int = 0
+    home: int = -1
+
+
+@dataclass(eq=False, slots=True)
+class Straight:
+    """Ops without control, rotations among them; ``loop`` is the one whose iteration ends here."""
+
+    ops: tuple[Op, ...]
+    needs: frozenset[str]
+    loop: int = -1
+
+
+@dataclass(eq=False, slots=True)
+class Scalar:
+    """A read of an index argument."""
+
+    op: Op
+    needs: frozenset[str]
+
+
+@dataclass(eq=False, slots=True)
+class Loop:
+    """``trips`` runs of the body with ``start + n * step``."""
+
+    op: Op
+    number: int
+    symbol: str
+    start: Expr
+    trips: Expr
+    step: int
+    body: Block
+    needs: frozenset[str]
+
+
+@dataclass(eq=False, slots=True)
+class Branch:
+    """Two blocks and what decides between them."""
+
+    op: Op
+    condition: Expr
+    then: Block
+    otherwise: Block
+    needs: frozenset[str]
+
+
+Piece: TypeAlias = Straight | Scalar | Loop | Branch
+
+
+@dataclass(eq=False, slots=True)
+class Control:
+    """An expression that decides what happens in a block: ``comparison`` where only its truth
+    matters, and ``exact`` where its value does.
+    """
+
+    expr: Expr
+    kind: str
+
+
+@dataclass(eq=False, slots=True)
+class Block:
+    """Pieces in order, and (``controls``) all that decides how they run, inner blocks included."""
+
+    pieces: tuple[Piece, ...]
+    needs: frozenset[str]
+    defines: frozenset[str]
+    controls: tuple[Control, ...]
+
+
+@dataclass(eq=False, slots=True)
+class Transfer:
+    """A DMA's descriptor in its home tensor, views resolved.
+
+    ``starts`` has None for an axis that a list rules; ``loops`` are those around it, outermost
+    first; ``whole`` says that it provably never reaches over the tensor's edge.
+    """
+
+    op: Op
+    number: int
+    root: Value
+    starts: tuple[Expr | None, ...]
+    spans: tuple[int, ...]
+    strides: tuple[int, ...]
+    extents: tuple[Expr, ...]
+    store: bool
+    loops: tuple[Op, ...]
+    whole: bool
+
+    def needs(self) -> frozenset[str]:
+        """Symbols that decide how much of the tile exists."""
+        if self.whole or None in self.starts:
+            return frozenset()
+        found: set[str] = set()
+        for expr in (*self.starts, *self.extents):
+            assert expr is not None
+            found |= names(expr)
+        return frozenset(found)
+
+
+@dataclass(eq=False)
+class Model:
+    """The program; ``concrete`` says that scalars are read from given values."""
+
+    function: Function
+    chip: Chip
+    concrete: bool
+    queues: list[str] = field(default_factory=list[str])
+    semaphores: list[Op] = field(default_factory=list[Op])
+    buffers: dict[Value, Op] = field(default_factory=dict[Value, Op])
+    transfers: dict[Op, Transfer] = field(default_factory=dict[Op, Transfer])
+    views: dict[Value, tuple[Value, tuple[Expr, ...], tuple[Expr, ...]]] = field(
+        default_factory=dict[Value, tuple[Value, tuple[Expr, ...], tuple[Expr, ...]]]
+    )
+
+    def __post_init__(self) -> None:
+        self.cells = Cells()
+        self.queue_number: dict[str, int] = {}
+        self.semaphore_number: dict[Value, int] = {}
+        self.buffer_number: dict[Value, int] = {}
+        self.compute_queues: set[int] = set()
+        #: By semaphore: queues that signal it, and that wait on it.
+        self.signallers: list[set[int]] = []
+        self.waiters: list[set[int]] = []
+        self.loops: list[Op] = []
+        self.stored: set[Value] = set()
+        self.places: dict[Value, TilePlace] = {}
+        self._declare()
+        self.body = self._block(self.function.body, ())
+        for value, op in self.buffers.items():
+            for slot in range(op.attr("stages")):
+                self.cells.add(self.rectangles(value, slot))
+
+    def _declare(self) -> None:
+        for op in walk(self.function.body):
+            if op.name == "buffer":
+                memory = self.chip.memories[str(op.attr("memory"))]
+                count = memory.partitions
+                self.buffer_number[op.result] = len(self.buffers)
+                self.buffers[op.result] = op
+                partitions = None if count is None else round(count.base)
+                self.places[op.result] = place_tile(op.result.tile, partitions)
+            elif op.name == "semaphore":
+                self.semaphore_number[op.result] = len(self.semaphores)
+                self.semaphores.append(op)
+                self.signallers.append(set())
+                self.waiters.append(set())
+            elif "queue" in op.attrs:
+                queue = str(op.attrs["queue"])
+                if queue not in self.queue_number:
+                    self.queue_number[queue] = len(self.queues)
+                    self.queues.append(queue)
+                number = self.queue_number[queue]
+                if op.name == "compute":
+                    self.compute_queues.add(number)
+                elif op.name in ("wait", "signal"):
+                    ends = self.waiters if op.name == "wait" else self.signallers
+                    ends[self.semaphore_number[op.operands[0]]].add(number)
+            if op.name == "dma_store":
+                self.stored.add(op.operands[0])
+        known = {d.queue for d in self.chip.dma.values()}
+        for name, number in self.queue_number.items():
+            if name not in known:
+                self.compute_queues.add(number)
+
+    def rectangles(self, buffer: Value, slot: int) -> list[Rectangle]:
+        """The bytes of a buffer's slot."""
+        op = self.buffers[buffer]
+        address = int(op.attr("offset")) + slot * int(op.attr("pitch"))
+        return whole(self.places[buffer], str(op.attr("memory")), address)
+
+    # --- blocks ----------------------------------------------------------------------------------
+
+    def _block(self, region: Region, loops: tuple[Op, ...]) -> Block:
+        pieces: list[Piece] = []
+        run: list[Op] = []
+        controls: list[Control] = []
+        defines: set[str] = set()
+
+        def flush() -> None:
+            if run:
+                needs = {s for op in run if op in self.transfers for s in self._needs(op)}
+                pieces.append(Straight(tuple(run), frozenset(needs)))
+                run.clear()
+
+        for op in region.ops:
+            match op.name:
+                case "for":
+                    flush()
+                    pieces.append(self._loop(op, loops, controls))
+                case "if":
+                    flush()
+                    pieces.append(self._branch(op, loops, controls))
+                case "index_load":
+                    flush()
+                    index = [as_expr(e) for e in op.attr("index")] if self.concrete else []
+                    needs = {s for e in index for s in names(e)}
+                    if self.concrete:
+                        needs |= self._view_symbols(op.operands[0])
+                    controls.extend(Control(e, "exact") for e in index)
+                    pieces.append(Scalar(op, frozenset(needs)))
+                    defines |= {s.name for s in op.symbols}
+                case "view":
+                    self._view(op)
+                case "buffer" | "semaphore":
+                    pass
+                case "dma_load" | "dma_store":
+                    transfer = self._transfer(op, loops)
+                    controls.extend(_cuts(transfer))
+                    run.append(op)
+                case _:
+                    run.append(op)
+        if loops and any(loops[-1] in t.loops for t in self.transfers.values()):
+            # What the home tensors' accesses of this iteration mean to the next changes here.
+            needs = {s for op in run if op in self.transfers for s in self._needs(op)}
+            number = self.loops.index(loops[-1])
+            pieces.append(Straight(tuple(run), frozenset(needs), number))
+            run.clear()
+        flush()
+        inner = [b for p in pieces for b in _blocks(p)]
+        controls.extend(c for b in inner for c in b.controls)
+        needs_all = frozenset(s for p in pieces for s in p.needs) - defines
+        return Block(tuple(pieces), needs_all, frozenset(defines), tuple(controls))
+
+    def _needs(self, op: Op) -> frozenset[str]:
+        return self.transfers[op].needs()
+
+    def _loop(self, op: Op, loops: tuple[Op, ...], controls: list[Control]) -> Loop:
+        number = len(self.loops)
+        self.loops.append(op)
+        start, stop = as_expr(op.attr("start")), as_expr(op.attr("stop"))
+        step = int(op.attr("step"))
+        trips = cdiv(stop - start, step)
+        body = self._block(op.regions[0], (*loops, op))
+        counter = op.regions[0].symbols[0].name
+        controls.append(Control(trips, "trips"))
+        # Where the body needs the counter, it needs where the counter starts.
+        own = names(trips) | (names(start) if counter in body.needs else set[str]())
+        needs = frozenset(own) | (body.needs - {counter})
+        return Loop(op, number, counter, start, trips, step, body, needs)
+
+    def _branch(self, op: Op, loops: tuple[Op, ...], controls: list[Control]) -> Branch:
+        condition = as_expr(op.attr("condition"))
+        then, otherwise = (self._block(region, loops) for region in op.regions)
+        controls.extend(Control(leaf, "truth") for leaf in leaves(condition))
+        needs = frozenset(names(condition)) | then.needs | otherwise.needs
+        return Branch(op, condition, then, otherwise, needs)
+
+    # --- tensors ---------------------------------------------------------------------------------
+
+    def _view(self, op: Op) -> None:
+        root, starts, extents = self.window(op.operands[0])
+        axis = int(op.attr("axis"))
+        start, stop = as_expr(op.attr("start")), as_expr(op.attr("stop"))
+        moved = tuple(s + start if a == axis else s for a, s in enumerate(starts))
+        cut = tuple(stop - start if a == axis else e for a, e in enumerate(extents))
+        self.views[op.result] = root, moved, cut
+        if op.result in self.stored:
+            self.stored.add(root)
+
+    def window(self, value: Value) -> tuple[Value, tuple[Expr, ...], tuple[Expr, ...]]:
+        """The tensor that a value is, or is a view of: it, where the view starts, its extents."""
+        found = self.views.get(value)
+        if found is None:
+            shape = value.tensor.shape
+            found = value, tuple(as_expr(0) for _ in shape), shape
+        return found
+
+    def _view_symbols(self, value: Value) -> set[str]:
+        return {s for start in self.window(value)[1] for s in names(start)}
+
+    def _transfer(self, op: Op, loops: tuple[Op, ...]) -> Transfer:
+        root, views, extents = self.window(op.operands[0])
+        shape, listed = op.operands[1].tile.shape, op.attr("list_axes")
+        starts: list[Expr | None] = []
+        spans: list[int] = []
+        strides: list[int] = []
+        complete = True
+        for axis, extent in enumerate(shape):
+            stride = _number(op.attr("stride")[axis], op)
+            spans.append(stride * (extent - 1) + 1)
+            strides.append(stride)
+            if axis in listed:
+                starts.append(None)
+                complete = False
+                continue
+            local = (
+                as_expr(op.attr("index")[axis]) * op.attr("step")[axis] + op.attr("offset")[axis]
+            )
+            starts.append(local + views[axis])
+            complete &= proves(as_expr(0) <= local) and proves(local + spans[-1] <= extents[axis])
+        found = Transfer(
+            op,
+            len(self.transfers),
+            root,
+            tuple(starts),
+            tuple(spans),
+            tuple(strides),
+            tuple(e + v for e, v in zip(extents, views, strict=True)),
+            op.name == "dma_store",
+            loops,
+            complete,
+        )
+        if found.store:
+            self.stored.add(root)
+        self.transfers[op] = found
+        return found
+
+    def cut(self, op: Op, environment: Environment) -> Cut:
+        """Which part of a transfer's tile exists."""
+        transfer = self.transfers[op]
+        if transfer.whole or (op.name == "dma_load" and op.attr("filling")):
+            return ""
+        box: list[tuple[int, int]] = []
+        _, views, _ = self.window(op.operands[0])
+        shape = op.operands[1].tile.shape
+        for axis, extent in enumerate(shape):
+            start = transfer.starts[axis]
+            if start is None:
+                return None
+            low = known(views[axis], environment)
+            first = known(start, environment)
+            stop = known(transfer.extents[axis], environment)
+            if low is None or first is None or stop is None:
+                return None
+            stride = transfer.strides[axis]
+            begin = max(0, -((first - low) // stride))
+            box.append((begin, max(begin, min(extent, -((first - stop) // stride)))))
+        if all(b == (0, e) for b, e in zip(box, shape, strict=True)):
+            return ""
+        return tuple(box)
+
+    # --- instructions ----------------------------------------------------------------------------
+
+    def instruction(self, op: Op, slots: tuple[int, ...], cut: Cut) -> Instruction:
+        """An op of a queue; ``slots`` of its operands (-1 for others).
+
+        New cuts may need new cells: then the cells' table is gone, and all starts anew.
+        """
+        queue = self.queue_number[str(op.attrs["queue"])]
+        if op.name in ("wait", "signal"):
+            number = self.semaphore_number[op.operands[0]]
+            compute = queue in self.compute_queues
+            return Instruction(op, queue, compute, (), (), number, int(op.attr("count")))
+        if op.name == "compute":
+            reads = int(op.attrs["reads"])  # type: ignore[arg-type]
+            made = [
+                self._access(op, queue, value, slot, n >= reads)
+                for n, (value, slot) in enumerate(zip(op.operands, slots, strict=True))
+            ]
+            return Instruction(op, queue, True, tuple(made[:reads]), tuple(made[reads:]))
+        load = op.name == "dma_load"
+        moved = self._access(op, queue, op.operands[1], slots[1], load, cut)
+        lists = [
+            self._access(op, queue, value, slot, False)
+            for value, slot in zip(op.operands[2:], slots[2:], strict=True)
+        ]
+        home = self.transfers[op].number if self.transfers[op].root in self.stored else -1
+        if load:
+            return Instruction(op, queue, False, tuple(lists), (moved,), home=home)
+        return Instruction(op, queue, False, (*lists, moved), (), home=home)
+
+    def _access(
+        self, op: Op, queue: int, value: Value, slot: int, write: bool, cut: Cut = ""
+    ) -> Access:
+        declared, place = self.buffers[value], self.places[value]
+        memory = str(declared.attr("memory"))
+        address = int(declared.attr("offset")) + slot * int(declared.attr("pitch"))
+        touched = defined = self.rectangles(value, slot)
+        if cut is None:
+            defined = []
+        elif not isinstance(cut, str):
+            outer = part(place, memory, address, cut, inward=False)
+            inner = part(place, memory, address, cut, inward=True)
+            if outer is None or inner is None:
+                defined = []
+            else:
+                touched, defined = outer, inner
+        if self.cells.add([*touched, *defined]):
+            raise NewCells
+        size = place.size
+        where = Place(
+            op, self.queues[queue], value.name, slot, memory, address, address + size, write
+        )
+        key = self.buffer_number[value] * 4096 + slot
+        cells = self.cells.of(touched)
+        defines = frozenset(self.cells.of(defined)) if write else frozenset[int]()
+        return Access(where, queue, key, cells, defines, write and _accumulates(op, value))
+
+
+class NewCells(Exception):
+    """An access that the table of cells doesn't have yet: it is entered; run again."""
+
+
+def _blocks(piece: Piece) -> Sequence[Block]:
+    if isinstance(piece, Loop):
+        return (piece.body,)
+    if isinstance(piece, Branch):
+        return (piece.then, piece.otherwise)
+    return ()
+
+
+def _cuts(transfer: Transfer) -> Iterator[Control]:
+    op = transfer.op
+    if transfer.whole or None in transfer.starts:
+        return
+    if op.name == "dma_load" and op.attr("filling"):
+        return
+    for start, span, extent in zip(transfer.starts, transfer.spans, transfer.extents, strict=True):
+        assert start is not None
+        yield Control(start + span <= extent, "cut")
+        yield Control(as_expr(0) <= start, "cut")
+
+
+def _number(value: object, op: Op) -> int:
+    if isinstance(value, int):
+        return value
+    if isinstance(value, Const):
+        return value.value
+    raise NotProved("a stride that isn't a number", op)
+
+
+def _accumulates(op: Op, value: Value) -> bool:
+    """Whether a compute writes a dot's accumulator to this buffer."""
+    if op.name != "compute":
+        return False
+    reads = int(op.attrs["reads"])  # type: ignore[arg-type]
+    region = op.regions[0]
+    dots = {r for inner in region.ops if inner.name == "dot" for r in inner.results}
+    return any(
+        target is value and result in dots
+        for target, result in zip(op.operands[reads:], region.yields, strict=True)
+    )
