@@ -77,7 +77,7 @@ def footprint(tensor: TensorType, reach: Sequence[Reach], granule: int = 1) -> F
         n * ceil(s.run / (8 * granule)) * granule for s, n in zip(segments, repeats, strict=True)
     )
     total = -(-bits // 8)
-    return Footprint(total, min(sum(repeats), max(total, 1)), max(granules, total))
+    return Footprint(total, sum(repeats), max(granules, total))
 
 
 def _planes(tensor: TensorType) -> list[tuple[int, int, int, Layout]]:
