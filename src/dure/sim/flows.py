@@ -77,14 +77,16 @@ class Flows(Generic[_Token]):
         self.groups.append(made)
         return made
 
-    def start(self, group: Group[_Token], units: int, token: _Token) -> None:
-        """A transfer starts now."""
+    def start(self, group: Group[_Token], units: int, token: _Token) -> int:
+        """A transfer starts now; gives the group's service at which it will end."""
         if not group.ends:
             group.service = 0
             self._active.append(group)
         self._started += 1
-        heappush(group.ends, (group.service + units, self._started, token))
+        finish = group.service + units
+        heappush(group.ends, (finish, self._started, token))
         self._changed = True
+        return finish
 
     def next_end(self) -> int | None:
         """When the next transfer ends, if nothing starts before."""

@@ -28,6 +28,7 @@ from dure.errors import IRError
 from dure.ir.core import Op
 from dure.sim.cost import ComputeCost
 from dure.sim.flows import Flows, Group
+from dure.sim.recurrence import Recurrence
 from dure.sim.streams import COMPUTE, MOVE, WAIT, Item, Transfer
 
 
@@ -69,20 +70,29 @@ class Queue:
 
 @dataclass(eq=False, slots=True)
 class Flight:
-    """A transfer in flight, and the signals that fire when it is complete:
-    (when the queue came to it, semaphore, count).
+    """A transfer in flight: when its bytes ``start`` to flow and did ``end``, the group in which
+    they do and the group's service at which they ``finish``, and the signals that fire when it is
+    complete: (when the queue came to it, semaphore, count).
     """
 
     queue: Queue
     transfer: Transfer
+    start: int = 0
     end: int | None = None
+    group: Group[Flight] | None = None
+    finish: int = 0
     signals: list[tuple[int, int, int]] = field(default_factory=list[tuple[int, int, int]])
     record: Happened | None = None
 
 
 @dataclass(eq=False, slots=True)
 class _Semaphore:
+    """``level``: what has been taken in and not yet been waited for; ``coming``: what is in
+    ``arriving``, (when, how much), in order.
+    """
+
     level: int
+    coming: int = 0
     arriving: deque[tuple[int, int]] = field(default_factory=deque[tuple[int, int]])
     waiter: Queue | None = None
 
@@ -116,21 +126,28 @@ class Replay:
         self.record = record
         self.events = 0
         self._ready = [queue for queues in self.queues for queue in queues]
-        self._starts: list[tuple[int, int, Flight]] = []
+        self.starts: list[tuple[int, int, Flight]] = []
 
     def run(self) -> int:
         """Run to the end; gives when it is."""
-        flows, ready, starts = self.flows, self._ready, self._starts
+        flows, ready, starts = self.flows, self._ready, self.starts
+        recurrence = None if self.record else Recurrence(self)
+        now = 0
         while True:
             while ready:
                 self._go_on(ready.pop())
-            now = flows.next_end()
-            if starts and (now is None or starts[0][0] < now):
-                now = starts[0][0]
-            if now is None:
+            if recurrence is not None and recurrence.due:
+                recurrence.look(now)
+            end = flows.next_end()
+            if starts and (end is None or starts[0][0] < end):
+                end = starts[0][0]
+            if end is None:
                 break
+            now = end
             for flight in flows.advance(now):
                 self._landed(flight, now)
+                if recurrence is not None:
+                    recurrence.landed(flight)
             while starts and starts[0][0] == now:
                 self._take_off(heappop(starts)[2], now)
         queues = [queue for queues in self.queues for queue in queues]
@@ -147,19 +164,20 @@ class Replay:
         semaphores = self.semaphores[queue.core]
         while at < count:
             item = stream[at]
-            kind = item[0]
+            kind, _, more = item
             if kind == COMPUTE:
-                cost: ComputeCost = item[2]
+                ps = cast(ComputeCost, more).ps
                 if record:
-                    self._happened(queue, item, time, time + cost.ps)
-                time += cost.ps
-                queue.busy += cost.ps
+                    self._happened(queue, item, time, time + ps)
+                time += ps
+                queue.busy += ps
             elif kind == MOVE:
-                time = self._issue(queue, item, time)
-                if time < 0:
+                free = self._issue(queue, item, time)
+                if free < 0:
                     break
+                time = free
             else:
-                number, change = cast("tuple[int, int]", item[2])
+                number, change = cast("tuple[int, int]", more)
                 if kind == WAIT:
                     until = self._wait(semaphores[number], change)
                     if until < 0:
@@ -167,29 +185,32 @@ class Replay:
                         break
                     if record:
                         queue.waits.append((number, time, max(time, until)))
-                    time = max(time, until)
+                    if until > time:
+                        time = until
                 elif queue.flying:
                     queue.flying[-1].signals.append((time, number, change))
                 else:
                     self._signal(semaphores[number], max(time, queue.done), change)
-            queue.time = time
             at += 1
-        queue.at = at
+        queue.at, queue.time = at, time
 
     def _wait(self, semaphore: _Semaphore, count: int) -> int:
         """Take ``count``: when the last of it arrives, or -1 where that isn't known yet."""
         until = 0
-        arriving = semaphore.arriving
-        if semaphore.level + sum(n for _, n in arriving) < count:
-            return -1
-        while semaphore.level < count:
-            until, more = arriving.popleft()
-            semaphore.level += more
-        semaphore.level -= count
+        level = semaphore.level
+        if level < count:
+            if level + semaphore.coming < count:
+                return -1
+            while level < count:
+                until, more = semaphore.arriving.popleft()
+                semaphore.coming -= more
+                level += more
+        semaphore.level = level - count
         return until
 
     def _signal(self, semaphore: _Semaphore, time: int, count: int) -> None:
         semaphore.arriving.append((time + self.latency, count))
+        semaphore.coming += count
         if semaphore.waiter is not None:
             self._ready.append(semaphore.waiter)
             semaphore.waiter = None
@@ -208,7 +229,8 @@ class Replay:
         if transfer.units:
             flying.append(flight)
             self.events += 1
-            heappush(self._starts, (free + transfer.delay, self.events, flight))
+            flight.start = free + transfer.delay
+            heappush(self.starts, (flight.start, self.events, flight))
         elif flying:
             flight.end = free
             flying.append(flight)
@@ -218,7 +240,8 @@ class Replay:
 
     def _take_off(self, flight: Flight, now: int) -> None:
         queue, transfer = flight.queue, flight.transfer
-        self.flows.start(self.groups.of(queue.core, transfer), transfer.units, flight)
+        flight.group = group = self.groups.of(queue.core, transfer)
+        flight.finish = self.flows.start(group, transfer.units, flight)
         if not queue.flowing:
             queue.since = now
         queue.flowing += 1

@@ -21,7 +21,7 @@ import numpy as np
 from dure.errors import IRError
 from dure.ir.core import Function, Op, Region, Value, walk
 from dure.ir.dtypes import Array, int32
-from dure.ir.expr import Const, Expr, as_expr
+from dure.ir.expr import Const, Expr, as_expr, bounds
 from dure.ir.expr_code import Evaluator, compile_expr, names_of
 from dure.ir.types import TensorType
 from dure.machine.chip import Chip, Dma
@@ -361,6 +361,15 @@ class _Axis:
         return max(0, high - low)
 
 
+def _whole(start: Expr, stride: int, extent: int, size: Expr) -> bool:
+    """Whether all elements of an axis exist, whatever the symbols are."""
+    low, high = bounds(start)
+    least = bounds(size)[0]
+    if low is None or high is None or least is None or stride < 0:
+        return False
+    return low >= 0 and high + (extent - 1) * stride < least
+
+
 class _Move(_Node):
     """A DMA: its counts, and the transfers that they make."""
 
@@ -388,6 +397,9 @@ class _Move(_Node):
             self.starts.append((compile_expr(start + starts[axis]), compile_expr(size)))
             if isinstance(start, Const) and isinstance(size, Const):
                 self.fixed.append(Reach(count({}), stride))
+                continue
+            if _whole(start, stride, extent, size):
+                self.fixed.append(Reach(extent, stride))
                 continue
             self.fixed.append(Reach(extent, stride))
             self.moving.append((axis, count))

@@ -1,0 +1,170 @@
+"""Skipping what repeats itself exactly.
+
+A loop's body, once its pipeline is full, often does the same again and again, a fixed time later.
+Where a replay is in a state that it was in before, with every time counted from now, and every
+queue's stream goes on as it did then, all that follows is what followed then: the replay may jump
+ahead over as many repetitions as the streams hold.  Nothing is estimated.  A state is the whole of
+it: where each queue stands, what is in flight and how much of it is left, what the semaphores hold
+and what is on its way to them.  A time that has passed counts as now, since whatever may still ask
+for it happens later.
+
+States are compared whenever one and the same transfer lands, with one kept from before, which is
+replaced after 1, 2, 4, ... comparisons (Brent's cycle detection).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, TypeAlias
+
+from dure.sim.streams import Transfer
+
+if TYPE_CHECKING:
+    from dure.sim.replay import Flight, Queue, Replay
+
+_State: TypeAlias = tuple[object, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A state, and what it was counted from."""
+
+    quick: _State
+    whole: _State
+    now: int
+    events: int
+    at: tuple[int, ...]
+    busy: tuple[int, ...]
+
+
+class Recurrence:
+    """Watches a replay and jumps ahead where it can."""
+
+    def __init__(self, replay: Replay) -> None:
+        self.replay = replay
+        self.queues: list[Queue] = [q for queues in replay.queues for q in queues]
+        self.due = False
+        self._anchor: tuple[Queue, Transfer] | None = None
+        self._kept: _Kept | None = None
+        self._seen = 0
+        self._next = 1
+
+    def landed(self, flight: Flight) -> None:
+        """A transfer has landed: the state is looked at when all that follows now has happened."""
+        if self._anchor is None:
+            longest = max(self.queues, key=lambda q: len(q.stream) - q.at if q.flying else -1)
+            if flight.queue is longest:
+                self._anchor = (longest, flight.transfer)
+        self.due = self.due or self._anchor == (flight.queue, flight.transfer)
+
+    def look(self, now: int) -> int:
+        """Compare the state with the kept one; gives the time after a jump, if there was one."""
+        self.due = False
+        kept = self._kept
+        quick = self._quick(now)
+        if kept is not None and quick == kept.quick and self._whole(now) == kept.whole:
+            times = self._repetitions(kept)
+            if times:
+                return self._jump(kept, now, times)
+            self._next = 0
+        self._seen += 1
+        if self._seen >= self._next:
+            self._keep(quick, now)
+        return now
+
+    def _keep(self, quick: _State, now: int) -> None:
+        self._kept = _Kept(
+            quick,
+            self._whole(now),
+            now,
+            self.replay.events,
+            tuple([q.at for q in self.queues]),
+            tuple([_busy(q, now) for q in self.queues]),
+        )
+        self._next = 2 * max(self._seen, self._next, 1)
+
+    def _quick(self, now: int) -> _State:
+        """A part of the state that is cheap to find."""
+        replay = self.replay
+        end = replay.flows.next_end()
+        first = replay.starts[0][0] - now if replay.starts else -1
+        return (first, len(replay.starts), -1 if end is None else end - now)
+
+    def _whole(self, now: int) -> _State:
+        queues = [
+            (
+                max(q.time - now, 0),
+                max(q.done - now, 0),
+                q.held,
+                q.flowing,
+                tuple([_flight(f, now) for f in q.flying]),
+            )
+            for q in self.queues
+        ]
+        semaphores = [
+            (s.level, s.waiter is None, tuple([(max(t - now, 0), n) for t, n in s.arriving]))
+            for entry in self.replay.semaphores
+            for s in entry
+        ]
+        return (tuple(queues), tuple(semaphores))
+
+    def _repetitions(self, kept: _Kept) -> int:
+        """How often more all queues do what they did since then."""
+        times = 1 << 62
+        for queue, at in zip(self.queues, kept.at, strict=True):
+            period = queue.at - at
+            if period:
+                same = _repeats(queue.stream, at, period)
+                # A queue looks at the instruction that it stands at, so that must be the same too.
+                times = min(times, (same - 1) // period - 1)
+        return max(times, 0) if times < 1 << 62 else 0
+
+    def _jump(self, kept: _Kept, now: int, times: int) -> int:
+        replay, shift = self.replay, times * (now - kept.now)
+        replay.events += times * (replay.events - kept.events)
+        for queue, at, busy in zip(self.queues, kept.at, kept.busy, strict=True):
+            queue.busy += times * (_busy(queue, now) - busy)
+            if queue.at < len(queue.stream) or queue.flying:
+                queue.time += shift
+                queue.done += shift
+            queue.at += times * (queue.at - at)
+            queue.since += shift
+            for flight in queue.flying:
+                flight.start += shift
+                flight.end = None if flight.end is None else flight.end + shift
+                flight.signals = [(t + shift, s, n) for t, s, n in flight.signals]
+        for entry in replay.semaphores:
+            for semaphore in entry:
+                semaphore.arriving = type(semaphore.arriving)(
+                    (t + shift, n) for t, n in semaphore.arriving
+                )
+        replay.starts[:] = [(t + shift, order, flight) for t, order, flight in replay.starts]
+        replay.flows.now += shift
+        self._kept, self._anchor, self._seen, self._next = None, None, 0, 1
+        return now + shift
+
+
+def _busy(queue: Queue, now: int) -> int:
+    return queue.busy + (now - queue.since if queue.flowing else 0)
+
+
+def _flight(flight: Flight, now: int) -> _State:
+    """What is still to come of a transfer in flight."""
+    signals = tuple([(max(t - now, 0), s, n) for t, s, n in flight.signals])
+    if flight.end is not None:
+        return (-1, max(flight.end - now, 0), signals)
+    if flight.group is None:
+        return (-2, flight.start - now, signals)
+    return (flight.group.number, flight.finish - flight.group.service, signals)
+
+
+def _repeats(stream: Sequence[object], start: int, period: int) -> int:
+    """How many entries from ``start`` on are the same as those a period later."""
+    later = islice(stream, start + period, None)
+    pairs = zip(islice(stream, start, None), later, strict=False)
+    for count, (a, b) in enumerate(pairs):
+        if a is not b:
+            return count
+    return len(stream) - start - period
