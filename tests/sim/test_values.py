@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from programs import Program, copy_program, matmul_program, number, toy_chip
 from dure.errors import IRError, TargetError
 from dure.ir import dtypes
 from dure.ir.blocks import Blocks
-from dure.ir.core import Function
+from dure.ir.core import Function, Region, Value
 from dure.ir.dtypes import Array
 from dure.ir.pack import plane_shape
 from dure.sim.storage import with_sums
@@ -155,6 +156,33 @@ def test_a_signal_waits_for_its_transfers() -> None:
         run_values(function, CHIP, [values, y_values], seed=seed)
         wrong += not np.array_equal(y_values, values)
     assert wrong
+
+
+def _without(region: Region, semaphore: Value) -> Region:
+    ops = tuple(
+        replace(op, regions=tuple(_without(r, semaphore) for r in op.regions))
+        for op in region.ops
+        if not (op.name in ("wait", "signal") and op.operands[0] is semaphore)
+    )
+    return replace(region, ops=ops)
+
+
+def test_every_semaphore_of_a_program_is_missed() -> None:
+    """Without any one of them, some interleaving gives a wrong result or breaks another's count."""
+    function = matmul_program(48, 48, 48, (16, 16, 16))
+    a, b = _floats(48, 48), _floats(48, 48, seed=1)
+    for semaphore in (op.result for op in function.body.ops if op.name == "semaphore"):
+        racy, missed = function.with_body(_without(function.body, semaphore)), False
+        for seed in range(40):
+            c = np.zeros_like(a)
+            try:
+                run_values(racy, CHIP, [a, b, c], seed=seed)
+            except IRError:
+                missed = True
+            missed = missed or not np.allclose(c, a @ b, atol=1e-4)
+            if missed:
+                break
+        assert missed, semaphore.name
 
 
 def test_an_instruction_reads_before_it_writes() -> None:
@@ -543,6 +571,14 @@ def test_what_the_chip_lacks() -> None:
     p.buffer("tile", (4, 4), memory="attic")
     with pytest.raises(TargetError, match="a buffer in 'attic'"):
         run_values(p.build(), CHIP, [])
+
+
+def test_an_engine_that_does_not_fill() -> None:
+    chip = toy_chip(dma__loader__fills=False)
+    arrays = [_floats(5, 7), _floats(4, 5)]
+    with pytest.raises(IRError, match="fills what lies outside"):
+        run_values(_through("float32", (5, 7), (4, 5), (1, 1)), chip, arrays)
+    run_values(_through("float32", (5, 7), (4, 5), (0, 0)), chip, arrays)
 
 
 def test_arguments_are_checked() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from dure.ir.blocks import Blocks
 from dure.ir.core import Function
 from dure.ir.dtypes import Array, BlockFormat, DType, ElementType
+from dure.ir.samples import copied
 from dure.machine.chip import Chip
 from dure.sim.arithmetic import Formats, formats_of
 from dure.sim.storage import raw_view
@@ -63,7 +65,7 @@ def compare(
     worst: Difference | None = None
     allowed = _default_tolerance(function, formats_of(chip)) if tolerance is None else tolerance
     for seed in seeds:
-        copies = [_copied(array) for array in arrays]
+        copies = cast("list[Array | Blocks]", [copied(array) for array in arrays])
         run_values(function, chip, copies, seed=seed)
         for param, found, expected in zip(function.params, copies, reference, strict=True):
             if expected is None:
@@ -104,13 +106,6 @@ def _wide(values: Array | Blocks) -> npt.NDArray[np.float64]:
         # Types below a byte convert by way of float32.
         return values.astype(np.float32).astype(np.float64)
     return values.astype(np.float64)
-
-
-def _copied(values: Array | Blocks) -> Array | Blocks:
-    if isinstance(values, Blocks):
-        planes = {name: plane.copy() for name, plane in values.planes.items()}
-        return Blocks(values.format, values.axis, values.shape, planes)
-    return values.copy()
 
 
 def _default_tolerance(function: Function, formats: Formats) -> float:

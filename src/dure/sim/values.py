@@ -274,6 +274,7 @@ class _Machine:
         for plane, box, raw in zip(planes, found, home.raws, strict=True):
             part = np.array(raw[box.memory])
             if op.attr("filling") and not box.whole:
+                self._check_fills(op)
                 tile = home.filled(raw, plane.dtype, box.shape, op.attr("fill"))
                 tile[box.tile] = part
                 part = tile
@@ -288,6 +289,16 @@ class _Machine:
                     tile[box.tile] = bits
                     bits = tile
                 plane.write(memory, address, bits)
+
+    def _check_fills(self, op: Op) -> None:
+        queue = op.attr("queue")
+        if not any(dma.fills for dma in self.chip.dma.values() if dma.queue == queue):
+            raise IRError(
+                f"a load on the queue '{queue}' fills what lies outside the tensor",
+                where=_where(op),
+                rule=f"the DMA engines of {self.chip.name} on that queue don't fill",
+                fix="write the fill with an instruction first, and load with filling=False",
+            )
 
     def _store(self, core: int, instruction: Instruction, position: int) -> Iterator[None]:
         op, window = instruction.op, self._window(instruction.op)
