@@ -31,8 +31,15 @@ _WHOLE = (
     "readers",
 )
 #: A tile op and a transfer to try every law with.
-_SAMPLE = dict.fromkeys(VARIABLES, 256.0) | {"elements": 65536.0, "bytes": 131072.0, "run": 1024.0}
-_SAMPLE |= {"batch": 1.0, "rate": 1.0, "bits": 16.0}
+_SAMPLE = {
+    **dict.fromkeys(VARIABLES, 256.0),
+    "elements": 65536.0,
+    "bytes": 131072.0,
+    "bits": 16.0,
+    "run": 1024.0,
+    "batch": 1.0,
+    "rate": 1.0,
+}
 
 
 def check_chip(chip: Chip, where: str) -> None:

@@ -92,7 +92,8 @@ def _override(chip: Chip, path: str, text: str) -> Chip:
         )
     old = known[path]
     value, unit = _written(text, old, f"--set {path}={text}")
-    said = f"set by the user; the file says {old.value:g} {old.unit} ({old.status}: {old.source})"
+    was = f"{old.value:g} {old.unit}" if old.unit != "1" else f"{old.value:g}"
+    said = f"set by the user; the file says {was} ({old.status}: {old.source})"
     entry = {"value": value, "unit": unit, "status": "published", "source": said}
     checked = _build(_replaced(_tables(chip), path, entry), f"--set {path}={text}")
     new = dataclasses.replace(dict(checked.quantities())[path], status="overridden")
@@ -156,10 +157,11 @@ def _translated(error: ValidationError, where: str) -> TargetError:
     cause = carried.__cause__ if isinstance(carried, ValueError) else None
     if isinstance(cause, TargetError):
         return TargetError(cause.what, where=at, rule=cause.rule, fix=cause.fix)
-    last = str(first["loc"][-1]) if first["loc"] else "the file"
+    last = next((part for part in reversed(first["loc"]) if isinstance(part, str)), "the file")
     kind = first["type"]
     what = {
-        "missing": f"'{last}' is missing",
+        "missing": f"'{last}' is missing"
+        + (" an entry" if isinstance(first["loc"][-1], int) else ""),
         "extra_forbidden": f"the schema has no '{last}' here",
     }.get(kind, f"'{last}' doesn't fit the schema: {first['msg']}")
     return TargetError(
