@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -50,47 +51,82 @@ class FloatFormat:
     def _bias(self) -> int:
         return (1 << (self.exponent - 1)) - 1
 
+    @property
+    def _dropped(self) -> int:
+        """Mantissa bits of float32 that the format lacks."""
+        return 23 - self.mantissa
+
+    def _subnormal(self, size: Floats) -> tuple[npt.NDArray[np.bool_], float]:
+        """Which sizes lie below the smallest normal number, and subnormals' unit."""
+        return size < 2.0 ** (1 - self._bias), 2.0 ** (1 - self._bias - self.mantissa)
+
     def round(self, values: Array) -> Floats:
         """The nearest value of the format, ties to even, as float32."""
         with np.errstate(all="ignore"):
-            wide = np.asarray(values, np.float64)
-            _, power = np.frexp(wide)
-        # The unit in the last place; subnormals share that of the smallest normal number.
-        power = np.maximum(power - 1, 1 - self._bias) - self.mantissa
-        with np.errstate(all="ignore"):
-            rounded = np.ldexp(np.rint(np.ldexp(wide, -power)), power)
-            limit = np.ldexp(2.0 - np.ldexp(1.0, -self.mantissa), self._bias)
-            rounded = np.where(np.abs(rounded) > limit, np.copysign(np.inf, rounded), rounded)
-            return np.where(np.isfinite(wide), rounded, wide).astype(np.float32)
+            given = np.array(values, np.float32, ndmin=1)
+            bits, drop = given.view(np.uint32), np.uint32(self._dropped)
+            if drop:
+                # A carry out of the mantissa goes into the exponent, which is right.
+                half = np.uint32((1 << (self._dropped - 1)) - 1)
+                rounded = bits + half + ((bits >> drop) & np.uint32(1))
+                rounded = (rounded >> drop) << drop
+            else:
+                rounded = bits.copy()
+            found: Floats = rounded.view(np.float32)
+            size = np.abs(given)
+            low, unit = self._subnormal(size)
+            if low.any():
+                small = np.rint(given[low].astype(np.float64) / unit) * unit
+                found[low] = np.copysign(small, given[low])
+            over = np.abs(found) >= np.exp2(np.float32(self._bias + 1))
+            if over.any():
+                found[over] = np.copysign(np.float32(np.inf), given[over])
+            lost = np.isnan(given)
+            if lost.any():
+                found[lost] = np.nan
+        return found.reshape(np.shape(values))
 
     def encode(self, values: Array) -> Array:
         """The bits of the nearest values, as unsigned integers that hold them."""
-        rounded = self.round(values).astype(np.float64)
+        rounded = np.atleast_1d(self.round(values))
+        bits, drop = rounded.view(np.uint32), np.uint32(self._dropped)
         size = np.abs(rounded)
+        code = (bits & np.uint32(0x7FFFFFFF)) - np.uint32((127 - self._bias) << 23) >> drop
+        low, unit = self._subnormal(size)
+        if low.any():
+            code[low] = (size[low].astype(np.float64) / unit).astype(np.uint32)
         top = ((1 << self.exponent) - 1) << self.mantissa
-        with np.errstate(all="ignore"):
-            _, power = np.frexp(size)
-            power = np.maximum(power - 1, 1 - self._bias)
-            scaled = np.where(np.isfinite(size), np.ldexp(size, self.mantissa - power), 0)
-            # A normal number's leading one adds 1 to the exponent field by itself.
-            field = (power + self._bias - 1).astype(np.int64) << self.mantissa
-            code = np.where(size == 0, 0, field + scaled.astype(np.int64))
-        code = np.where(np.isinf(size), top, np.where(np.isnan(size), top | 1, code))
-        code |= np.signbit(rounded).astype(np.int64) << (self.bits - 1)
-        return code.astype(np.dtype(f"uint{16 if self.bits <= 16 else 32}"))
+        special = ~np.isfinite(rounded)
+        if special.any():
+            code[special] = np.where(np.isnan(rounded[special]), top | 1, top)
+        code |= (bits >> np.uint32(31)) << np.uint32(self.bits - 1)
+        narrow = code.astype(np.dtype(f"uint{16 if self.bits <= 16 else 32}"))
+        return narrow.reshape(np.shape(values))
 
     def decode(self, code: Array) -> Floats:
         """The values of these bits."""
+        if self.bits > 16:
+            return self._decoded(code)
+        return _table(self)[cast("npt.NDArray[np.uint16]", code)]
+
+    def _decoded(self, code: Array) -> Floats:
         number = code.astype(np.int64)
         mantissa = number & ((1 << self.mantissa) - 1)
         power = (number >> self.mantissa) & ((1 << self.exponent) - 1)
-        normal = power > 0
-        fraction = np.where(normal, mantissa | (1 << self.mantissa), mantissa).astype(np.float64)
-        size = np.ldexp(fraction, np.maximum(power, 1) - self._bias - self.mantissa)
+        fraction = np.where(power > 0, mantissa | (1 << self.mantissa), mantissa)
+        scale = np.maximum(power, 1) - self._bias - self.mantissa
+        size = np.ldexp(fraction.astype(np.float64), scale)
         special = np.where(mantissa == 0, np.inf, np.nan)
         size = np.where(power == (1 << self.exponent) - 1, special, size)
         sign = (number >> (self.bits - 1)) & 1
         return np.where(sign == 1, -size, size).astype(np.float32)
+
+
+@cache
+def _table(format: FloatFormat) -> Floats:
+    """The value of every code of a format of 16 bits at most."""
+    # Reached through its format only, of which it is a part.
+    return format._decoded(np.arange(1 << 16))  # pyright: ignore[reportPrivateUsage]
 
 
 Formats: TypeAlias = "Mapping[DType, FloatFormat]"
