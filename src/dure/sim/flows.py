@@ -127,25 +127,46 @@ class Flows(Generic[_Token]):
 
     def _fair(self, active: Sequence[Group[_Token]]) -> list[int]:
         """The max-min fair rates, by the rounding law."""
-        left: dict[int, int] = {}
-        load: dict[int, int] = {}
-        for group in active:
-            for resource, weight in group.uses:
-                left[resource] = self.capacities[resource]
-                load[resource] = load.get(resource, 0) + weight * len(group.ends)
-        rates = dict[int, int]()
-        rising = list(active)
+        left, load, uses = self._contested(active)
+        rates = [0] * len(active)
+        rising = list(range(len(active)))
+        limits = [group.limit for group in active]
         while rising:
             shares = {r: left[r] // total for r, total in load.items() if total}
-            level = max(1, min(*shares.values(), *(group.limit for group in rising), 1 << 200))
-            still: list[Group[_Token]] = []
-            for group in rising:
-                if group.limit > level and all(shares[r] > level for r, _ in group.uses):
-                    still.append(group)
+            level = min([limits[place] for place in rising])
+            if shares:
+                level = max(1, min(level, *shares.values()))
+            full = {r for r, share in shares.items() if share <= level}
+            still: list[int] = []
+            for place in rising:
+                if limits[place] > level and not any(r in full for r, _ in uses[place]):
+                    still.append(place)
                     continue
-                rates[group.number] = level
-                for resource, weight in group.uses:
-                    left[resource] -= weight * len(group.ends) * level
-                    load[resource] -= weight * len(group.ends)
+                rates[place] = level
+                for resource, weight in uses[place]:
+                    left[resource] -= weight * level
+                    load[resource] -= weight
             rising = still
-        return [rates[group.number] for group in active]
+        return rates
+
+    def _contested(
+        self, active: Sequence[Group[_Token]]
+    ) -> tuple[dict[int, int], dict[int, int], list[list[tuple[int, int]]]]:
+        """What is left of each resource, its load, and the groups' uses of it (all their transfers
+        together); without the resources that could carry all at their own limits, and 1 unit more
+        each: their quotient is above every level.
+        """
+        load: dict[int, int] = {}
+        most: dict[int, int] = {}
+        uses = [[(r, w * len(group.ends)) for r, w in group.uses] for group in active]
+        for group, parts in zip(active, uses, strict=True):
+            above = group.limit + 1
+            for resource, weight in parts:
+                load[resource] = load.get(resource, 0) + weight
+                most[resource] = most.get(resource, 0) + weight * above
+        capacities = self.capacities
+        left = {r: capacities[r] for r, total in most.items() if total > capacities[r]}
+        if len(left) < len(load):
+            load = {r: load[r] for r in left}
+            uses = [[(r, w) for r, w in parts if r in left] for parts in uses]
+        return left, load, uses

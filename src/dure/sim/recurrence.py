@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, TypeAlias
 
-from dure.sim.streams import Transfer
+from dure.sim.items import Transfer
 
 if TYPE_CHECKING:
     from dure.sim.replay import Flight, Queue, Replay

@@ -28,8 +28,8 @@ from dure.errors import IRError
 from dure.ir.core import Op
 from dure.sim.cost import ComputeCost
 from dure.sim.flows import Flows, Group
+from dure.sim.items import COMPUTE, MOVE, WAIT, Item, Transfer
 from dure.sim.recurrence import Recurrence
-from dure.sim.streams import COMPUTE, MOVE, WAIT, Item, Transfer
 
 
 @dataclass(slots=True)

@@ -29,8 +29,9 @@ from dure.machine.quantity import Quantity
 from dure.sim.classes import CoreClass, core_classes
 from dure.sim.cost import ComputeCost, Costs, duration
 from dure.sim.flows import WEIGHT, Flows, units_a_picosecond
+from dure.sim.items import COMPUTE, MOVE, Item, Transfer
 from dure.sim.replay import Flight, Groups, Happened, Queue, Replay, deadlock
-from dure.sim.streams import COMPUTE, MOVE, Item, Streams, Transfer
+from dure.sim.streams import Streams
 
 Bound: TypeAlias = Literal["compute", "memory", "link", "latency"]
 

@@ -1,0 +1,101 @@
+"""The timed instructions that a program is traced into, and what its DMAs cost.
+
+A DMA's bytes and runs follow from how many of its elements exist along each axis
+(:mod:`dure.sim.footprint`), and from nothing else about where it lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import prod
+from typing import Any, TypeAlias
+
+from dure.errors import IRError
+from dure.ir.core import Op, Value
+from dure.ir.types import TensorType
+from dure.machine.chip import Chip, Dma
+from dure.sim.cost import duration
+from dure.sim.flows import UNIT, units_a_picosecond, weight_of
+from dure.sim.footprint import Footprint, Reach, footprint
+
+COMPUTE, WAIT, SIGNAL, MOVE = range(4)
+
+#: (COMPUTE, op, ComputeCost), (MOVE, op, Transfer), (WAIT or SIGNAL, op, (semaphore, count))
+Item: TypeAlias = tuple[int, Op, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """A DMA with its numbers: picoseconds of ``issue`` and ``delay`` (from issue to flow), what
+    flows, its own ``limit``, the ``weight`` of its units at the home memory, and the bytes that the
+    home memory gives or takes.
+    """
+
+    dma: str
+    issue: int
+    delay: int
+    bytes: int
+    units: int
+    limit: int
+    weight: int
+    home: Fraction
+
+
+def engine_of(chip: Chip, buffers: Mapping[Value, Op], op: Op) -> str:
+    """The DMA engine of the op's queue that goes its way."""
+    memory = str(buffers[op.operands[1]].attr("memory"))
+    way = (chip.home, memory) if op.name == "dma_load" else (memory, chip.home)
+    queue = op.attr("queue")
+    for name, dma in chip.dma.items():
+        if dma.queue == queue and way in dma.moves:
+            return name
+    engines = [f"'{d.queue}'" for d in chip.dma.values() if way in d.moves]
+    raise refusal(
+        op,
+        f"a DMA in queue '{queue}' from {way[0]} to {way[1]}",
+        f"a DMA of {chip.name} moves bytes between the memories that its engine reaches",
+        f"use queue {' or '.join(engines)}" if engines else "go by way of another memory",
+    )
+
+
+def transfer_maker(
+    chip: Chip, name: str, op: Op, tensor: TensorType
+) -> Callable[[Sequence[Reach]], Transfer]:
+    """What makes an op's transfers from their reach."""
+    dma = chip.dma[name]
+    issue, latency = duration(chip, dma.issue), duration(chip, dma.latency)
+    descriptor = 0 if dma.descriptor is None else duration(chip, dma.descriptor)
+    granule = 1 if dma.granule is None else int(dma.granule.base)
+    share = Fraction(*op.attr("share"))
+    lists: tuple[int, ...] = tuple(op.attr("list_axes"))
+
+    def make(reach: Sequence[Reach]) -> Transfer:
+        found = footprint(tensor, reach, granule)
+        if not found.bytes:
+            return Transfer(name, issue, 0, 0, 0, 1, 0, Fraction())
+        entries = prod(reach[axis].entries for axis in lists)
+        delay = latency + descriptor * (entries - 1)
+        limit = _limit(chip, dma, found)
+        home = found.granules * share
+        weight = weight_of(home / found.bytes)
+        units = found.bytes * UNIT
+        return Transfer(name, issue, delay, found.bytes, units, limit, weight, home)
+
+    return make
+
+
+def _limit(chip: Chip, dma: Dma, found: Footprint) -> int:
+    stream = chip.bytes_a_second(dma.stream or dma.bandwidth)
+    if dma.efficiency is None:
+        return units_a_picosecond(stream)
+    values = {name: number.base for name, number in dma.numbers.items()}
+    run = found.bytes / found.runs
+    values |= {"bytes": found.bytes, "run": run, "runs": found.runs}
+    return units_a_picosecond(max(0.0, stream * dma.efficiency(values)))
+
+
+def refusal(op: Op, what: str, rule: str, fix: str) -> IRError:
+    """The error of an op that can't be timed."""
+    return IRError(what, where=op.span.render() if op.span is not None else "", rule=rule, fix=fix)

@@ -1,0 +1,303 @@
+"""The steps of the walk through a program, made ready once.
+
+Each gives a core's instructions (``trace``) and what of it cores may differ in (``observe``).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeAlias, cast
+
+from dure.ir.core import Op
+from dure.ir.dtypes import int32
+from dure.ir.expr import Const, Expr, as_expr, bounds
+from dure.ir.expr_code import Evaluator, compile_expr
+from dure.sim.footprint import Reach
+from dure.sim.items import MOVE, Item, Transfer, engine_of, refusal, transfer_maker
+
+if TYPE_CHECKING:
+    from dure.sim.streams import Streams
+
+Env: TypeAlias = dict[str, int]
+#: The number of a loop's turns, or of an axis's elements: what cores may differ in.
+Observed: TypeAlias = list[int]
+
+
+class Node:
+    """A step of the walk.  ``depends``: the roots of what it observes that differs between cores;
+    ``binds``: it gives a symbol a value, which what follows may need.
+    """
+
+    depends: frozenset[str] = frozenset()
+    binds = False
+
+    def trace(self, env: Env) -> None:
+        raise NotImplementedError
+
+    def observe(self, env: Env, seen: Observed) -> None:
+        raise NotImplementedError
+
+
+class Plain(Node):
+    """An instruction that is the same wherever it stands."""
+
+    def __init__(self, streams: Streams, op: Op, item: Item) -> None:
+        self.out, self.queue, self.item = streams.out, streams.queue(op), item
+
+    def trace(self, env: Env) -> None:
+        self.out[self.queue].append(self.item)
+
+
+class Loop(Node):
+    def __init__(self, streams: Streams, op: Op, body: list[Node]) -> None:
+        start, stop = as_expr(op.attr("start")), as_expr(op.attr("stop"))
+        self.start, self.stop, self.step = compile_expr(start), compile_expr(stop), op.attr("step")
+        self.name = op.regions[0].symbols[0].name
+        self.body = body
+        inside = frozenset[str]().union(*(node.depends for node in body))
+        self.turning = self.name in inside
+        self.counted = bool(streams.varying(start, stop))
+        self.watched = [node for node in body if node.depends or node.binds]
+        self.depends = streams.varying(start, stop)
+        if inside:
+            # Whether it turns at all decides what is observed inside.
+            self.depends |= (inside - {self.name}) | streams.roots(start) | streams.roots(stop)
+
+    def trace(self, env: Env) -> None:
+        for counter in range(self.start(env), self.stop(env), self.step):
+            env[self.name] = counter
+            for node in self.body:
+                node.trace(env)
+
+    def observe(self, env: Env, seen: Observed) -> None:
+        turns = range(self.start(env), self.stop(env), self.step)
+        if self.counted:
+            seen.append(len(turns))
+        for counter in turns if self.turning else turns[:1]:
+            env[self.name] = counter
+            for node in self.watched:
+                node.observe(env, seen)
+
+
+class Branch(Node):
+    def __init__(self, streams: Streams, op: Op, branches: list[list[Node]]) -> None:
+        condition: Expr = as_expr(op.attr("condition"))
+        self.condition = compile_expr(condition)
+        self.branches = branches
+        self.depends = streams.varying(condition)
+        self.chosen = bool(self.depends)
+        for node in (*branches[0], *branches[1]):
+            self.depends |= node.depends
+        if self.depends:
+            # Which branch is taken decides what is observed, so its own roots count as well.
+            self.depends |= streams.roots(condition)
+
+    def trace(self, env: Env) -> None:
+        for node in self.branches[0 if self.condition(env) else 1]:
+            node.trace(env)
+
+    def observe(self, env: Env, seen: Observed) -> None:
+        taken = 0 if self.condition(env) else 1
+        if self.chosen:
+            seen.append(taken)
+        for node in self.branches[taken]:
+            if node.depends or node.binds:
+                node.observe(env, seen)
+
+
+class Rotate(Node):
+    """Turns buffers; only what index lists hold makes a difference to time."""
+
+    def __init__(self, streams: Streams, op: Op) -> None:
+        self.lists = streams.lists
+        self.buffers = [b for b in op.operands if b.tile.dtype is int32]
+        if self.buffers:
+            self.depends = streams.everything()
+
+    def trace(self, env: Env) -> None:
+        for buffer in self.buffers:
+            self.lists.rotate(buffer)
+
+    def observe(self, env: Env, seen: Observed) -> None:
+        self.trace(env)
+
+
+class Scalar(Node):
+    """Binds a symbol to an element of an index argument."""
+
+    binds = True
+
+    def __init__(self, streams: Streams, op: Op) -> None:
+        root, starts = streams.place(op.operands[0])
+        places = [as_expr(e) + s for e, s in zip(op.attr("index"), starts, strict=True)]
+        self.op, self.root = op, root.name
+        self.places = [compile_expr(e) for e in places]
+        self.name = op.symbols[0].name
+        limits = root.tensor.index
+        assert limits is not None
+        self.low, self.high = map(compile_expr, limits)
+        found = streams.lists.indices.get(root.name)
+        if found is None:
+            raise refusal(
+                op,
+                f"the program reads scalars from '{root.name}', whose values aren't given",
+                "a program with run-time indices is timed with their values",
+                f"pass indices={{'{root.name}': array}}",
+            )
+        self.values = found
+
+    def trace(self, env: Env) -> None:
+        place = tuple([p(env) for p in self.places])
+        if any(not 0 <= p < n for p, n in zip(place, self.values.shape, strict=True)):
+            raise refusal(
+                self.op,
+                f"element {place} of '{self.root}', which has the shape {self.values.shape}",
+                "a scalar read of an index argument lies inside it",
+                "bound the index by the argument's shape",
+            )
+        number = int(self.values[place])
+        if not self.low(env) <= number <= self.high(env):
+            raise refusal(
+                self.op,
+                f"'{self.root}' holds {number} at {place}",
+                f"its elements are declared to lie in [{self.low(env)}, {self.high(env)}]",
+                "pass indices inside the range",
+            )
+        env[self.name] = number
+
+    def observe(self, env: Env, seen: Observed) -> None:
+        self.trace(env)
+
+
+class _Axis:
+    """How many elements of one axis of a transfer exist."""
+
+    def __init__(self, start: Expr, stride: int, extent: int, size: Expr) -> None:
+        self.start, self.size = compile_expr(start), compile_expr(size)
+        self.stride, self.extent = stride, extent
+
+    def __call__(self, env: Env) -> int:
+        first, size, stride = self.start(env), self.size(env), self.stride
+        if stride < 0:
+            first, stride = size - 1 - first, -stride
+        elif stride == 0:
+            return self.extent if 0 <= first < size else 0
+        low = 0 if first >= 0 else -(first // stride)
+        high = min(self.extent, -((first - size) // stride))
+        return max(0, high - low)
+
+
+def _whole(start: Expr, stride: int, extent: int, size: Expr) -> bool:
+    """Whether all elements of an axis exist, whatever the symbols are."""
+    low, high = bounds(start)
+    least = bounds(size)[0]
+    if low is None or high is None or least is None or stride < 0:
+        return False
+    return low >= 0 and high + (extent - 1) * stride < least
+
+
+class Move(Node):
+    """A DMA: its counts, and the transfers that they make."""
+
+    def __init__(self, streams: Streams, op: Op) -> None:
+        self.op, self.lists = op, streams.lists
+        self.out, self.queue = streams.out, streams.queue(op)
+        self.root, _ = streams.place(op.operands[0])
+        self.buffer = op.operands[1]
+        axes: tuple[int, ...] = tuple(op.attr("list_axes"))
+        self.ruled = [(a, v) for a, v in zip(axes, op.operands[2:], strict=True)]
+        self.fixed: list[Reach] = []
+        self.moving: list[tuple[int, _Axis]] = []
+        self.varying: list[_Axis] = []
+        self.limits: list[tuple[int, Evaluator, Evaluator]] = []
+        for axis, extent in enumerate(self.buffer.tile.shape):
+            self._axis(streams, axis, extent, axis in axes)
+        self.known: dict[tuple[object, ...], Item] = {}
+        engine = engine_of(streams.chip, self.lists.buffers, op)
+        self.make = transfer_maker(streams.chip, engine, op, self.root.tensor)
+        self.fills = op.name == "dma_load" and bool(self.lists.indices)
+        self.listing: list[tuple[Evaluator, int, Evaluator, Evaluator]] = []
+        if self.fills and self.root.name in self.lists.indices and not axes:
+            self.listing = _listing(streams, op)
+        if self.lists.indices and (self.ruled or self.listing):
+            self.depends = streams.everything()
+
+    def _axis(self, streams: Streams, axis: int, extent: int, ruled: bool) -> None:
+        op = self.op
+        step, offset = int(op.attr("step")[axis]), as_expr(op.attr("offset")[axis])
+        size = as_expr(op.operands[0].tensor.shape[axis])
+        if ruled:
+            self.fixed.append(Reach(extent, 1, extent // step))
+            self.limits.append((step, compile_expr(offset), compile_expr(size)))
+            return
+        start, stride = (
+            as_expr(op.attr("index")[axis]) * step + offset,
+            int(op.attr("stride")[axis]),
+        )
+        count = _Axis(start, stride, extent, size)
+        if isinstance(start, Const) and isinstance(size, Const):
+            self.fixed.append(Reach(count({}), stride))
+            return
+        self.fixed.append(Reach(extent, stride))
+        if _whole(start, stride, extent, size):
+            return
+        self.moving.append((axis, count))
+        roots = streams.varying(start, size)
+        if roots:
+            self.varying.append(count)
+            self.depends |= roots
+
+    def trace(self, env: Env) -> None:
+        key: tuple[object, ...] = tuple([axis(env) for _, axis in self.moving])
+        if self.ruled:
+            key = (*key, *self._entries(env))
+        if self.fills:
+            self._fill(env)
+        item = self.known.get(key)
+        if item is None:
+            item = self.known[key] = (MOVE, self.op, self._transfer(key))
+        self.out[self.queue].append(item)
+
+    def observe(self, env: Env, seen: Observed) -> None:
+        for axis in self.varying:
+            seen.append(axis(env))
+        if self.ruled:
+            for entries, elements in self._entries(env):
+                seen += (entries, elements)
+        if self.fills:
+            self._fill(env)
+
+    def _transfer(self, key: tuple[object, ...]) -> Transfer:
+        reach = list(self.fixed)
+        counts = cast("tuple[int, ...]", key[: len(self.moving)])
+        for (axis, _), count in zip(self.moving, counts, strict=True):
+            reach[axis] = Reach(count, reach[axis].stride)
+        entries = cast("tuple[tuple[int, int], ...]", key[len(self.moving) :])
+        for (axis, _), (number, elements) in zip(self.ruled, entries, strict=True):
+            reach[axis] = Reach(elements, 1, number)
+        return self.make(reach)
+
+    def _entries(self, env: Env) -> list[tuple[int, int]]:
+        return [
+            self.lists.present(buffer, step, offset(env), size(env))
+            for (_, buffer), (step, offset, size) in zip(self.ruled, self.limits, strict=True)
+        ]
+
+    def _fill(self, env: Env) -> None:
+        """What this load does to the index list in its buffer."""
+        if not self.listing:
+            self.lists.forget(self.buffer)
+            return
+        axes = [(first(env), n, size(env), start(env)) for first, n, size, start in self.listing]
+        fill = int(self.op.attr("fill")) if self.op.attr("filling") else -1
+        self.lists.load(self.buffer, self.root.name, axes, fill)
+
+
+def _listing(streams: Streams, op: Op) -> list[tuple[Evaluator, int, Evaluator, Evaluator]]:
+    """Where a load of an index argument reads, as :meth:`Lists.load` wants it."""
+    _, starts = streams.place(op.operands[0])
+    found: list[tuple[Evaluator, int, Evaluator, Evaluator]] = []
+    for axis, start in enumerate(starts):
+        first = as_expr(op.attr("index")[axis]) * op.attr("step")[axis] + op.attr("offset")[axis]
+        size = compile_expr(op.operands[0].tensor.shape[axis])
+        found.append((compile_expr(first), op.attr("stride")[axis], size, compile_expr(start)))
+    return found
