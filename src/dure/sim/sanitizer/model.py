@@ -99,12 +99,15 @@ Piece: TypeAlias = Straight | Scalar | Loop | Branch
 
 @dataclass(eq=False, slots=True)
 class Control:
-    """An expression that decides what happens in a block: ``comparison`` where only its truth
-    matters, and ``exact`` where its value does.
+    """An expression that decides what happens in a block.
+
+    By ``kind``: only its ``truth`` matters; its value does (``trips``, ``exact``); or it says that
+    a transfer of ``span`` elements along an axis lies inside its tensor (``cut``).
     """
 
     expr: Expr
     kind: str
+    span: int = 0
 
 
 @dataclass(eq=False, slots=True)
@@ -377,6 +380,8 @@ class Model:
             box.append((begin, max(begin, min(extent, -((first - stop) // stride)))))
         if all(b == (0, e) for b, e in zip(box, shape, strict=True)):
             return ""
+        if any(low >= high for low, high in box):
+            return tuple((0, 0) for _ in box)
         return tuple(box)
 
     # --- instructions ----------------------------------------------------------------------------
@@ -457,8 +462,8 @@ def _cuts(transfer: Transfer) -> Iterator[Control]:
         return
     for start, span, extent in zip(transfer.starts, transfer.spans, transfer.extents, strict=True):
         assert start is not None
-        yield Control(start + span <= extent, "cut")
-        yield Control(as_expr(0) <= start, "cut")
+        yield Control(start + span <= extent, "cut", span)
+        yield Control(as_expr(0) <= start, "cut", span)
 
 
 def _number(value: object, op: Op) -> int:

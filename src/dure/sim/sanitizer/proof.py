@@ -216,9 +216,9 @@ class Proof:
                 return at + 1
             place = start + at * loop.step
             value = known(form, {**environment, loop.symbol: place})
-            if value is None or (control.kind == "cut" and not holds(relation, value)):
+            if value is None:
                 return at + 1
-            stop = min(stop, at + _constant(relation, value, grows * loop.step))
+            stop = min(stop, at + _lasts(control, relation, value, grows * loop.step))
         return max(stop, at + 1)
 
     def _counter(self, loop: Loop) -> Symbol:
@@ -358,9 +358,7 @@ class _Unknowable:
 
     def _steady(self, control: Control, relation: str, value: int, grows: int) -> bool:
         """Whether a comparison stays as it is while its form grows from a value."""
-        if control.kind == "cut" and not holds(relation, value):
-            return False
-        length = _constant(relation, value, grows)
+        length = _lasts(control, relation, value, grows)
         return length == _FOREVER or (self.most is not None and length >= self.most)
 
     def _in_iterations(self, form: Expr) -> Expr | None:
@@ -415,6 +413,15 @@ def _constant(relation: str, value: int, grows: int) -> int:
     if value <= last:
         return _FOREVER if grows < 0 else (last - value) // grows + 1
     return _FOREVER if grows > 0 else (value - last - 1) // -grows + 1
+
+
+def _lasts(control: Control, relation: str, value: int, grows: int) -> int:
+    """How many iterations a control stays as it is, whose form grows from a value."""
+    if control.kind != "cut" or holds(relation, value):
+        return _constant(relation, value, grows)
+    # Partly outside of its tensor a transfer moves more or less each time; wholly outside, nothing.
+    outside = control.span - value
+    return _constant("<=", outside, -grows) if outside <= 0 or grows == 0 else 1
 
 
 def _known(needs: Iterable[str], environment: Environment) -> object:
