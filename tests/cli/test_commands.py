@@ -474,6 +474,7 @@ def test_help_of_every_command_has_an_example(dure: Command) -> None:
         ["pull"],
         ["models"],
         ["targets"],
+        ["targets", "show"],
         ["bench"],
         ["bench", "llm"],
         ["perplexity"],
