@@ -135,7 +135,7 @@ class _Legaliser:
         operands = [self._converted(op, value, target, ops) for value in op.operands[:2]]
         for place, needed in enumerate(turned):
             if needed:
-                operands[place] = _turn(operands[place], op, ops)
+                operands[place] = _turn(operands[place], self._k_first(place, target), op, ops)
         accumulator = op.operands[2]
         wanted = dtypes.int32 if target.is_integer else dtypes.float32
         if accumulator.tile.dtype is not wanted:
@@ -157,9 +157,15 @@ class _Legaliser:
         assert rules is not None
         # A conversion writes the operand anew, the right way round.
         transposed = value.tile.dtype is target and _lies_transposed(value, scope)
-        if place == 0 and rules.stationary_k_first:
+        if self._k_first(place, target):
             return not transposed and "a" not in rules.transposed
         return transposed and ("a", "b")[place] not in rules.transposed
+
+    def _k_first(self, place: int, target: DType) -> bool:
+        """Whether the engine wants this operand with K along its rows."""
+        name = dot_engine(self.chip, target.name)
+        rules = self.chip.engines[name].dot if name is not None else None
+        return place == 0 and rules is not None and rules.stationary_k_first
 
     def _dot_type(self, op: Op, kind: TileType) -> DType:
         """The type in which an operand enters a dot."""
@@ -221,15 +227,23 @@ def _lies_transposed(value: Value, scope: Scope) -> bool:
     return swapped
 
 
-def _turn(value: Value, op: Op, ops: list[Op]) -> Value:
-    """The value through a copy that lies transposed: the matrix engine reads that one."""
+def _turn(value: Value, k_first: bool, op: Op, ops: list[Op]) -> Value:
+    """The value through a stored copy that lies the other way round than it does now.
+
+    ``k_first``: the copy is the transposed tile, and the value a view of it.  Else the value is a
+    view of a transposed tile, and the copy is the value itself.
+    """
     rank = value.tile.rank
     order = (*range(rank - 2), rank - 1, rank - 2)
-    made = infer("transpose", [value], {"order": order}, span=op.span)
-    stored = replace(made, attrs={**made.attrs, "stored": True})
-    back = infer("transpose", [stored.result], {"order": order}, span=op.span)
-    ops += [stored, back]
-    return back.result
+
+    def transposed(source: Value, stored: bool) -> Value:
+        made = infer("transpose", [source], {"order": order}, span=op.span)
+        ops.append(replace(made, attrs={**made.attrs, "stored": True}) if stored else made)
+        return made.result
+
+    if k_first:
+        return transposed(transposed(value, True), False)
+    return transposed(transposed(value, False), True)
 
 
 def _cast(value: Value, dtype: DType, op: Op, ops: list[Op]) -> Value:
