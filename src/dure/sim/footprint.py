@@ -10,11 +10,10 @@ list lie anywhere: each is at least one run of its own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
 from math import ceil, prod
 
-from dure.ir.dtypes import BlockFormat
+from dure.ir.dtypes import BlockFormat, DType
 from dure.ir.expr import Const, IntLike, as_expr
 from dure.ir.layout import Digit, Layout, PlaneLayouts
 from dure.ir.types import TensorType, default_layout
@@ -60,17 +59,15 @@ def footprint(tensor: TensorType, reach: Sequence[Reach], granule: int = 1) -> F
     """What the box ``reach`` of a tensor of constant shape touches."""
     if any(r.elements == 0 for r in reach):
         return Footprint(0, 0, 0)
+    layout = default_layout(tensor)
+    if isinstance(layout, PlaneLayouts):
+        bits, segments = _blocks(tensor, layout, reach)
+    else:
+        assert isinstance(tensor.dtype, DType)
+        width = tensor.dtype.bits
+        bits = prod(r.elements for r in reach) * width
+        segments = [_Segment(_number(layout.offset), width, _near_first(reach, layout))]
     entries = prod(r.entries for r in reach)
-    planes = _planes(tensor)
-    bits, segments = 0, list[_Segment]()
-    for width, axis, per, layout in planes:
-        counts = [-(-r.elements // per) if a == axis else r.elements for a, r in enumerate(reach)]
-        bits += prod(counts) * width
-        dims = list[tuple[int, int]]()
-        for count, r, digits in zip(counts, reach, layout.axes, strict=True):
-            dims += _dims(-(-count // r.entries), r.stride, digits)
-        dims = sorted(((n, s) for n, s in dims if n > 1), key=lambda dim: dim[1])
-        segments.append(_Segment(_number(layout.offset), width, dims))
     segments = _joined(segments)
     repeats = [prod(n for n, _ in s.dims) * entries for s in segments]
     granules = sum(
@@ -80,16 +77,57 @@ def footprint(tensor: TensorType, reach: Sequence[Reach], granule: int = 1) -> F
     return Footprint(total, sum(repeats), max(granules, total))
 
 
-def _planes(tensor: TensorType) -> list[tuple[int, int, int, Layout]]:
-    """(bits of an entry, the axis that is divided, by what, layout) of each plane."""
-    layout = default_layout(tensor)
-    if isinstance(tensor.dtype, BlockFormat):
-        assert isinstance(layout, PlaneLayouts)
-        axis = tensor.quantized_axis % tensor.rank
-        planes = tensor.dtype.planes
-        return [(p.dtype.bits, axis, p.per, layout[p.name]) for p in planes]
-    assert isinstance(layout, Layout)
-    return [(tensor.dtype.bits, 0, 1, layout)]
+def _blocks(
+    tensor: TensorType, layout: PlaneLayouts, reach: Sequence[Reach]
+) -> tuple[int, list[_Segment]]:
+    """The bits and the segments of a block-quantized tensor's planes.
+
+    Where a block's planes lie together, the segments are those of one block, else whole planes.
+    """
+    format = tensor.dtype
+    assert isinstance(format, BlockFormat)
+    axis = tensor.quantized_axis % tensor.rank
+    bits, planes, inside = 0, list[_Segment](), list[_Segment]()
+    for plane in format.planes:
+        here, width = layout[plane.name], plane.dtype.bits
+        entries = format.block // plane.per
+        blocks = ceil(reach[axis].elements / format.block)
+        others = prod(r.elements for a, r in enumerate(reach) if a != axis)
+        bits += others * blocks * entries * width
+        start = _number(here.offset)
+        box = [
+            replace(r, elements=blocks * entries) if a == axis else r for a, r in enumerate(reach)
+        ]
+        planes.append(_Segment(start, width, _near_first(box, here)))
+        stride = _address(here.axes[axis], entries)
+        box[axis] = replace(reach[axis], elements=reach[axis].entries)
+        each = (ceil(blocks / reach[axis].entries), stride)
+        dims = sorted(d for d in (*_near_first(box, here), each) if d[0] > 1)
+        dims.sort(key=lambda dim: dim[1])
+        inside += [
+            _Segment(start + _address(here.axes[axis], e), width, list(dims))
+            for e in range(entries)
+        ]
+    together = all(s.dims == inside[0].dims for s in inside)
+    return bits, _touching(inside) if together else planes
+
+
+def _near_first(reach: Sequence[Reach], layout: Layout) -> list[tuple[int, int]]:
+    """(count, stride in bits) of all that repeats an element, of one entry of each list."""
+    found: list[tuple[int, int]] = []
+    for r, digits in zip(reach, layout.axes, strict=True):
+        found += _dims(ceil(r.elements / r.entries), r.stride, digits)
+    return sorted(((n, s) for n, s in found if n > 1), key=lambda dim: dim[1])
+
+
+def _address(digits: Sequence[Digit], index: int) -> int:
+    """The bit at which an axis's element lies, counted from its first."""
+    total = 0
+    for digit in reversed(digits):
+        here = index if digit.extent is None else index % digit.extent
+        index = 0 if digit.extent is None else index // digit.extent
+        total += here * _number(digit.stride) if digit.dim == "offset" else 0
+    return total
 
 
 def _dims(count: int, stride: int, digits: Sequence[Digit]) -> list[tuple[int, int]]:
@@ -106,16 +144,28 @@ def _dims(count: int, stride: int, digits: Sequence[Digit]) -> list[tuple[int, i
 
 
 def _joined(segments: list[_Segment]) -> list[_Segment]:
+    """The segments, as long as they can be made."""
     for segment in segments:
         segment.grow()
     while len(segments) > 1 and all(s.dims == segments[0].dims for s in segments):
-        segments = sorted(segments, key=lambda s: s.offset)
-        first = segments[0]
-        if any(a.offset + a.run != b.offset for a, b in pairwise(segments)):
+        whole = _touching(segments)
+        if len(whole) == len(segments):
             break
-        segments = [_Segment(first.offset, sum(s.run for s in segments), first.dims)]
-        segments[0].grow()
+        segments = whole
+        if len(segments) == 1:
+            segments[0].grow()
     return segments
+
+
+def _touching(segments: Sequence[_Segment]) -> list[_Segment]:
+    """Segments of equal dims, those that touch as one."""
+    found: list[_Segment] = []
+    for segment in sorted(segments, key=lambda s: s.offset):
+        if found and found[-1].offset + found[-1].run == segment.offset:
+            found[-1].run += segment.run
+        else:
+            found.append(_Segment(segment.offset, segment.run, list(segment.dims)))
+    return found
 
 
 def _number(value: IntLike) -> int:
