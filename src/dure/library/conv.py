@@ -44,6 +44,7 @@ def conv2d(
                     step=(1, stride_h, bw * stride_w, bc),
                     offset=(0, kh * dilation_h - pad_h, kw * dilation_w - pad_w, 0),
                     stride=(1, 1, stride_w, 1),
+                    fill=0,
                 ).reshape((bw, bc))
                 taps = dl.load(w, (o, kh, kw, c), (bo, 1, 1, bc)).reshape((bo, bc))
                 acc = dl.dot(pixels, taps.T, acc)

@@ -69,15 +69,15 @@ def matmul_blocked(
     rows: dl.const,
     bm: dl.const = 512,
     bn: dl.const = 1024,
-    bk: dl.const = 1024,
+    bk: dl.const = 512,
 ):
     """``y = x.T @ w``: all three axes are blocked, and a block of columns of y stays in the
     scratchpad.
 
     ``rows`` is how many blocks of ``bm`` rows cover M.  For each block of columns K is walked once;
-    a block of w (bk, bn) meets every block of x (bk, bm) before the next one is loaded.  The
-    guide's blocks of 16 x 128 rows of M need more than its chip's scratchpad in float32; these are
-    a quarter of that.
+    a block of w (bk, bn) meets every block of x (bk, bm) before the next one is loaded.  With
+    4096 rows of float32 the guide's own blocks (2048 rows of M, 1024 of K) need 28 MiB of a
+    scratchpad of 24; these leave room for two of each operand.
     """
     for n in dl.range(dl.cdiv(y.shape[1], bn)):
         sums = ()

@@ -4,6 +4,7 @@
 its compulsory bytes.  The names of public measurements:
 
 - ``gemm MxKxN``: (M, K) @ (K, N).
+  ``gemm_bias``, ``gemm_gelu``, ``gemm_silu`` and ``gemm_residual`` are that with an epilogue.
 - ``ffn_gated MxDxF``: ``down(silu(x @ gate) * (x @ up))``; gate and up are one (D, 2 F) weight.
 - ``ffn_gelu MxDxF``: two matmuls with bias, the GELU of the error function between them.
 - ``attn HqxHkvxSqxSkvxD``: causal attention of the last Sq of Skv positions over a paged cache.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
@@ -58,22 +59,23 @@ def matmul_call(
     dtype: str,
     result: str,
     stages: tuple[epilogue.Epilogue, ...] = (),
-    extras: int = 0,
+    extra: Shape | None = None,
 ) -> KernelCall:
-    """(M, K) @ (K, N) with ``extras`` biases of (N,) for the epilogue's stages."""
+    """(M, K) @ (K, N), with one tensor of shape ``extra`` for the epilogue's stages."""
     m, k, n = shape
     kind, out = DTYPES[dtype], DTYPES[result]
-    bias = [tensor(DTYPES["f32"] if integer(dtype) else kind, n)] * extras
+    wide = DTYPES["f32"] if integer(dtype) else kind
+    extras = [] if extra is None else [tensor(wide, *extra)]
     tiles = {"bm": tile(m), "bn": tile(n), "bk": tile(k)}
     if dtype == "mxfp4":
         packed = packed_weight(k, n)
         tiles["bk"] = tile(k // 2, 64)
-        types = [tensor(kind, m, k), *packed, tensor(out, m, n), *bias]
+        types = [tensor(kind, m, k), *packed, tensor(out, m, n), *extras]
         chain = epilogue.compose(stages)
         return call(matmul_packed, types, tiles, {**_MXFP4, "epilogue": chain})
     if integer(dtype):
         stages = (epilogue.scaled(1.0 / 64), *stages)
-    types = [tensor(kind, m, k), tensor(kind, k, n), tensor(out, m, n), *bias]
+    types = [tensor(kind, m, k), tensor(kind, k, n), tensor(out, m, n), *extras]
     chain = epilogue.compose(stages)
     return call(matmul_kn, types, tiles, {**accumulation(dtype), "epilogue": chain})
 
@@ -93,6 +95,17 @@ def gemm(shape: Shape, dtype: str) -> Plan:
     """``MxKxN``"""
     m, k, n = shape
     launch = matmul_call(shape, dtype, result_of(dtype))
+    return Plan((launch,), 2 * m * k * n, bytes_of(launch.types))
+
+
+def gemm_stage(stage: str, shape: Shape, dtype: str) -> Plan:
+    """``MxKxN`` with a bias, an activation or a residual after it."""
+    m, k, n = shape
+    added = {"bias": (n,), "residual": (m, n)}.get(stage)
+    last = {"bias": epilogue.bias, "residual": epilogue.residual}.get(stage)
+    names = {"gelu": "gelu_erf"}
+    chain = epilogue.activated(names.get(stage, stage)) if last is None else last(0)
+    launch = matmul_call(shape, dtype, result_of(dtype), (chain,), added)
     return Plan((launch,), 2 * m * k * n, bytes_of(launch.types))
 
 
@@ -118,8 +131,8 @@ def ffn_gelu(shape: Shape, dtype: str) -> Plan:
     """``MxDxF``: two matmuls with bias, GELU after the first."""
     m, d, f = shape
     activation = epilogue.activated("gelu_erf")
-    first = matmul_call((m, d, f), dtype, dtype, (epilogue.bias(0), activation), 1)
-    second = matmul_call((m, f, d), dtype, result_of(dtype), (epilogue.bias(0),), 1)
+    first = matmul_call((m, d, f), dtype, dtype, (epilogue.bias(0), activation), (f,))
+    second = matmul_call((m, f, d), dtype, result_of(dtype), (epilogue.bias(0),), (d,))
     hidden = bytes_of([tensor(DTYPES[dtype], m, f)])
     moved = bytes_of(first.types) + bytes_of(second.types) - 2 * hidden
     return Plan((first, second), 4 * m * d * f, moved)
@@ -299,6 +312,10 @@ def encoder_measured(shape: Shape, dtype: str) -> Plan:
 #: dure's own programs.
 TABLE: dict[str, Row] = {
     "gemm": ("MxKxN", ALL, gemm),
+    **{
+        f"gemm_{stage}": ("MxKxN", ALL, partial(gemm_stage, stage))
+        for stage in ("bias", "gelu", "silu", "residual")
+    },
     "ffn_gated": ("MxDxF", ALL, ffn_gated),
     "ffn_gelu": ("MxDxF", ALL, ffn_gelu),
     "attn": ("HqxHkvxSqxSkvxD", FLOATS, attention),

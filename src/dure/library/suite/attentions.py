@@ -242,7 +242,7 @@ def paged_cases() -> Iterable[Case]:
         full = ("ragged_attention", "32x8x512x2048x128", "bf16")
         name = f"paged attention as measured {dtype}"
         tolerance = _TOLERANCES[dtype]
-        yield Case(name, item, ragged_attention, draw, mixed, {}, full, tolerance)
+        yield Case(name, item, ragged_attention, draw, mixed, {}, full, tolerance, pinned=True)
 
 
 def draw_scores(dtype: str, rng: np.random.Generator, size: Shape) -> Drawn:

@@ -57,7 +57,8 @@ class Case:
     of ``sizes``.  ``tiles`` are the consts that a compiler chooses, with sizes that are legal for
     all of them.  An output may be away from what is expected by ``tolerance`` of the largest
     expected value, or by ``absolute``; what was chosen (argmax) must be equal.  ``large`` is an
-    operator, its dims and dtype: the case at its full size, to be timed.
+    operator, its dims and dtype: the case at its full size, to be timed.  Where the case is
+    ``pinned`` its tile sizes are those of one chip's measurement, and need not fit another.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Case:
     tolerance: float = TOLERANCES["f32"]
     absolute: float = 1e-6
     updates: tuple[int, ...] = ()
+    pinned: bool = False
 
     def drawn(self, size: Shape, seed: int = 0) -> Drawn:
         """The arguments of a size."""

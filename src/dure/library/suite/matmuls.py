@@ -99,9 +99,9 @@ def matmul_cases() -> Iterable[Case]:
     """Every element type with every epilogue."""
     for dtype in ("f32", "f16", "bf16", "fp8", "int8"):
         tolerance, absolute = TOLERANCES[dtype], ABSOLUTE.get(dtype, 1e-6)
-        large = ("gemm", "4096x4096x4096", dtype)
         for stage in ("", "bias", "gelu", "silu", "residual"):
             name = f"matmul {stage} {dtype}".replace("  ", " ")
+            large = (f"gemm_{stage}" if stage else "gemm", "4096x4096x4096", dtype)
             draw = partial(draw_matmul, dtype, stage, False)
             yield Case(name, "matmul", matmul_kn, draw, _SIZES, _TILES, large, tolerance, absolute)
         draw = partial(draw_matmul, dtype, "bias", True)
@@ -273,7 +273,7 @@ def product_cases() -> Iterable[Case]:
         large = (kernel.__name__, "4096x8192x8192", "f32")
         draw = partial(draw_nest, kernel)
         nest = ((1, 1, 1), (17, 33, 40), (32, 64, 64))
-        yield Case(name, "pinned matmul", kernel, draw, nest, {}, large)
+        yield Case(name, "pinned matmul", kernel, draw, nest, {}, large, pinned=True)
     for dtype in ("f32", "bf16", "int8"):
         tolerance, absolute = 2 * TOLERANCES[dtype], ABSOLUTE.get(dtype, 1e-6)
         large = ("gated_linear_kn", "128x4096x14336", dtype)
