@@ -23,7 +23,7 @@ import numpy.typing as npt
 from dure.errors import IRError
 from dure.ir.blocks import Blocks
 from dure.ir.core import Function, Op, Param, Region, Value
-from dure.ir.dtypes import Array, DType
+from dure.ir.dtypes import Array, BlockFormat, DType
 from dure.ir.expr import Expr, IntLike, Symbol, as_expr, evaluate, symbols
 from dure.ir.interpret_memory import Memory, Positions, View, positions
 from dure.ir.layout import Layout
@@ -417,6 +417,8 @@ def _index_load(frame: Frame, op: Op) -> Sequence[RuntimeValue]:
 def _full(frame: Frame, op: Op) -> Sequence[RuntimeValue]:
     value: Any = op.attr("value")
     dtype: DType = op.attr("dtype")
+    if isinstance(op.result.type.dtype, BlockFormat):
+        return [empty_value(op.result.tile, {})]
     number = frame.integer(value) if isinstance(value, Expr) else value
     wide: npt.DTypeLike = np.int64 if isinstance(number, int) else np.float64
     shape: tuple[int, ...] = tuple(op.attr("shape"))

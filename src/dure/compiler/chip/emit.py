@@ -18,6 +18,7 @@ from dure.compiler.chip.tree import (
     Structure,
     Sync,
     Tree,
+    steps,
 )
 from dure.ir.core import Function, Op, Region, Value, infer
 from dure.ir.types import TileType
@@ -46,10 +47,9 @@ class _Emitter:
     def is_used(self, buffer: Buffer, tree: Tree) -> bool:
         """Whether some instruction touches the buffer."""
         if not self.used:
-            from dure.compiler.chip.tree import steps
-
             for step in steps(tree.body):
-                self.used.update((*step.reads, *step.writes, *step.lists))
+                touched = (*step.reads, *step.writes, *step.lists)
+                self.used.update((*touched, *(b.root for b in touched)))
         return buffer in self.used
 
     def buffer(self, buffer: Buffer) -> Op:
@@ -64,7 +64,8 @@ class _Emitter:
             "pitch": buffer.pitch,
             "quantized_axis": kind.quantized_axis,
         }
-        made = infer("buffer", [], attrs, span=buffer.span, hint=_identifier(buffer.name))
+        same = [] if buffer.alias_of is None else [self.buffers[buffer.root]]
+        made = infer("buffer", same, attrs, span=buffer.span, hint=_identifier(buffer.name))
         self.buffers[buffer] = made.result
         return made
 

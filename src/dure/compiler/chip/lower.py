@@ -15,7 +15,6 @@ from dure.compiler.chip.engines import Engines
 from dure.compiler.chip.instructions import Writer, vector_runs
 from dure.compiler.chip.tree import Block, Branch, Buffer, Loop, Step, Structure, Tree
 from dure.compiler.chip.usage import Consumer, Usage, is_cheap, usage_of
-from dure.errors import KernelError
 from dure.ir.core import Function, Op, Region, Value
 from dure.ir.expr import Expr, as_expr, compare, logic, proves
 from dure.ir.rewrite import eliminate_dead_code
@@ -205,20 +204,17 @@ class _Lowering:
         if outside is None:
             return
         kind = buffer.type
-        if kind.block is not None:
-            raise KernelError(
-                f"a load of {kind} that may hang over the tensor's edge",
-                where=op.span.render() if op.span is not None else "",
-                rule=f"DMA of {self.engines.chip.name} fills nothing in, and a block-quantized tile "
-                "can't be filled by an engine",
-                fix="use tile sizes that divide the tensor's extents",
-            )
         inside = Block(parent=block, repeated=block.repeated)
         constant = Op(
             "full",
             (),
             (Value(kind, "fill"),),
-            {"shape": kind.shape, "value": op.attr("fill"), "dtype": kind.dtype},
+            {
+                "shape": kind.shape,
+                "value": op.attr("fill"),
+                "dtype": kind.dtype,
+                "quantized_axis": kind.quantized_axis,
+            },
             span=op.span,
         )
         self.usage.makers[constant.result] = constant

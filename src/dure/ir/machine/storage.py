@@ -18,6 +18,10 @@ def _buffer_typing(
     operands: Sequence[Type], attrs: Mapping[str, Any], regions: Sequence[Region]
 ) -> Sequence[Type]:
     dtype: Any = attrs["dtype"]
+    for operand in operands:
+        tile(operand, "the buffer that is seen otherwise")
+    if len(operands) > 1:
+        raise broken("a buffer of several others", "a buffer is new, or another one's bytes")
     if attrs["offset"] < 0 or attrs["pitch"] < 0 or attrs["stages"] < 1:
         raise broken(
             f"a buffer at {attrs['offset']} with {attrs['stages']} slots {attrs['pitch']} apart",
@@ -34,8 +38,9 @@ declare(
         None,
         free,
         defaults={"stages": 1, "pitch": 0, "quantized_axis": -1},
-        doc="buffer() {memory, offset, shape, dtype, stages, pitch}: storage of a tile; offset and "
-        "pitch in bytes (of each partition, where the memory has partitions)",
+        doc="buffer(*same) {memory, offset, shape, dtype, stages, pitch}: storage of a tile; offset and "
+        "pitch in bytes (of each partition, where the memory has partitions); with an operand, that "
+        "buffer's bytes seen as another tile",
     )
 )
 

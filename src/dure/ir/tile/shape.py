@@ -10,7 +10,7 @@ import numpy as np
 
 from dure.ir.blocks import Blocks
 from dure.ir.core import Cost, OpDef, Region, declare
-from dure.ir.dtypes import Array, DType
+from dure.ir.dtypes import Array, BlockFormat, DType, ElementType
 from dure.ir.rules import broken, free, moves_bytes, plain, tile
 from dure.ir.types import TileType, Type
 
@@ -18,7 +18,18 @@ from dure.ir.types import TileType, Type
 def _full_typing(
     operands: Sequence[Type], attrs: Mapping[str, Any], regions: Sequence[Region]
 ) -> Sequence[Type]:
-    return [TileType(tuple(attrs["shape"]), attrs["dtype"])]
+    dtype: ElementType = attrs["dtype"]
+    shape: tuple[int, ...] = tuple(attrs["shape"])
+    if not isinstance(dtype, BlockFormat):
+        return [TileType(shape, dtype)]
+    axis: int = attrs["quantized_axis"]
+    if attrs["value"] != 0:
+        raise broken(
+            f"full of {attrs['value']} in {dtype}",
+            "the only block-quantized constant is 0",
+            "quantize a tile of floats",
+        )
+    return [TileType(shape, dtype, axis)]
 
 
 declare(
@@ -29,6 +40,7 @@ declare(
         None,
         free,
         elementwise=True,
+        defaults={"quantized_axis": -1},
         doc="full {shape, dtype, value}: a number, or an index expression, everywhere",
     )
 )

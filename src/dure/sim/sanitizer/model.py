@@ -170,6 +170,8 @@ class Model:
         self.queue_number: dict[str, int] = {}
         self.semaphore_number: dict[Value, int] = {}
         self.buffer_number: dict[Value, int] = {}
+        #: The first buffer with the same bytes: a buffer may be seen as a tile of another shape.
+        self.storage_number: dict[Value, int] = {}
         self.compute_queues: set[int] = set()
         #: By semaphore: queues that signal it, and that wait on it.
         self.signallers: list[set[int]] = []
@@ -189,6 +191,9 @@ class Model:
                 memory = self.chip.memories[str(op.attr("memory"))]
                 count = memory.partitions
                 self.buffer_number[op.result] = len(self.buffers)
+                self.storage_number[op.result] = (
+                    self.storage_number[op.operands[0]] if op.operands else len(self.buffers)
+                )
                 self.buffers[op.result] = op
                 partitions = None if count is None else round(count.base)
                 self.places[op.result] = place_tile(op.result.tile, partitions)
@@ -436,7 +441,7 @@ class Model:
         where = Place(
             op, self.queues[queue], value.name, slot, memory, address, address + size, write
         )
-        key = self.buffer_number[value] * 4096 + slot
+        key = self.storage_number[value] * 4096 + slot
         cells = self.cells.of(touched)
         defines = frozenset(self.cells.of(defined)) if write else frozenset[int]()
         return Access(where, queue, key, cells, defines, write and _accumulates(op, value))
