@@ -15,7 +15,8 @@ import numpy as np
 from dure.errors import IRError
 from dure.ir.core import Function, Op, Region, Value
 from dure.ir.dtypes import Array
-from dure.ir.expr import as_expr, evaluate
+from dure.ir.expr import IntLike, evaluate
+from dure.ir.expr_code import Evaluator, compile_expr, missing
 
 #: Ops that belong to no queue: they declare, or every queue follows them by itself.
 STRUCTURE = frozenset({"buffer", "semaphore", "rotate", "view", "index_load", "for", "if"})
@@ -64,17 +65,28 @@ class _Expansion:
         self.turns: dict[Value, int] = {}
         self.stages: dict[Value, int] = {}
         self.views: dict[Value, tuple[Value, dict[int, int]]] = {}
+        self._compiled: dict[IntLike, Evaluator] = {}
+
+    def number(self, expr: IntLike, known: Mapping[str, int]) -> int:
+        """The number that an expression is; it is compiled when it is first met."""
+        code = self._compiled.get(expr)
+        if code is None:
+            code = self._compiled[expr] = compile_expr(expr)
+        try:
+            return code(known)
+        except KeyError as error:
+            raise missing(error, known) from None
 
     def region(self, region: Region, known: dict[str, int]) -> Iterator[Instruction]:
         for op in region.ops:
             match op.name:
                 case "for":
-                    start, stop = (evaluate(as_expr(op.attr(k)), known) for k in ("start", "stop"))
+                    start, stop = (self.number(op.attr(k), known) for k in ("start", "stop"))
                     body, name = op.regions[0], op.regions[0].symbols[0].name
                     for counter in range(start, stop, op.attr("step")):
                         yield from self.region(body, {**known, name: counter})
                 case "if":
-                    taken = op.regions[0 if evaluate(op.attr("condition"), known) else 1]
+                    taken = op.regions[0 if self.number(op.attr("condition"), known) else 1]
                     yield from self.region(taken, dict(known))
                 case "buffer":
                     self.stages[op.result] = op.attr("stages")
@@ -93,7 +105,7 @@ class _Expansion:
 
     def _view(self, op: Op, known: Mapping[str, int]) -> None:
         root, offsets = self.views.get(op.operands[0], (op.operands[0], {}))
-        start = evaluate(as_expr(op.attr("start")), known)
+        start = self.number(op.attr("start"), known)
         axis: int = op.attr("axis")
         self.views[op.result] = root, {**offsets, axis: offsets.get(axis, 0) + start}
 
@@ -108,7 +120,7 @@ class _Expansion:
                 fix=f"pass indices={{'{root.name}': array}}",
             )
         place = tuple(
-            evaluate(as_expr(e), known) + offsets.get(a, 0) for a, e in enumerate(op.attr("index"))
+            self.number(e, known) + offsets.get(a, 0) for a, e in enumerate(op.attr("index"))
         )
         if any(not 0 <= p < n for p, n in zip(place, values.shape, strict=True)):
             raise IRError(
@@ -120,7 +132,7 @@ class _Expansion:
         number = int(values[place])
         symbol = op.symbols[0]
         for bound, holds in ((symbol.low, int.__ge__), (symbol.high, int.__le__)):
-            if bound is not None and not holds(number, evaluate(bound, known)):
+            if bound is not None and not holds(number, self.number(bound, known)):
                 raise IRError(
                     f"'{root.name}' holds {number} at {place}",
                     rule=f"its elements are declared to lie in [{symbol.low}, {symbol.high}]",
