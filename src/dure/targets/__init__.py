@@ -29,18 +29,19 @@ _HERE = Path(__file__).parent
 
 def target_names() -> tuple[str, ...]:
     """The names of all targets, sorted; a target's name is its folder's, with ``-`` for ``_``."""
-    packaged = {file.parent.name.replace("_", "-") for file in _HERE.glob("*/machine.toml")}
-    return tuple(sorted(packaged | _offered().keys()))
+    return tuple(sorted(_packaged().keys() | _offered().keys()))
 
 
 def host_names() -> tuple[str, ...]:
     """The names of the targets that are the machine that dure runs on."""
-    return tuple(name for name in target_names() if (_folder(name) / "machine.py").is_file())
+    found = _packaged().items()
+    return tuple(sorted(name for name, folder in found if (folder / "machine.py").is_file()))
 
 
 def chip_names() -> tuple[str, ...]:
     """The names of the targets that :func:`chip` reads."""
-    return tuple(name for name in target_names() if name not in host_names())
+    hosts = host_names()
+    return tuple(name for name in target_names() if name not in hosts)
 
 
 def describe(name: str) -> Machine:
@@ -48,7 +49,7 @@ def describe(name: str) -> Machine:
 
     Raises :class:`~dure.errors.TargetError` for a machine file that breaks the schema.
     """
-    folder = _folder(name)
+    folder = _packaged().get(name, _HERE / name)
     if (folder / "machine.py").is_file():
         module = importlib.import_module(f"{__name__}.{folder.name}.machine")
         return module.describe()
@@ -70,11 +71,10 @@ def chip(name_or_path: str | Path, overrides: Mapping[str, str] | None = None) -
     from dure.machine.chip_loader import load_chip, parse_chip, with_overrides  # imports pydantic
 
     name = str(name_or_path)
-    file = _folder(name) / "machine.toml"
     if isinstance(name_or_path, Path) or name.endswith(".toml"):
         found = load_chip(Path(name_or_path))
-    elif file.is_file() and name in chip_names():
-        found = load_chip(file)
+    elif name in _packaged() and name not in host_names():
+        found = load_chip(_packaged()[name] / "machine.toml")
     elif name in _offered():
         found = parse_chip(*_text_of(name))
     else:
@@ -87,8 +87,10 @@ def chips() -> tuple[Chip, ...]:
     return tuple(chip(name) for name in chip_names())
 
 
-def _folder(name: str) -> Path:
-    return _HERE / name.replace("-", "_")
+def _packaged() -> dict[str, Path]:
+    """The package's own targets, each with its folder."""
+    files = _HERE.glob("*/machine.toml")
+    return {file.parent.name.replace("_", "-"): file.parent for file in files}
 
 
 def _offered() -> dict[str, importlib.metadata.EntryPoint]:
