@@ -2,8 +2,8 @@
 
 An instruction takes the largest issue cost of its engines, then as long as its slowest engine.  An
 engine's work is the sum of the laws of its tile ops, in cycles of its clock; an op runs on the
-first of the instruction's engines that has a law for its class (:func:`operation_of`).  ``none``
-ops are free.  Ops of a nested region count too, a loop's as often as it runs.
+first of the instruction's engines that has a law for its class of work
+(:func:`dure.ir.machine.compute.works`).
 
 The variables of a law are :data:`dure.machine.law.VARIABLES`, from the op's tile types.  A
 block-quantized tile counts its elements; ``bits`` is of the widest element that an op reads or
@@ -21,8 +21,7 @@ from typing import Any
 from dure.errors import IRError
 from dure.ir.core import Op, Region
 from dure.ir.dtypes import BlockFormat
-from dure.ir.expr import Const, as_expr
-from dure.ir.machine.compute import Operation, operation_of
+from dure.ir.machine.compute import Operation, works
 from dure.ir.types import TileType
 from dure.machine.chip import Chip
 from dure.machine.quantity import Quantity
@@ -89,7 +88,7 @@ class Costs:
                     fix="assign it to one of " + ", ".join(self.chip.engines),
                 )
         cycles = dict.fromkeys(engines, Fraction())
-        self._add(op.regions[0], engines, 1, cycles)
+        self._add(op.regions[0], engines, cycles)
         times: dict[str, int] = {}
         issue = 0
         for name, count in cycles.items():
@@ -100,15 +99,9 @@ class Costs:
         return ComputeCost(issue + max(times.values()), times)
 
     def _add(
-        self, region: Region, engines: Sequence[str], times: int, cycles: dict[str, Fraction]
+        self, region: Region, engines: Sequence[str], cycles: dict[str, Fraction]
     ) -> None:
-        for op in region.ops:
-            trips = times * _trips(op)
-            for inner in op.regions:
-                self._add(inner, engines, trips, cycles)
-            operation = operation_of(op)
-            if operation == "none" or op.name in ("for", "if"):
-                continue
+        for operation, op in works(region):
             name = next((e for e in engines if operation in self.chip.engines[e].laws), None)
             if name is None:
                 raise IRError(
@@ -117,7 +110,7 @@ class Costs:
                     rule="each op of an instruction runs on an engine that has its operation",
                     fix=f"add an engine of {self.chip.name} that has {operation}",
                 )
-            cycles[name] += times * Fraction(self.cycles(name, operation, op))
+            cycles[name] += Fraction(self.cycles(name, operation, op))
 
     def cycles(self, engine: str, operation: Operation, op: Op) -> float:
         """Cycles of one tile op on an engine."""
@@ -160,15 +153,6 @@ def _type_names(tile: TileType) -> tuple[str, ...]:
     if isinstance(tile.dtype, BlockFormat):
         return (tile.dtype.name, *(p.dtype.name for p in tile.dtype.planes if p.role == "code"))
     return (tile.dtype.name,)
-
-
-def _trips(op: Op) -> int:
-    """How often an op's regions run; 1 where only the run tells."""
-    if op.name != "for":
-        return 1
-    start, stop = (as_expr(op.attr(key)) for key in ("start", "stop"))
-    length = stop - start
-    return max(0, -(-length.value // op.attr("step"))) if isinstance(length, Const) else 1
 
 
 def _variables(operation: Operation, op: Op) -> dict[str, float]:

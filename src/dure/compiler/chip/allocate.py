@@ -109,10 +109,14 @@ def allocate(tree: Tree, chip: Chip) -> dict[str, int]:
     return used
 
 
-def _size(buffer: Buffer, chip: Chip) -> None:
-    memory = chip.memories[buffer.memory]
+def storage_bytes(kind: TileType, memory: Memory) -> int:
+    """Bytes that a slot of a tile takes, with what alignment adds."""
     alignment = int(memory.alignment.base)
-    buffer.pitch = -(-bytes_of(buffer.type, memory) // alignment) * alignment
+    return -(-bytes_of(kind, memory) // alignment) * alignment
+
+
+def _size(buffer: Buffer, chip: Chip) -> None:
+    buffer.pitch = storage_bytes(buffer.type, chip.memories[buffer.memory])
 
 
 def _private(tree: Tree, chip: Chip) -> set[Buffer]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
 from dure.errors import KernelError, TargetError
 from dure.ir.core import Op
-from dure.ir.machine.compute import Operation, operation_of
+from dure.ir.machine.compute import Operation
 from dure.machine.chip import Chip, Dot, Engine
 
 
@@ -46,10 +46,24 @@ class Engines:
         wanted = set(operations)
         return [q for q in self.queues if all(self.doer(q, o) for o in wanted)]
 
-    def names(self, queue: str, operations: Iterable[Operation]) -> tuple[str, ...]:
-        """The engines of a queue that these operations occupy, in the order of the file."""
-        used = {self.doer(queue, o) for o in operations if o != "none"}
+    def names(
+        self, queue: str, operations: Iterable[Operation], memories: frozenset[str]
+    ) -> tuple[str, ...]:
+        """The engines of a queue that these operations occupy, in the order of the file.
+
+        Of two that have an operation, the one that reaches all of ``memories`` does it.
+        """
+        used: set[str] = set()
+        for operation in operations:
+            able = [n for n in self.queues[queue] if operation in self.chip.engines[n].laws]
+            near = [n for n in able if memories <= self._reach(n)]
+            used.update((near or able)[:1])
         return tuple(n for n in self.queues[queue] if n in used) or self.queues[queue][:1]
+
+    def _reach(self, name: str) -> frozenset[str]:
+        engine = self.chip.engines[name]
+        own = {*engine.reads, *engine.writes}
+        return frozenset(own | set(engine.dot.accumulators if engine.dot is not None else ()))
 
     def dot(self, op: Op) -> tuple[str, Engine, Dot]:
         """The engine that does a dot, its description, and what it takes.
@@ -93,7 +107,3 @@ class Engines:
             fix="declare a law, a memory or a move for it in the machine file",
         )
 
-
-def operations(ops: Sequence[Op]) -> list[Operation]:
-    """The classes of work of some ops."""
-    return [operation_of(op) for op in ops]

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from dure.compiler.chip.engines import Engines, operations
+from dure.compiler.chip.engines import Engines
 from dure.compiler.chip.tree import Block, Buffer, Step
 from dure.compiler.chip.usage import Usage, is_cheap
 from dure.errors import KernelError
 from dure.ir.core import Op, Region, Span, Value
-from dure.ir.machine.compute import Operation, operation_of
+from dure.ir.machine.compute import operation_of, works
 from dure.ir.rewrite import clone_region
 from dure.ir.types import TileType
 
@@ -71,7 +71,6 @@ class Writer:
         ops: Sequence[Op],
         outputs: Sequence[tuple[Value, Buffer]],
         queue: str,
-        extra: Iterable[Operation] = (),
         accumulators: Iterable[str] = (),
     ) -> None:
         """One instruction that computes ``outputs`` by ``ops`` (in order) from what is stored.
@@ -82,17 +81,17 @@ class Writer:
         for op in ops:
             body.add(op)
         yields = tuple(body.use(value) for value, _ in outputs)
-        classes = [*operations(body.ops), *extra]
-        if any(body.is_copy(value) for value in yields):
-            classes.append("copy")
+        region = Region(tuple(body.args), tuple(body.ops), yields)
+        touched = frozenset(b.memory for b in (*body.reads, *(b for _, b in outputs)))
+        names = self.engines.names(queue, [o for o, _ in works(region)], touched)
         span = next((op.span for op in reversed(ops) if op.span is not None), None)
         step = Step(
             "compute",
             queue,
             body.reads,
             [buffer for _, buffer in outputs],
-            {"engines": self.engines.names(queue, classes), "reads": len(body.reads)},
-            region=Region(tuple(body.args), tuple(body.ops), yields),
+            {"engines": names, "reads": len(body.reads)},
+            region=region,
             span=span if span is not None else _span_of(outputs),
         )
         block.items.append(step)
@@ -114,7 +113,7 @@ class Writer:
         if queue is None:
             route = f"copy from {', '.join(reads) or 'nowhere'} to {', '.join(writes)}"
             raise self.engines.missing(route, op)
-        self.compute(block, (), pairs, queue, ("copy",))
+        self.compute(block, (), pairs, queue)
 
     def in_memory(self, value: Value, memories: frozenset[str], block: Block) -> Buffer:
         """A buffer of exactly this value in one of the memories, made if there is none."""
@@ -142,7 +141,7 @@ class Writer:
         for queue in self.engines.able(["transpose"]):
             reads = source is None or source.memory in self.engines.reads(queue)
             if reads and made.memory in self.engines.writes(queue):
-                self.compute(block, (), [(value, made)], queue, ("transpose",))
+                self.compute(block, (), [(value, made)], queue)
                 return
         raise self.engines.missing(f"transpose into {made.memory}", maker)
 
@@ -209,11 +208,6 @@ class _Body:
         regions = tuple(clone_region(r) for r in op.regions)
         self.ops.append(replace(op, operands=operands, results=results, regions=regions))
         self.inside.update(zip(op.results, results, strict=True))
-
-    def is_copy(self, value: Value) -> bool:
-        """Whether a yielded value is no op's work: an argument, a constant or a reindexing."""
-        maker = next((op for op in self.ops if value in op.results), None)
-        return maker is None or is_cheap(maker)
 
 
 def _span_of(outputs: Sequence[tuple[Value, Buffer]]) -> Span | None:

@@ -12,7 +12,8 @@ from dure.compiler.chip.legalise import Conversion, legalise
 from dure.compiler.chip.lower import lower
 from dure.compiler.chip.partition import Partition, core_splits, grid_extents, partition
 from dure.compiler.chip.share import share_reads
-from dure.compiler.chip.synchronise import choose_stages, synchronise
+from dure.compiler.chip.stages import choose_stages
+from dure.compiler.chip.synchronise import synchronise
 from dure.ir.core import Function, Value
 from dure.ir.printer import print_function
 from dure.ir.simplify import simplify
@@ -67,7 +68,7 @@ def compile_for(function: Function, chip: Chip, options: Options | None = None) 
     plan = options.plan or default_plan(function, chip)
     prepared = prepare(function, chip, plan, strict=options.strict)
     tree = lower(prepared.function, chip)
-    choose_stages(tree, options.stages)
+    choose_stages(tree, chip, options.stages)
     synchronise(tree, chip, _inout(prepared.function))
     used = allocate(tree, chip)
     made = share_reads(emit(prepared.function, tree, chip), chip)

@@ -17,7 +17,7 @@ from dure.compiler.chip.estimate import estimate
 from dure.compiler.chip.lower import lower
 from dure.compiler.chip.partition import Partition, core_splits, grid_extents, loop_orders
 from dure.compiler.chip.pipeline import Compiled, Options, compile_for, prepare
-from dure.compiler.chip.synchronise import choose_stages
+from dure.compiler.chip.stages import choose_stages
 from dure.errors import DureError, KernelError
 from dure.ir.core import Function
 from dure.ir.dtypes import Array
@@ -154,7 +154,7 @@ class _Search:
             return math.inf
         prepared = prepare(function, self.chip, plan, strict=self.strict).function
         tree = lower(prepared, self.chip)
-        choose_stages(tree, point.stages)
+        choose_stages(tree, self.chip, point.stages)
         allocate(tree, self.chip)
         return estimate(tree, prepared, self.chip, self.costs).ps
 

@@ -254,26 +254,3 @@ def _implied(edge: Edge, others: list[Edge], repeated: bool) -> bool:
             later = (o for o in others if o.before == queue)
             pending += [(o.after, turn + 1 + o.distance, o.target) for o in later]
     return False
-
-
-def queues_of(tree: Tree, buffer: Buffer) -> set[str]:
-    """The queues that touch a buffer or an alias of it."""
-    found: set[str] = set()
-    for step in steps(tree.body):
-        if any(b.root is buffer.root for b in (*step.reads, *step.writes)):
-            found.add(step.queue)
-    return found
-
-
-def choose_stages(tree: Tree, stages: int) -> None:
-    """How many slots each buffer has: ``stages`` where queues hand it over in a block that repeats,
-    else one.
-    """
-    for buffer in tree.buffers:
-        if buffer.alias_of is not None:
-            continue
-        shared = len(queues_of(tree, buffer)) > 1
-        buffer.stages = stages if shared and buffer.block.repeated else 1
-    for buffer in tree.buffers:
-        buffer.stages = buffer.root.stages
-

@@ -9,10 +9,11 @@ its operation, :func:`operation_of`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
-from dure.ir.core import Cost, Op, OpDef, Region, declare, walk
+from dure.ir.core import Cost, Op, OpDef, Region, Value, declare, walk
 from dure.ir.rules import broken, tile
 from dure.ir.types import Type
 
@@ -34,8 +35,8 @@ _BY_NAME: dict[str, Operation] = {
     "cast": "convert",
     "quantize": "convert",
     "dequantize": "convert",
-    "full": "copy",
-    "iota": "copy",
+    "full": "none",
+    "iota": "none",
     "reshape": "none",
     "broadcast": "none",
 }
@@ -46,6 +47,32 @@ def operation_of(op: Op) -> Operation:
     if op.name in _TRANSCENDENTAL:
         return "transcendental"
     return _BY_NAME.get(op.name, "elementwise")
+
+
+def works(region: Region) -> Iterator[tuple[Operation, Op]]:
+    """What the engines do for an instruction's region: the class of work, and the op it is.
+
+    Constants and reindexings are no work.  A transpose is work, but for one that a dot reads its
+    operand through (unless it says ``stored``).  Writing what no op of the region computes (what
+    was read, or a constant) is a ``copy``, given as a reshape of the tile to itself.
+    """
+    multiplies = any(op.name == "dot" for op in region.ops)
+    makers: dict[Value, Op] = {}
+    for op in region.ops:
+        makers.update(dict.fromkeys(op.results, op))
+        operation = operation_of(op)
+        if operation == "transpose" and multiplies and not op.attrs.get("stored"):
+            operation = "none"
+        if operation != "none" and op.name not in ("for", "if"):
+            yield operation, op
+        for inner in op.regions:
+            yield from works(replace(inner, yields=()))
+    for value in region.yields:
+        maker = makers.get(value)
+        while maker is not None and operation_of(maker) == "none" and maker.operands:
+            maker = makers.get(maker.operands[0])
+        if maker is None or operation_of(maker) == "none":
+            yield "copy", Op("reshape", (value,), (value,))
 
 
 def _compute_typing(

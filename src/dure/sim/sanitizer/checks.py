@@ -141,7 +141,10 @@ def _compute(op: Op, chip: Chip, buffers: dict[Value, Op]) -> Iterator[Finding]:
     for place, value in enumerate(op.operands):
         memory = str(buffers[value].attr("memory"))
         reached = any(
-            memory in (e.reads if place < reads else e.writes) for e in engines if e is not None
+            memory in (e.reads if place < reads else e.writes)
+            or (e.dot is not None and memory in e.dot.accumulators)
+            for e in engines
+            if e is not None
         )
         if not reached:
             verb = "read" if place < reads else "write"

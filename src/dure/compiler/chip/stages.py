@@ -1,0 +1,34 @@
+"""How many slots each buffer has: enough to hand it over, no more than its memory holds."""
+
+from __future__ import annotations
+
+from dure.compiler.chip.allocate import capacity, storage_bytes
+from dure.compiler.chip.tree import Buffer, Tree, steps
+from dure.machine.chip import Chip
+
+
+def choose_stages(tree: Tree, chip: Chip, stages: int) -> None:
+    """``stages`` slots where queues hand a buffer over in a block that repeats, else one.
+
+    Where a memory is too small for that, the largest of its rings give up slots first.
+    """
+    queues: dict[Buffer, set[str]] = {}
+    for step in steps(tree.body):
+        for buffer in (*step.reads, *step.writes):
+            queues.setdefault(buffer.root, set()).add(step.queue)
+    roots = [b for b in tree.buffers if b.alias_of is None]
+    for buffer in roots:
+        shared = len(queues.get(buffer, ())) > 1
+        buffer.stages = stages if shared and buffer.block.repeated else 1
+    for name, memory in chip.memories.items():
+        own = {b: storage_bytes(b.type, memory) for b in roots if b.memory == name}
+        excess = sum(size * b.stages for b, size in own.items()) - capacity(memory)
+        while excess > 0:
+            rings = [b for b in own if b.stages > 1]
+            if not rings:
+                break
+            largest = max(rings, key=lambda b: own[b] * b.stages)
+            largest.stages -= 1
+            excess -= own[largest]
+    for buffer in tree.buffers:
+        buffer.stages = buffer.root.stages
