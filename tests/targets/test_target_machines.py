@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from dure.errors import TargetError
 from dure.runtime import host
 from dure.targets import describe, host_names, machines, target_names
 
@@ -34,3 +35,9 @@ def test_cpu_follows_the_level_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DURE_CPU_LEVEL", lowest)
     assert describe("cpu").features[0] == lowest
     assert describe("cpu").engine("vector").width.base == 128
+
+
+@pytest.mark.parametrize("name", ["rngd", "nothing"])
+def test_only_the_host_is_described(name: str) -> None:
+    with pytest.raises(TargetError, match="doesn't run on"):
+        describe(name)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dure.errors import TargetError
-from dure.machine import Machine, load_machine
+from dure.machine import Machine
 
 if TYPE_CHECKING:
     from dure.machine.chip import Chip
@@ -47,13 +47,15 @@ def chip_names() -> tuple[str, ...]:
 def describe(name: str) -> Machine:
     """The machine of a target that dure runs on, with what can be detected without measuring.
 
-    Raises :class:`~dure.errors.TargetError` for a machine file that breaks the schema.
+    Raises :class:`~dure.errors.TargetError` for any other name.
     """
-    folder = _packaged().get(name, _HERE / name)
-    if (folder / "machine.py").is_file():
-        module = importlib.import_module(f"{__name__}.{folder.name}.machine")
-        return module.describe()
-    return load_machine(folder / "machine.toml")
+    if name not in host_names():
+        raise TargetError(
+            f"dure doesn't run on '{name}'",
+            rule="it runs on: " + ", ".join(host_names()),
+            fix="a chip is described by dure.targets.chip(name)",
+        )
+    return importlib.import_module(f"{__name__}.{_packaged()[name].name}.machine").describe()
 
 
 def machines() -> tuple[Machine, ...]:
