@@ -148,8 +148,8 @@ class Dma(_Table):
     ``stream`` times the ``efficiency`` law, sharing ``bandwidth`` (of a core) with the queue's
     other transfers and each resource of ``route``; ``outstanding`` transfers may be in flight.
     ``descriptor`` is added to the latency for each entry of an index list but the first.  Runs of
-    bytes at the far end count there as whole ``granule`` s.  ``fills`` says that the engine writes a
-    load's fill beyond a tensor's edge; ``lists`` that it takes index lists.
+    bytes at the far end count there as whole ``granule`` s.  ``fills``: the engine writes a load's
+    fill beyond a tensor's edge; ``lists``: it takes index lists.
     """
 
     queue: str
