@@ -42,6 +42,7 @@ def paged_attention(
     scale: dl.const,
     window: dl.const = 0,
     softcap: dl.const = 0.0,
+    narrow: dl.const = False,
 ):
     """Attention of q (T, H, D) to the cached keys and values, into y (T, H * D).
 
@@ -51,17 +52,18 @@ def paged_attention(
     at most ``bq``; grid (W, KV heads).  ``group`` query heads share a KV head and ``bg`` is the
     power of two that covers them; ``bd`` covers D.  ``window`` of 0 sees everything, else the last
     ``window`` positions. A single token takes all heads of its group in one tile; more take one
-    head after another.
+    head after another.  Products are of float32 numbers; ``narrow`` ones of the pools' type, which
+    matrix engines multiply faster.
     """
     item, kv_head = dl.program_id(0), dl.program_id(1)
     sequence, start, rows = work_sequence[item], work_start[item], work_rows[item]
     stop = min(start + rows, q.shape[0])
     own_q, own_positions, own_y = q[start:stop], positions[start:stop], y[start:stop]
     cache = (k_pool, v_pool, block_table, sequence, kv_head, context[sequence])
-    numbers = (page, piece, scale, window, softcap)
+    numbers = (page, piece, scale, window, softcap, narrow)
     if rows == 1:
         heads = own_q[:, kv_head * group : kv_head * group + group]
-        tile = dl.load(heads, (0, 0, 0), (1, bg, bd)).to(dl.float32).reshape((bg, bd))
+        tile = dl.load(heads, (0, 0, 0), (1, bg, bd)).reshape((bg, bd))
         result = attend(tile, own_positions, 1, bg, cache, numbers)
         place = dl.arange(bg)[:, None]
         for member in dl.static_range(group):
@@ -70,7 +72,7 @@ def paged_attention(
     else:
         for member in dl.range(group):
             head = kv_head * group + member
-            tile = dl.load(own_q, (0, head, 0), (bq, 1, bd)).to(dl.float32).reshape((bq, bd))
+            tile = dl.load(own_q, (0, head, 0), (bq, 1, bd)).reshape((bq, bd))
             result = attend(tile, own_positions, bq, 1, cache, numbers)
             store_head(own_y, head, result, q.shape[2])
 
@@ -87,9 +89,9 @@ def store_head(y: Any, head: Any, tile: Any, size: Any) -> None:
 def attend(query: Any, positions: Any, tokens: Any, heads: Any, cache: Any, numbers: Any) -> Any:
     """The result (tokens * heads, D) of one query tile; ``positions`` is the view of its tokens."""
     k_pool, v_pool, block_table, sequence, kv_head, length = cache
-    page, piece, scale, window, softcap = numbers
+    page, piece, scale, window, softcap, narrow = numbers
     count, size = query.shape
-    query = query * scale
+    query = query.to(k_pool.dtype) if narrow else query.to(dl.float32) * scale
     position = dl.load(positions, (0,), (tokens,), fill=-1)
     position = dl.broadcast_to(position[:, None], (tokens, heads)).reshape((count, 1))
     first = positions[0]
@@ -104,6 +106,8 @@ def attend(query: Any, positions: Any, tokens: Any, heads: Any, cache: Any, numb
         key = p * piece + dl.arange(piece)
         keys = dl.load(k_pool, (pages, kv_head, 0), (piece, 1, size)).reshape((piece, size))
         scores = dl.dot(query, keys.T)
+        if narrow:
+            scores = scores * scale
         if softcap:
             scores = dl.tanh(scores * (1.0 / softcap)) * softcap
         allowed = key[None, :] <= position
@@ -116,6 +120,8 @@ def attend(query: Any, positions: Any, tokens: Any, heads: Any, cache: Any, numb
         total = total * correction + dl.sum(weights, 1, keepdims=True)
         values = dl.load(v_pool, (pages, kv_head, 0), (piece, 1, size)).reshape((piece, size))
         values = dl.where((key < length)[:, None], values.to(dl.float32), 0.0)
+        if narrow:
+            weights, values = weights.to(v_pool.dtype), values.to(v_pool.dtype)
         acc = dl.dot(weights, values, acc * correction)
         highest = top
     return acc / dl.where(total > 0.0, total, 1.0)

@@ -45,6 +45,7 @@ from dure.library.operators_common import (
     tile,
 )
 from dure.library.operators_measured import (
+    MOST_INDICES,
     Row,
     attention,
     attention_measured,
@@ -241,10 +242,10 @@ def lookup_plan(kernel: Any, shape: Shape, dtype: str) -> Plan:
 
 def limit_tokens(count: int) -> None:
     """Refuse more tokens than an example of index values may have."""
-    if count > 1 << 22:
+    if count > MOST_INDICES:
         raise UsageError(
             f"{count} tokens",
-            rule=f"an operator with index arguments has at most {1 << 22} tokens",
+            rule=f"an operator with index arguments has at most {MOST_INDICES} tokens",
             fix="give fewer tokens",
         )
 

@@ -48,7 +48,7 @@ OWN_PIECE, OWN_QUERIES = 256, 64
 WHOLE_ROW = 8192
 _MXFP4: dict[str, object] = {"value": e2m1_value, "scale": e8m0_scale}
 #: The most queries and the most pages of an example of paged attention.
-_MOST_INDICES = 1 << 22
+MOST_INDICES = 1 << 20
 
 #: What an operator is: the names of its extents, its dtypes, and what plans its launches.
 Row: TypeAlias = tuple[str, tuple[str, ...], Callable[[Shape, str], Plan]]
@@ -198,10 +198,10 @@ def sequences(shape: Shape) -> Sequences:
         )
     own = SEQUENCE_HEADS if kv_heads % SEQUENCE_HEADS == 0 else kv_heads
     found = Sequences(kv_heads // own, own, heads // kv_heads, queries, length, size)
-    if max(found.tokens, found.count * found.pages) > _MOST_INDICES:
+    if max(found.tokens, found.count * found.pages) > MOST_INDICES:
         raise UsageError(
             f"{found.count} sequences of {queries} queries and {found.pages} pages",
-            rule=f"an operator has at most {_MOST_INDICES} queries, and as many pages",
+            rule=f"an operator has at most {MOST_INDICES} queries, and as many pages",
             fix="give fewer heads or shorter sequences",
         )
     return found
@@ -241,6 +241,7 @@ def attention(shape: Shape, dtype: str) -> Plan:
             "page": PAGE,
             "piece": max(PAGE, tile(s.length, OWN_PIECE)),
             "scale": s.size**-0.5,
+            "narrow": True,
         },
         lists,
     )

@@ -1,0 +1,113 @@
+"""Kernel calls compiled for a chip: tile sizes chosen, program proved, time simulated.
+
+This is what every command that shows a kernel on a chip calls.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from dure.compiler.chip.pipeline import Compiled, Options, compile_for
+from dure.compiler.chip.search import choose
+from dure.errors import KernelError
+from dure.ir.core import Function
+from dure.ir.verifier import verify
+from dure.library.call import IndexArray, KernelCall
+from dure.machine.chip import Chip
+from dure.sim.sanitizer import Verdict, sanitize
+from dure.sim.timing import Timing, simulate
+
+
+@dataclass(frozen=True)
+class Built:
+    """A call on a chip: its program, how it was proved, and its time.
+
+    ``consts`` are the tile sizes; ``compile_s`` and ``sim_s`` the seconds that compiling (with the
+    choice of tiles) and one simulation took.
+    """
+
+    call: KernelCall
+    chip: Chip
+    consts: Mapping[str, int]
+    compiled: Compiled
+    verdict: Verdict
+    timing: Timing
+    compile_s: float
+    sim_s: float
+
+
+def tile_function(call: KernelCall, tiles: Mapping[str, int] | None = None) -> Function:
+    """The call's tile function, with what it updates in place declared so."""
+    function = call.specialize(tiles)
+    if not call.updates:
+        return function
+    present = [place for place, kind in enumerate(call.types) if kind is not None]
+    params = list(function.params)
+    for place in call.updates:
+        number = present.index(place)
+        params[number] = replace(params[number], access="inout")
+    return replace(function, params=tuple(params))
+
+
+def index_values(call: KernelCall, function: Function) -> dict[str, IndexArray]:
+    """The values of a call's index arguments, by the names of the function's parameters."""
+    present = [place for place, kind in enumerate(call.types) if kind is not None]
+    return {
+        function.params[present.index(place)].value.name: values
+        for place, values in call.indices.items()
+    }
+
+
+def build(
+    call: KernelCall,
+    chip: Chip,
+    *,
+    strict: bool = False,
+    tiles: Mapping[str, int] | None = None,
+    options: Options | None = None,
+    record: bool = False,
+) -> Built:
+    """Compile a call for a chip, prove the program and simulate it.
+
+    The compiler chooses the open tile sizes, loop order and split, unless ``tiles`` (all of them)
+    or ``options`` pin them.  Raises :class:`~dure.errors.DureError` for a kernel that the chip
+    can't run, and :class:`KernelError` for a program that isn't proved.
+    """
+    started = time.perf_counter()
+    if tiles is None and options is None and call.open:
+        consts, compiled = _chosen(call, chip, strict)
+    else:
+        consts = {**call.tiles, **(tiles or {})}
+        compiled = compile_for(
+            tile_function(call, consts), chip, options or Options(strict=strict)
+        )
+    verify(compiled.function)
+    verdict = sanitize(compiled.function, chip)
+    compile_s = time.perf_counter() - started
+    if not verdict.ok:
+        raise KernelError(
+            f"the program of '{call.kernel.__name__}' for {chip.name} isn't proved",
+            where="\n".join(f.render() for f in verdict.findings[:3]),
+            rule="a program is free of races, deadlocks and reads of what nobody wrote",
+            fix="this is a defect of the compiler: please report the kernel and its sizes",
+        )
+    started = time.perf_counter()
+    indices = index_values(call, compiled.function)
+    timing = simulate(compiled.function, chip, indices=indices, record=record)
+    sim_s = time.perf_counter() - started
+    return Built(call, chip, consts, compiled, verdict, timing, compile_s, sim_s)
+
+
+def _chosen(call: KernelCall, chip: Chip, strict: bool) -> tuple[dict[str, int], Compiled]:
+    indices = index_values(call, tile_function(call))
+    choice = choose(
+        lambda tiles: tile_function(call, tiles), call.open, chip, indices=indices, strict=strict
+    )
+    return choice.consts, choice.compiled
+
+
+def total_ps(parts: Sequence[Built]) -> int:
+    """The time of launches one after another: each starts when the one before has ended."""
+    return sum(part.timing.ps for part in parts)
