@@ -80,9 +80,7 @@ def build(
         consts, compiled = _chosen(call, chip, strict)
     else:
         consts = {**call.tiles, **(tiles or {})}
-        compiled = compile_for(
-            tile_function(call, consts), chip, options or Options(strict=strict)
-        )
+        compiled = compile_for(tile_function(call, consts), chip, options or Options(strict=strict))
     verify(compiled.function)
     verdict = sanitize(compiled.function, chip)
     compile_s = time.perf_counter() - started

@@ -136,9 +136,7 @@ def _private(tree: Tree, chip: Chip) -> set[Buffer]:
     return found
 
 
-def _registers(
-    block: Block, private: set[Buffer], chip: Chip, arenas: dict[str, _Arena]
-) -> None:
+def _registers(block: Block, private: set[Buffer], chip: Chip, arenas: dict[str, _Arena]) -> None:
     """Offsets for the private buffers of a block: bytes are reused after the last reader.
 
     Only within one queue, whose instructions run one after another.
@@ -211,4 +209,3 @@ def _bytes(count: int) -> str:
         if count >= size:
             return f"{count / size:.4g} {unit}"
     return f"{count} B"
-

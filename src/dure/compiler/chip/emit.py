@@ -90,7 +90,9 @@ class _Emitter:
                 return [Op("rotate", tuple(turning), ())] if turning else []
             case Sync():
                 attrs = {"queue": item.queue, "count": 1}
-                return [Op(item.kind, (self.semaphores[item.semaphore],), (), attrs, span=item.span)]
+                return [
+                    Op(item.kind, (self.semaphores[item.semaphore],), (), attrs, span=item.span)
+                ]
             case Loop():
                 attrs = {"start": item.start, "stop": item.stop, "step": item.step, **item.attrs}
                 body = Region((), tuple(self.block(item.body)), (), (item.symbol,))

@@ -106,4 +106,3 @@ class Engines:
             rule="a chip's engines and DMA reach what a kernel needs",
             fix="declare a law, a memory or a move for it in the machine file",
         )
-

@@ -38,9 +38,7 @@ class Bound:
 
 def estimate(tree: Tree, function: Function, chip: Chip, costs: Costs) -> Bound:
     """The bound of a lowered program; ``function`` is the tile program of one core."""
-    counts = {
-        s: evaluate(e, {}) for s, e in zip(function.program_ids, function.grid, strict=True)
-    }
+    counts = {s: evaluate(e, {}) for s, e in zip(function.program_ids, function.grid, strict=True)}
     work = _Estimate(chip, costs, counts)
     work.block(tree.body, 1.0, {s.name: 0 for s in counts})
     work.fill(tree.body)
@@ -96,9 +94,7 @@ class _Estimate:
                 amount *= self.cores
             if at_home and step.kind == "dma_load":
                 amount /= self._sharers(step)
-            self.bound.resources[name] = (
-                self.bound.resources.get(name, 0.0) + amount / rate * 1e12
-            )
+            self.bound.resources[name] = self.bound.resources.get(name, 0.0) + amount / rate * 1e12
 
     def compute(self, step: Step) -> float:
         assert step.region is not None
@@ -123,7 +119,9 @@ class _Estimate:
             entries = extent // max(1, step_) if axis in listed else 1
             stride = step.attrs["stride"][axis]
             stride = 1 if axis in listed else max(1, _number(stride, {}))
-            reach.append(Reach(min(extent, most) if axis not in listed else extent, stride, entries))
+            reach.append(
+                Reach(min(extent, most) if axis not in listed else extent, stride, entries)
+            )
         dma = self.dma[step.queue]
         granule = int(dma.granule.base) if dma.granule is not None else 1
         return footprint(kind, reach, granule)

@@ -68,9 +68,7 @@ class _Hoist:
                 worth.append(op)
         worth.reverse()
         chosen = set(map(id, worth))
-        return worth, tuple(
-            op for op in body.ops if id(op) not in chosen
-        )
+        return worth, tuple(op for op in body.ops if id(op) not in chosen)
 
     def _stays(self, op: Op, changing: set[object], runs: bool) -> bool:
         if op.regions or op.name == "store":
@@ -102,4 +100,3 @@ def _runs(loop: Op) -> bool:
     """Whether the loop is known to run at least once."""
     trips = Range(as_expr(loop.attr("start")), as_expr(loop.attr("stop")), loop.attr("step")).trips
     return proves(as_expr(1) <= trips)
-

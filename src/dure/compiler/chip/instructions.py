@@ -250,4 +250,3 @@ def _prefix(engines: Engines, queue: str, ops: Sequence[Op]) -> int:
             break
         count += 1
     return count
-

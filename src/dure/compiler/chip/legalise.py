@@ -334,4 +334,3 @@ def engines_with(chip: Chip, operation: str) -> Iterator[tuple[str, Engine]]:
     for name, engine in chip.engines.items():
         if operation in engine.laws:
             yield name, engine
-

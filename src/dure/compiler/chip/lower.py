@@ -108,9 +108,7 @@ class _Lowering:
         self.writer.place(value, buffer)
         self.occupant[buffer.root] = value
 
-    def destination(
-        self, value: Value, run: Sequence[Op], queue: str, block: Block
-    ) -> Buffer:
+    def destination(self, value: Value, run: Sequence[Op], queue: str, block: Block) -> Buffer:
         """The buffer that a computed value goes to."""
         writable = self.engines.writes(queue)
         wanted = self.wanted.get(value)
@@ -137,8 +135,7 @@ class _Lowering:
         return buffer.block is block or self.renewed.get(value) is block
 
     def memory_of(self, value: Value) -> str:
-        """The memory that a value's consumers want it in: where dots accumulate, or the scratchpad.
-        """
+        """The memory that a value's consumers want it in: where dots accumulate, or the scratchpad."""
         for consumer in self.usage.consumers.get(value, ()):
             accumulates = isinstance(consumer, Op) and consumer.name == "dot"
             if accumulates and self.usage.base(consumer.operands[2]) is value:
@@ -162,10 +159,14 @@ class _Lowering:
                 isinstance(c, Op) and c.name in ("load", "store")
                 for c in self.usage.consumers[value]
             )
-            memories = [chip.lists] if only or chip.lists == chip.scratchpad else [
-                chip.lists,
-                chip.scratchpad,
-            ]
+            memories = (
+                [chip.lists]
+                if only or chip.lists == chip.scratchpad
+                else [
+                    chip.lists,
+                    chip.scratchpad,
+                ]
+            )
         lists = [self.list_of(o, block) for o in op.operands[1:]]
         for memory in memories:
             dma = self._dma(chip.home, memory, op)
@@ -347,9 +348,7 @@ class _Lowering:
             return self._carried_memory(inner.args[place], inner.yields[place])
         return self.memory_of(argument)
 
-    def _yield(
-        self, region: Region, targets: Sequence[Buffer], block: Block, op: Op
-    ) -> None:
+    def _yield(self, region: Region, targets: Sequence[Buffer], block: Block, op: Op) -> None:
         """Bring what a region yields into its buffers, all at once where they are copied."""
         self.flush(block)
         copies: dict[tuple[str, ...], list[tuple[Value, Buffer]]] = {}

@@ -81,9 +81,7 @@ def partition(function: Function, plan: Partition) -> Function:
     extents = grid_extents(function)
     if any(extent == 0 for extent in extents):
         return replace(function, grid=(), program_ids=(), body=Region((), ()))
-    ids = [
-        symbol(f"core{axis}", "grid", 0, count - 1) for axis, count in enumerate(plan.cores)
-    ]
+    ids = [symbol(f"core{axis}", "grid", 0, count - 1) for axis, count in enumerate(plan.cores)]
     moved: dict[Expr, IntLike] = {}
     loops: list[tuple[Expr, Expr, Expr]] = []
     for axis in plan.order:

@@ -83,9 +83,7 @@ class Prepared:
     conversions: tuple[Conversion, ...]
 
 
-def prepare(
-    function: Function, chip: Chip, plan: Partition, *, strict: bool = False
-) -> Prepared:
+def prepare(function: Function, chip: Chip, plan: Partition, *, strict: bool = False) -> Prepared:
     """The passes on tile IR."""
     function = simplify(partition(function, plan))
     legal = legalise(function, chip, strict=strict)

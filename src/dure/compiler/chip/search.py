@@ -121,9 +121,7 @@ class _Search:
             for new in (size * 2, size // 2):
                 if 1 <= new <= _LARGEST:
                     found.append(
-                        replace(
-                            point, tiles=(*point.tiles[:place], new, *point.tiles[place + 1 :])
-                        )
+                        replace(point, tiles=(*point.tiles[:place], new, *point.tiles[place + 1 :]))
                     )
         for up, down in itertools.permutations(range(len(point.tiles)), 2):
             sizes = list(point.tiles)

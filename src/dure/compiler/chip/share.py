@@ -22,7 +22,8 @@ def share_reads(function: Function, chip: Chip) -> Function:
     if not home.shared_reads or not function.program_ids:
         return function
     counts = {
-        s: evaluate(extent, {}) for s, extent in zip(function.program_ids, function.grid, strict=True)
+        s: evaluate(extent, {})
+        for s, extent in zip(function.program_ids, function.grid, strict=True)
     }
     work = _Sharing(counts)
     return replace(function, body=work.region(function.body, {}))
