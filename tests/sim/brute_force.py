@@ -46,10 +46,7 @@ def units(bytes_a_second: float) -> int:
 
 def compute_time(chip: Chip, op: Op) -> int:
     cycles: dict[str, Fraction] = {name: Fraction(0) for name in op.attr("engines")}
-    for tile_op in _flat(op.regions[0]):
-        kind = operation_of(tile_op)
-        if kind == "none":
-            continue
+    for kind, tile_op in _works(op.regions[0]):
         engine = next(e for e in op.attr("engines") if kind in chip.engines[e].laws)
         cycles[engine] += Fraction(_cycles(chip, engine, kind, tile_op))
     issue, work = [], []
@@ -58,6 +55,26 @@ def compute_time(chip: Chip, op: Op) -> int:
         work.append(ps(count / Fraction((engine.clock or chip.clock).base)))
         issue.append(duration(chip, engine.issue, engine.clock))
     return max(issue) + max(work)
+
+
+def _works(region: Region) -> Iterator[tuple[str, Op]]:
+    """Every op's class of work, and a copy for each result that nothing computes."""
+    ops = list(_flat(region))
+    dots = any(op.name == "dot" for op in ops)
+    computed: dict[Value, bool] = {}
+    for op in ops:
+        kind = operation_of(op)
+        if kind == "transpose" and dots:
+            kind = "none"
+        moved_only = operation_of(op) == "none"
+        of = any(computed.get(v, False) for v in op.operands)
+        for result in op.results:
+            computed[result] = of if moved_only else True
+        if kind != "none":
+            yield kind, op
+    for value in region.yields:
+        if not computed.get(value, False):
+            yield "copy", Op("copy", (value,), (value,))
 
 
 def _flat(region: Region) -> Iterator[Op]:

@@ -45,7 +45,7 @@ def core_classes(
         return tuple(CoreClass(1, core) for core in core_ids(function))
     if not streams.varies:
         return (CoreClass(count, next(iter(core_ids(function)))),) if count else ()
-    members: dict[tuple[int, ...], list[dict[str, int]]] = {}
+    members: dict[tuple[object, ...], list[dict[str, int]]] = {}
     for core in core_ids(function):
         members.setdefault(streams.signature(core), []).append(core)
     return tuple(CoreClass(len(cores), cores[0]) for cores in members.values())

@@ -1,11 +1,13 @@
 """The steps of the walk through a program, made ready once.
 
-Each gives a core's instructions (``trace``) and what of it cores may differ in (``observe``).
+Each gives a core's instructions, and tells :class:`~dure.sim.sites.Sites` what in it cores may
+differ in.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias, cast
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, cast
 
 from dure.ir.core import Op
 from dure.ir.dtypes import int32
@@ -13,27 +15,17 @@ from dure.ir.expr import Const, Expr, as_expr, bounds
 from dure.ir.expr_code import Evaluator, compile_expr
 from dure.sim.footprint import Reach
 from dure.sim.items import MOVE, Item, Transfer, engine_of, refusal, transfer_maker
+from dure.sim.sites import Env
 
 if TYPE_CHECKING:
     from dure.sim.streams import Streams
 
-Env: TypeAlias = dict[str, int]
-#: The number of a loop's turns, or of an axis's elements: what cores may differ in.
-Observed: TypeAlias = list[int]
-
 
 class Node:
-    """A step of the walk.  ``depends``: the roots of what it observes that differs between cores;
-    ``binds``: it gives a symbol a value, which what follows may need.
-    """
-
-    depends: frozenset[str] = frozenset()
-    binds = False
+    """A step of the walk."""
 
     def trace(self, env: Env) -> None:
-        raise NotImplementedError
-
-    def observe(self, env: Env, seen: Observed) -> None:
+        """Append what is executed here to the queues' streams; set the symbols that it binds."""
         raise NotImplementedError
 
 
@@ -48,19 +40,14 @@ class Plain(Node):
 
 
 class Loop(Node):
-    def __init__(self, streams: Streams, op: Op, body: list[Node]) -> None:
+    """A loop and its body."""
+
+    def __init__(self, streams: Streams, op: Op) -> None:
         start, stop = as_expr(op.attr("start")), as_expr(op.attr("stop"))
         self.start, self.stop, self.step = compile_expr(start), compile_expr(stop), op.attr("step")
         self.name = op.regions[0].symbols[0].name
-        self.body = body
-        inside = frozenset[str]().union(*(node.depends for node in body))
-        self.turning = self.name in inside
-        self.counted = bool(streams.varying(start, stop))
-        self.watched = [node for node in body if node.depends or node.binds]
-        self.depends = streams.varying(start, stop)
-        if inside:
-            # Whether it turns at all decides what is observed inside.
-            self.depends |= (inside - {self.name}) | streams.roots(start) | streams.roots(stop)
+        with streams.sites.loop(self.name, start, stop, self.step):
+            self.body = streams.region(op.regions[0])
 
     def trace(self, env: Env) -> None:
         for counter in range(self.start(env), self.stop(env), self.step):
@@ -68,40 +55,21 @@ class Loop(Node):
             for node in self.body:
                 node.trace(env)
 
-    def observe(self, env: Env, seen: Observed) -> None:
-        turns = range(self.start(env), self.stop(env), self.step)
-        if self.counted:
-            seen.append(len(turns))
-        for counter in turns if self.turning else turns[:1]:
-            env[self.name] = counter
-            for node in self.watched:
-                node.observe(env, seen)
-
 
 class Branch(Node):
-    def __init__(self, streams: Streams, op: Op, branches: list[list[Node]]) -> None:
-        condition: Expr = as_expr(op.attr("condition"))
+    """Two bodies, of which one is run."""
+
+    def __init__(self, streams: Streams, op: Op) -> None:
+        condition = as_expr(op.attr("condition"))
         self.condition = compile_expr(condition)
-        self.branches = branches
-        self.depends = streams.varying(condition)
-        self.chosen = bool(self.depends)
-        for node in (*branches[0], *branches[1]):
-            self.depends |= node.depends
-        if self.depends:
-            # Which branch is taken decides what is observed, so its own roots count as well.
-            self.depends |= streams.roots(condition)
+        with streams.sites.branch(condition, True):
+            self.then = streams.region(op.regions[0])
+        with streams.sites.branch(condition, False):
+            self.otherwise = streams.region(op.regions[1])
 
     def trace(self, env: Env) -> None:
-        for node in self.branches[0 if self.condition(env) else 1]:
+        for node in self.then if self.condition(env) else self.otherwise:
             node.trace(env)
-
-    def observe(self, env: Env, seen: Observed) -> None:
-        taken = 0 if self.condition(env) else 1
-        if self.chosen:
-            seen.append(taken)
-        for node in self.branches[taken]:
-            if node.depends or node.binds:
-                node.observe(env, seen)
 
 
 class Rotate(Node):
@@ -110,21 +78,14 @@ class Rotate(Node):
     def __init__(self, streams: Streams, op: Op) -> None:
         self.lists = streams.lists
         self.buffers = [b for b in op.operands if b.tile.dtype is int32]
-        if self.buffers:
-            self.depends = streams.everything()
 
     def trace(self, env: Env) -> None:
         for buffer in self.buffers:
             self.lists.rotate(buffer)
 
-    def observe(self, env: Env, seen: Observed) -> None:
-        self.trace(env)
-
 
 class Scalar(Node):
     """Binds a symbol to an element of an index argument."""
-
-    binds = True
 
     def __init__(self, streams: Streams, op: Op) -> None:
         root, starts = streams.place(op.operands[0])
@@ -144,6 +105,7 @@ class Scalar(Node):
                 f"pass indices={{'{root.name}': array}}",
             )
         self.values = found
+        streams.sites.read(self.name, places, self.trace)
 
     def trace(self, env: Env) -> None:
         place = tuple([p(env) for p in self.places])
@@ -164,9 +126,6 @@ class Scalar(Node):
             )
         env[self.name] = number
 
-    def observe(self, env: Env, seen: Observed) -> None:
-        self.trace(env)
-
 
 class _Axis:
     """How many elements of one axis of a transfer exist."""
@@ -175,7 +134,7 @@ class _Axis:
         self.start, self.size = compile_expr(start), compile_expr(size)
         self.stride, self.extent = stride, extent
 
-    def __call__(self, env: Env) -> int:
+    def __call__(self, env: Mapping[str, int]) -> int:
         first, size, stride = self.start(env), self.size(env), self.stride
         if stride < 0:
             first, stride = size - 1 - first, -stride
@@ -207,7 +166,6 @@ class Move(Node):
         self.ruled = [(a, v) for a, v in zip(axes, op.operands[2:], strict=True)]
         self.fixed: list[Reach] = []
         self.moving: list[tuple[int, _Axis]] = []
-        self.varying: list[_Axis] = []
         self.limits: list[tuple[int, Evaluator, Evaluator]] = []
         for axis, extent in enumerate(self.buffer.tile.shape):
             self._axis(streams, axis, extent, axis in axes)
@@ -218,8 +176,7 @@ class Move(Node):
         self.listing: list[tuple[Evaluator, int, Evaluator, Evaluator]] = []
         if self.fills and self.root.name in self.lists.indices and not axes:
             self.listing = _listing(streams, op)
-        if self.lists.indices and (self.ruled or self.listing):
-            self.depends = streams.everything()
+        streams.by_lists |= bool(self.lists.indices and self.ruled)
 
     def _axis(self, streams: Streams, axis: int, extent: int, ruled: bool) -> None:
         op = self.op
@@ -241,10 +198,7 @@ class Move(Node):
         if _whole(start, stride, extent, size):
             return
         self.moving.append((axis, count))
-        roots = streams.varying(start, size)
-        if roots:
-            self.varying.append(count)
-            self.depends |= roots
+        streams.sites.watch((start, size), count, stride, extent)
 
     def trace(self, env: Env) -> None:
         key: tuple[object, ...] = tuple([axis(env) for _, axis in self.moving])
@@ -256,15 +210,6 @@ class Move(Node):
         if item is None:
             item = self.known[key] = (MOVE, self.op, self._transfer(key))
         self.out[self.queue].append(item)
-
-    def observe(self, env: Env, seen: Observed) -> None:
-        for axis in self.varying:
-            seen.append(axis(env))
-        if self.ruled:
-            for entries, elements in self._entries(env):
-                seen += (entries, elements)
-        if self.fills:
-            self._fill(env)
 
     def _transfer(self, key: tuple[object, ...]) -> Transfer:
         reach = list(self.fixed)

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from dure.ir.core import Function, Op, Region, Value, walk
 from dure.ir.dtypes import Array
 from dure.ir.expr import Expr, as_expr
-from dure.ir.expr_code import names_of
 from dure.machine.chip import Chip
 from dure.sim.cost import Costs
 from dure.sim.items import COMPUTE, SIGNAL, WAIT, Item, refusal
 from dure.sim.lists import Lists
-from dure.sim.nodes import Branch, Loop, Move, Node, Observed, Plain, Rotate, Scalar
+from dure.sim.nodes import Branch, Loop, Move, Node, Plain, Rotate, Scalar
+from dure.sim.sites import Sites
 
 
 class Streams:
@@ -34,36 +34,32 @@ class Streams:
         self.out: list[list[Item]] = []
         self.lists = Lists(indices)
         self._views: dict[Value, tuple[Value, tuple[Expr, ...]]] = {}
-        self._roots: dict[str, frozenset[str]] = {
-            s.name: frozenset({s.name}) for s in function.program_ids
-        }
-        self._cores = frozenset(self._roots)
-        self._nodes = self._region(function.body)
-        #: Whether cores can differ at all.
-        self.varies = any(node.depends for node in self._nodes)
+        self.sites = Sites(frozenset(s.name for s in function.program_ids))
+        #: Whether transfers hang on what index lists hold.
+        self.by_lists = False
+        self._nodes = self.region(function.body)
 
     # --- walking ---------------------------------------------------------------------------------
 
     def trace(self, core: Mapping[str, int]) -> list[list[Item]]:
-        """What each queue of a core executes."""
-        self._reset()
+        """What each queue of a core executes; equal instructions are one object."""
+        self.out[:] = [[] for _ in self.queues]
+        self.lists.clear()
         env = dict(core)
         for node in self._nodes:
             node.trace(env)
         return list(self.out)
 
-    def signature(self, core: Mapping[str, int]) -> tuple[int, ...]:
-        """What cores may differ in: cores of one signature have equal streams."""
-        self._reset()
-        env, seen = dict(core), Observed()
-        for node in self._nodes:
-            if node.depends or node.binds:
-                node.observe(env, seen)
-        return tuple(seen)
+    @property
+    def varies(self) -> bool:
+        """Whether cores can differ."""
+        return bool(self.sites) or self.by_lists
 
-    def _reset(self) -> None:
-        self.out[:] = [[] for _ in self.queues]
-        self.lists.clear()
+    def signature(self, core: Mapping[str, int]) -> tuple[object, ...]:
+        """What cores may differ in: cores of one signature have equal streams."""
+        if self.by_lists:
+            return tuple([tuple(map(id, stream)) for stream in self.trace(core)])
+        return self.sites.tables(core)
 
     def signalling(self) -> dict[int, str]:
         """The queue that signals each semaphore."""
@@ -75,22 +71,6 @@ class Streams:
         }
 
     # --- making ready ----------------------------------------------------------------------------
-
-    def roots(self, expr: Expr) -> frozenset[str]:
-        """The ids, loop variables and index reads that an expression hangs on."""
-        found = frozenset[str]()
-        for name in names_of(expr):
-            found |= self._roots.get(name, frozenset())
-        return found
-
-    def varying(self, *exprs: Expr) -> frozenset[str]:
-        """The roots of expressions that differ between cores; none of the others."""
-        found = frozenset[str]()
-        for expr in exprs:
-            roots = self.roots(expr)
-            if roots & self._cores:
-                found |= roots
-        return found
 
     def place(self, tensor: Value) -> tuple[Value, tuple[Expr, ...]]:
         """The argument that a tensor is a view of, and where in it the view starts."""
@@ -104,16 +84,17 @@ class Streams:
             self.out.append([])
         return self.queues.index(name)
 
-    def _region(self, region: Region) -> list[Node]:
+    def region(self, region: Region) -> list[Node]:
+        """The steps of a body."""
         nodes = [self._node(op) for op in region.ops]
         return [node for node in nodes if node is not None]
 
     def _node(self, op: Op) -> Node | None:
         match op.name:
             case "for":
-                return self._loop(op)
+                return Loop(self, op)
             case "if":
-                return Branch(self, op, [self._region(r) for r in op.regions])
+                return Branch(self, op)
             case "buffer":
                 self.lists.buffers[op.result] = op
             case "semaphore":
@@ -127,9 +108,6 @@ class Streams:
                 shifted = [s + op.attr("start") if a == axis else s for a, s in enumerate(starts)]
                 self._views[op.result] = root, tuple(shifted)
             case "index_load":
-                exprs = [as_expr(e) for e in op.attr("index")]
-                exprs += self.place(op.operands[0])[1]
-                self._roots[op.symbols[0].name] = frozenset().union(*map(self.roots, exprs))
                 return Scalar(self, op)
             case "compute":
                 return Plain(self, op, (COMPUTE, op, self.costs.compute(op)))
@@ -143,13 +121,3 @@ class Streams:
                 raise refusal(op, f"'{op.name}' can't be timed", "a machine program holds only its "
                              "level's ops", "lower it to machine ops")  # fmt: skip
         return None
-
-    def _loop(self, op: Op) -> Loop:
-        start, stop = as_expr(op.attr("start")), as_expr(op.attr("stop"))
-        name = op.regions[0].symbols[0].name
-        self._roots[name] = frozenset({name}) | self.roots(start) | self.roots(stop)
-        return Loop(self, op, self._region(op.regions[0]))
-
-    def everything(self) -> frozenset[str]:
-        """All roots: what hangs on the state of the walk itself."""
-        return frozenset(self._roots)
