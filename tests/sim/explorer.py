@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from dure.ir.core import Function, Op, Value
+from dure.ir.core import Function, Op, Value, walk
 from dure.ir.dtypes import Array, BlockFormat
 from dure.ir.interpret_memory import positions
 from dure.machine.chip import Chip
@@ -113,8 +113,9 @@ class Explorer:
             cut: Any = None
             if op.name != "compute" and place == 1:
                 cut = self._existing(instruction)
-            identity = (list(self.buffers).index(value), slot)
-            key = (identity, None if cut is None else tuple(map(tuple, cut)))
+            owner = self._owner(value)
+            identity = (list(self.buffers).index(owner), slot)
+            key = (identity, value, None if cut is None else tuple(map(tuple, cut)))
             if key not in self.touched:
                 self.touched[key] = self._bytes(value, slot, cut)
             keys.append(key)
@@ -123,6 +124,27 @@ class Explorer:
         if op.name == "dma_load":
             return keys[1:], keys[:1]
         return keys, []
+
+    def _owner(self, value: Value) -> Value:
+        """The buffer whose bytes one that nobody writes gives another shape."""
+        written = {
+            v
+            for o in walk(self.function.body)
+            if o.name in ("compute", "dma_load")
+            for v in (o.operands[1:2] if o.name == "dma_load" else o.operands[o.attr("reads") :])
+        }
+        if value in written:
+            return value
+        keys = ("memory", "offset", "pitch", "stages", "dtype")
+        same = [
+            v
+            for v, op in self.buffers.items()
+            if v in written
+            and v.tile.elements == value.tile.elements
+            and all(op.attr(k) == self.buffers[value].attr(k) for k in keys)
+        ]
+        same.sort(key=lambda v: v.name != value.name)
+        return same[0] if same else value
 
     def _existing(self, instruction: Instruction) -> Any:
         """Positions of a tile's elements that exist, axis by axis; None for a filling load."""

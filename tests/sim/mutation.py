@@ -145,7 +145,7 @@ class _Mutations:
         pairs: list[tuple[Path, int, int]] = []
         for above, entries in bodies.items():
             queued = [(n, o) for n, o in entries if "queue" in o.attrs]
-            for queue in {str(o.attrs["queue"]) for _, o in queued}:
+            for queue in sorted({str(o.attrs["queue"]) for _, o in queued}):
                 own = [n for n, o in queued if o.attrs["queue"] == queue]
                 pairs += [(above, a, b) for a, b in pairwise(own)]
         if not pairs:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dure.ir.core import Op
-from dure.ir.expr import Expr, Symbol, bounds, proves, substitute, symbol, symbols
+from dure.ir.expr import Expr, Symbol, bounds, linear, proves, substitute, symbol, symbols
 from dure.sim.sanitizer.control import slope
 from dure.sim.sanitizer.findings import Finding, Place
 from dure.sim.sanitizer.model import Model, Transfer
@@ -71,6 +71,8 @@ class HomeRules:
                 continue
             if _apart(start, a.spans[n], other, b.spans[n], fixed):
                 return False
+            if a.strides[n] == b.strides[n] and _between(start, other, a.strides[n], fixed):
+                return False
             same = start is other and a.spans[n] == b.spans[n]
             if same and counter is not None and _moves(start, a.spans[n], counter, fixed):
                 return False
@@ -104,11 +106,22 @@ class HomeRules:
 
 def _apart(a: Expr, a_span: int, b: Expr, b_span: int, fixed: frozenset[Symbol]) -> bool:
     """Whether two runs of elements are disjoint whatever the symbols that aren't fixed are."""
-    renamed: dict[Expr, Expr | int] = {
-        s: symbol(s.name + "'", s.kind, s.low, s.high) for s in symbols(b) if s not in fixed
-    }
-    other = substitute(b, renamed) if renamed else b
+    other = _renamed(b, fixed)
     return proves(a + a_span <= other) or proves(other + b_span <= a)
+
+
+def _renamed(expr: Expr, fixed: frozenset[Symbol]) -> Expr:
+    """An expression with symbols of its own for those that aren't fixed."""
+    put: dict[Expr, Expr | int] = {
+        s: symbol(s.name + "'", s.kind, s.low, s.high) for s in symbols(expr) if s not in fixed
+    }
+    return substitute(expr, put) if put else expr
+
+
+def _between(a: Expr, b: Expr, stride: int, fixed: frozenset[Symbol]) -> bool:
+    """Whether two runs with gaps never meet: their starts differ by no multiple of the stride."""
+    terms, offset = linear(a - _renamed(b, fixed))
+    return offset % stride != 0 and all(c % stride == 0 for _, c in terms)
 
 
 def _moves(start: Expr, span: int, counter: Symbol, fixed: frozenset[Symbol]) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from dure.ir.core import Function, Op, Region, Value, walk
-from dure.ir.expr import Const, Expr, as_expr, cdiv, proves
+from dure.ir.expr import Const, Expr, as_expr, cdiv, logic, proves
 from dure.machine.chip import Chip
 from dure.sim.sanitizer.cells import Box, Cells, Rectangle, part, whole
 from dure.sim.sanitizer.control import Environment, known, leaves, names
@@ -62,6 +62,18 @@ class Straight:
 
 
 @dataclass(eq=False, slots=True)
+class Partial:
+    """A load that may reach over its tensor's edge, and leaves what is outside as it was.
+
+    ``axes`` are those along which it may, each with the condition that it doesn't.
+    """
+
+    op: Op
+    axes: tuple[tuple[int, Expr], ...]
+    needs: frozenset[str]
+
+
+@dataclass(eq=False, slots=True)
 class Scalar:
     """A read of an index argument."""
 
@@ -94,7 +106,7 @@ class Branch:
     needs: frozenset[str]
 
 
-Piece: TypeAlias = Straight | Scalar | Loop | Branch
+Piece: TypeAlias = Straight | Partial | Scalar | Loop | Branch
 
 
 @dataclass(eq=False, slots=True)
@@ -112,12 +124,16 @@ class Control:
 
 @dataclass(eq=False, slots=True)
 class Block:
-    """Pieces in order, and (``controls``) all that decides how they run, inner blocks included."""
+    """Pieces in order, and (``controls``) all that decides how they run, inner blocks included.
+
+    ``over`` has, for each piece, the block's own symbols that no later piece needs.
+    """
 
     pieces: tuple[Piece, ...]
     needs: frozenset[str]
     defines: frozenset[str]
     controls: tuple[Control, ...]
+    over: tuple[frozenset[str], ...]
 
 
 @dataclass(eq=False, slots=True)
@@ -125,7 +141,7 @@ class Transfer:
     """A DMA's descriptor in its home tensor, views resolved.
 
     ``starts`` has None for an axis that a list rules; ``loops`` are those around it, outermost
-    first; ``whole`` says that it provably never reaches over the tensor's edge.
+    first; ``inside`` says along which axes it provably never reaches over the tensor's edge.
     """
 
     op: Op
@@ -137,17 +153,29 @@ class Transfer:
     extents: tuple[Expr, ...]
     store: bool
     loops: tuple[Op, ...]
-    whole: bool
+    inside: tuple[bool, ...]
+    views: tuple[Expr, ...]
+
+    @property
+    def partial(self) -> bool:
+        """Whether it may leave a part of the buffer as it was."""
+        return not self.store and not self.op.attr("filling") and not all(self.inside)
+
+    def edges(self) -> tuple[tuple[int, Expr], ...]:
+        """Axes along which it may reach over the edge, with the condition that it doesn't."""
+        return tuple(
+            (axis, logic("and", view <= start, start + span <= extent))
+            for axis, (start, span, view, extent, inside) in enumerate(
+                zip(self.starts, self.spans, self.views, self.extents, self.inside, strict=True)
+            )
+            if start is not None and not inside
+        )
 
     def needs(self) -> frozenset[str]:
         """Symbols that decide how much of the tile exists."""
-        if self.whole or None in self.starts:
+        if not self.store and not self.partial:
             return frozenset()
-        found: set[str] = set()
-        for expr in (*self.starts, *self.extents):
-            assert expr is not None
-            found |= names(expr)
-        return frozenset(found)
+        return frozenset(n for _, condition in self.edges() for n in names(condition))
 
 
 @dataclass(eq=False)
@@ -180,6 +208,7 @@ class Model:
         self.stored: set[Value] = set()
         self.places: dict[Value, TilePlace] = {}
         self._declare()
+        self.owner = self._owners()
         self.body = self._block(self.function.body, ())
         for value, op in self.buffers.items():
             for slot in range(op.attr("stages")):
@@ -220,6 +249,35 @@ class Model:
             if name not in known:
                 self.compute_queues.add(number)
 
+    def _owners(self) -> dict[Value, int]:
+        """By buffer, the number of the one whose bytes it reads.
+
+        A buffer that nothing writes is another shape of one that lies exactly there.
+        """
+        written: set[Value] = set()
+        for op in walk(self.function.body):
+            if op.name == "compute":
+                written.update(op.operands[int(op.attrs["reads"]) :])  # type: ignore[arg-type]
+            elif op.name == "dma_load":
+                written.add(op.operands[1])
+        keys = {value: self._storage(value) for value in self.buffers}
+        found: dict[Value, int] = {}
+        for value, number in self.buffer_number.items():
+            found[value] = number
+            if value in written:
+                continue
+            same = [v for v in written if keys.get(v) == keys[value]]
+            same.sort(key=lambda v: (v.name != value.name, self.buffer_number[v]))
+            if same:
+                found[value] = self.buffer_number[same[0]]
+        return found
+
+    def _storage(self, value: Value) -> object:
+        op = self.buffers[value]
+        kind = value.tile
+        place = [op.attr(k) for k in ("memory", "offset", "pitch", "stages")]
+        return (*place, kind.dtype, kind.elements)
+
     def rectangles(self, buffer: Value, slot: int) -> list[Rectangle]:
         """The bytes of a buffer's slot."""
         op = self.buffers[buffer]
@@ -234,13 +292,25 @@ class Model:
         controls: list[Control] = []
         defines: set[str] = set()
 
-        def flush() -> None:
-            if run:
+        def flush(loop: int = -1) -> None:
+            if run or loop >= 0:
                 needs = {s for op in run if op in self.transfers for s in self._needs(op)}
-                pieces.append(Straight(tuple(run), frozenset(needs)))
+                pieces.append(Straight(tuple(run), frozenset(needs), loop))
                 run.clear()
 
-        for op in region.ops:
+        def add(op: Op) -> None:
+            if op.name in ("dma_load", "dma_store"):
+                transfer = self._transfer(op, loops)
+                controls.extend(_cuts(transfer))
+                if transfer.partial:
+                    flush()
+                    pieces.append(Partial(op, transfer.edges(), transfer.needs()))
+                    return
+            elif op.name in ("buffer", "semaphore"):
+                return
+            run.append(op)
+
+        for op in self._flat(region):
             match op.name:
                 case "for":
                     flush()
@@ -249,35 +319,45 @@ class Model:
                     flush()
                     pieces.append(self._branch(op, loops, controls))
                 case "index_load":
-                    flush()
-                    index = [as_expr(e) for e in op.attr("index")] if self.concrete else []
-                    needs = {s for e in index for s in names(e)}
                     if self.concrete:
-                        needs |= self._view_symbols(op.operands[0])
-                    controls.extend(Control(e, "exact") for e in index)
-                    pieces.append(Scalar(op, frozenset(needs)))
+                        flush()
+                        pieces.append(self._scalar(op, controls))
                     defines |= {s.name for s in op.symbols}
                 case "view":
                     self._view(op)
-                case "buffer" | "semaphore":
-                    pass
-                case "dma_load" | "dma_store":
-                    transfer = self._transfer(op, loops)
-                    controls.extend(_cuts(transfer))
-                    run.append(op)
                 case _:
-                    run.append(op)
-        if loops and any(loops[-1] in t.loops for t in self.transfers.values()):
-            # What the home tensors' accesses of this iteration mean to the next changes here.
-            needs = {s for op in run if op in self.transfers for s in self._needs(op)}
-            number = self.loops.index(loops[-1])
-            pieces.append(Straight(tuple(run), frozenset(needs), number))
-            run.clear()
-        flush()
+                    add(op)
+        # What the home tensors' accesses of this iteration mean to the next changes at its end.
+        goes_on = bool(loops) and loops[-1].regions[0] is region
+        moves = goes_on and any(loops[-1] in t.loops for t in self.transfers.values())
+        flush(self.loops.index(loops[-1]) if moves else -1)
         inner = [b for p in pieces for b in _blocks(p)]
         controls.extend(c for b in inner for c in b.controls)
         needs_all = frozenset(s for p in pieces for s in p.needs) - defines
-        return Block(tuple(pieces), needs_all, frozenset(defines), tuple(controls))
+        later: frozenset[str] = frozenset()
+        over: list[frozenset[str]] = []
+        for piece in reversed(pieces):
+            over.append(frozenset(defines) - later)
+            later |= piece.needs
+        return Block(
+            tuple(pieces), needs_all, frozenset(defines), tuple(controls), tuple(reversed(over))
+        )
+
+    def _flat(self, region: Region) -> Iterator[Op]:
+        """The ops of a region, those of branches that are always taken among them."""
+        for op in region.ops:
+            condition = as_expr(op.attr("condition")) if op.name == "if" else None
+            if isinstance(condition, Const):
+                yield from self._flat(op.regions[0 if condition.value else 1])
+            else:
+                yield op
+
+    def _scalar(self, op: Op, controls: list[Control]) -> Scalar:
+        index = [as_expr(e) for e in op.attr("index")]
+        needs = {s for e in index for s in names(e)} | self._view_symbols(op.operands[0])
+        controls.extend(Control(e, "exact") for e in index)
+        controls.extend(Control(e, "exact") for e in self.window(op.operands[0])[1])
+        return Scalar(op, frozenset(needs))
 
     def _needs(self, op: Op) -> frozenset[str]:
         return self.transfers[op].needs()
@@ -332,20 +412,21 @@ class Model:
         starts: list[Expr | None] = []
         spans: list[int] = []
         strides: list[int] = []
-        complete = True
+        inside: list[bool] = []
         for axis, extent in enumerate(shape):
             stride = _number(op.attr("stride")[axis], op)
             spans.append(stride * (extent - 1) + 1)
             strides.append(stride)
             if axis in listed:
                 starts.append(None)
-                complete = False
+                inside.append(False)
                 continue
             local = (
                 as_expr(op.attr("index")[axis]) * op.attr("step")[axis] + op.attr("offset")[axis]
             )
             starts.append(local + views[axis])
-            complete &= proves(as_expr(0) <= local) and proves(local + spans[-1] <= extents[axis])
+            below = proves(local + spans[-1] <= extents[axis])
+            inside.append(below and proves(as_expr(0) <= local))
         found = Transfer(
             op,
             len(self.transfers),
@@ -356,38 +437,44 @@ class Model:
             tuple(e + v for e, v in zip(extents, views, strict=True)),
             op.name == "dma_store",
             loops,
-            complete,
+            tuple(inside),
+            views,
         )
         if found.store:
             self.stored.add(root)
         self.transfers[op] = found
         return found
 
-    def cut(self, op: Op, environment: Environment) -> Cut:
-        """Which part of a transfer's tile exists."""
+    def box(self, op: Op, environment: Environment, whole: frozenset[int] = frozenset()) -> Cut:
+        """Which part of a transfer's tile exists; ``whole`` are axes along which all of it does."""
         transfer = self.transfers[op]
-        if transfer.whole or (op.name == "dma_load" and op.attr("filling")):
-            return ""
-        box: list[tuple[int, int]] = []
-        _, views, _ = self.window(op.operands[0])
+        found: list[tuple[int, int]] = []
         shape = op.operands[1].tile.shape
         for axis, extent in enumerate(shape):
+            if transfer.inside[axis] or axis in whole:
+                found.append((0, extent))
+                continue
             start = transfer.starts[axis]
             if start is None:
                 return None
-            low = known(views[axis], environment)
+            low = known(transfer.views[axis], environment)
             first = known(start, environment)
             stop = known(transfer.extents[axis], environment)
             if low is None or first is None or stop is None:
                 return None
             stride = transfer.strides[axis]
             begin = max(0, -((first - low) // stride))
-            box.append((begin, max(begin, min(extent, -((first - stop) // stride)))))
-        if all(b == (0, e) for b, e in zip(box, shape, strict=True)):
+            found.append((begin, max(begin, min(extent, -((first - stop) // stride)))))
+        if all(b == (0, e) for b, e in zip(found, shape, strict=True)):
             return ""
-        if any(low >= high for low, high in box):
-            return tuple((0, 0) for _ in box)
-        return tuple(box)
+        if any(low >= high for low, high in found):
+            return tuple((0, 0) for _ in found)
+        return tuple(found)
+
+    def store_box(self, op: Op, environment: Environment) -> Cut:
+        """What a store reads of its buffer: all of it, where that isn't known."""
+        found = self.box(op, environment)
+        return "" if found is None else found
 
     # --- instructions ----------------------------------------------------------------------------
 
@@ -460,15 +547,11 @@ def _blocks(piece: Piece) -> Sequence[Block]:
 
 
 def _cuts(transfer: Transfer) -> Iterator[Control]:
-    op = transfer.op
-    if transfer.whole or None in transfer.starts:
+    if not transfer.store and not transfer.partial:
         return
-    if op.name == "dma_load" and op.attr("filling"):
-        return
-    for start, span, extent in zip(transfer.starts, transfer.spans, transfer.extents, strict=True):
-        assert start is not None
-        yield Control(start + span <= extent, "cut", span)
-        yield Control(as_expr(0) <= start, "cut", span)
+    for axis, condition in transfer.edges():
+        for leaf in leaves(condition):
+            yield Control(leaf, "cut", transfer.spans[axis])
 
 
 def _number(value: object, op: Op) -> int:

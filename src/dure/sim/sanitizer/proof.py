@@ -19,6 +19,7 @@ from dure.ir.core import Op
 from dure.ir.dtypes import Array
 from dure.ir.expr import Expr, Symbol, as_expr, bounds, linear, substitute, symbol, symbols
 from dure.sim.sanitizer.control import (
+    Decisions,
     Environment,
     Unknown,
     decide,
@@ -38,9 +39,11 @@ from dure.sim.sanitizer.model import (
     Block,
     Branch,
     Control,
+    Cut,
     Instruction,
     Loop,
     Model,
+    Partial,
     Piece,
     Scalar,
     Straight,
@@ -81,64 +84,119 @@ class Proof:
         key = (id(block), state, _known(block.needs, environment))
         found = self.memo.get(key)
         if found is None:
-            current: Found = frozenset((state,))
-            scope: dict[str, int | Expr] = dict(environment)
-            for name in block.defines:
-                scope.pop(name, None)
-            for piece in block.pieces:
-                if isinstance(piece, Scalar):
-                    if self.indices is not None:
-                        scope[piece.op.symbols[0].name] = self._scalar(piece.op, scope)
-                    continue
-                current = _union(self._piece(piece, s, scope) for s in current)
-            found = self.memo[key] = frozenset(self._leave(block, s) for s in current)
+            found = self.memo[key] = self._block(block, state, environment)
         return found
 
-    def _leave(self, block: Block, state: State) -> State:
-        kept = forget(state.decisions, block.defines)
+    def _block(self, block: Block, state: State, environment: Environment) -> Found:
+        scope: dict[str, int | Expr] = dict(environment)
+        for name in block.defines:
+            scope.pop(name, None)
+        work = self.work
+        current: list[State] = [state]
+        # While there is one state, and control is known, the work goes on without freezing it.
+        live = False
+        decisions = state.decisions
+        for piece, over in zip(block.pieces, block.over, strict=True):
+            if isinstance(piece, Scalar):
+                scope[piece.op.symbols[0].name] = self._scalar(piece.op, scope)
+                continue
+            if not live and len(current) == 1:
+                work.thaw(current[0].body)
+                decisions, live = current[0].decisions, True
+            if not (live and self._live(piece, decisions, scope)):
+                if live:
+                    current, live = [self.states.intern(work.freeze(), decisions)], False
+                found = _union(self._piece(piece, s, scope) for s in current)
+                current = list({self._without(s, over) for s in found})
+        if live:
+            current = [self.states.intern(work.freeze(), decisions)]
+        return frozenset(self._without(s, block.defines) for s in current)
+
+    def _live(self, piece: Piece, decisions: Decisions, environment: Environment) -> bool:
+        """Run a piece on the work as it is, if it goes one known way without loops."""
+        if isinstance(piece, Straight):
+            self._straight(piece, environment)
+            return True
+        if isinstance(piece, Partial):
+            outcomes = self._cuts(piece, decisions, environment)
+            if len(outcomes) == 1 and outcomes[0][0] == decisions:
+                self._issue(piece.op, self.model.box(piece.op, environment, outcomes[0][1]))
+                return True
+        elif isinstance(piece, Branch):
+            taken = list(decide(decisions, piece.condition, environment))
+            block = piece.then if taken[0][1] else piece.otherwise
+            simple = all(isinstance(p, Straight) for p in block.pieces)
+            if simple and len(taken) == 1 and taken[0][0] == decisions:
+                for inner in block.pieces:
+                    assert isinstance(inner, Straight)
+                    self._straight(inner, environment)
+                return True
+        return False
+
+    def _without(self, state: State, over: frozenset[str]) -> State:
+        kept = forget(state.decisions, over)
         return state if kept == state.decisions else self.states.intern(state.body, kept)
 
     def _piece(self, piece: Piece, state: State, environment: Environment) -> Found:
-        if isinstance(piece, Straight):
-            return self._straight(piece, state, environment)
+        if isinstance(piece, Loop):
+            return self._loop(piece, state, environment)
         if isinstance(piece, Branch):
             found: set[State] = set()
             for decisions, taken in decide(state.decisions, piece.condition, environment):
                 begun = self.states.intern(state.body, decisions)
                 found |= self.block(piece.then if taken else piece.otherwise, begun, environment)
             return frozenset(found)
-        assert isinstance(piece, Loop)
-        return self._loop(piece, state, environment)
+        if isinstance(piece, Partial):
+            return self._partial(piece, state, environment)
+        assert isinstance(piece, Straight)
+        self.work.thaw(state.body)
+        self._straight(piece, environment)
+        return frozenset((self.states.intern(self.work.freeze(), state.decisions),))
 
-    def _straight(self, piece: Straight, state: State, environment: Environment) -> Found:
-        key = (id(piece), state, _known(piece.needs, environment))
-        found = self.memo.get(key)
-        if found is not None:
-            return found
-        work = self.work
-        work.thaw(state.body)
-        turns = work.turns
+    def _partial(self, piece: Partial, state: State, environment: Environment) -> Found:
+        found: set[State] = set()
+        for decisions, whole in self._cuts(piece, state.decisions, environment):
+            self.work.thaw(state.body)
+            self._issue(piece.op, self.model.box(piece.op, environment, whole))
+            found.add(self.states.intern(self.work.freeze(), decisions))
+        return frozenset(found)
+
+    def _cuts(
+        self, piece: Partial, decisions: Decisions, environment: Environment
+    ) -> list[tuple[Decisions, frozenset[int]]]:
+        """The axes along which all of a load's tile may exist, with what that decides."""
+        outcomes: list[tuple[Decisions, frozenset[int]]] = [(decisions, frozenset())]
+        for axis, condition in piece.axes:
+            outcomes = [
+                (after, whole | {axis} if inside else whole)
+                for before, whole in outcomes
+                for after, inside in decide(before, condition, environment)
+            ]
+        return outcomes
+
+    def _straight(self, piece: Straight, environment: Environment) -> None:
+        work, model = self.work, self.model
         for op in piece.ops:
             if op.name == "rotate":
                 for buffer in op.operands:
-                    stages = int(self.model.buffers[buffer].attr("stages"))
-                    turns[buffer] = (turns[buffer] + 1) % stages
-                continue
-            slots = tuple([turns.get(v, -1) for v in op.operands])
-            transfer = self.model.transfers.get(op)
-            cut = "" if transfer is None else self.model.cut(op, environment)
-            made = (op, slots, cut)
-            instruction = self.instructions.get(made)
-            if instruction is None:
-                instruction = self.model.instruction(op, slots, cut)
-                self.instructions[made] = instruction
-            work.run(instruction)
+                    stages = int(model.buffers[buffer].attr("stages"))
+                    work.turns[buffer] = (work.turns[buffer] + 1) % stages
+            elif op.name == "dma_store":
+                self._issue(op, model.store_box(op, environment))
+            else:
+                self._issue(op, "")
         work.check_progress()
         if piece.loop >= 0:
             work.next_iteration(piece.loop)
-        after = frozenset((self.states.intern(work.freeze(), state.decisions),))
-        self.memo[key] = after
-        return after
+
+    def _issue(self, op: Op, cut: Cut) -> None:
+        """An op comes to its queue, at the slots of now."""
+        turns = self.work.turns
+        made = (op, tuple([turns.get(v, -1) for v in op.operands]), cut)
+        instruction = self.instructions.get(made)
+        if instruction is None:
+            instruction = self.instructions[made] = self.model.instruction(*made)
+        self.work.run(instruction)
 
     def _scalar(self, op: Op, environment: Environment) -> int:
         assert self.indices is not None
@@ -250,16 +308,18 @@ class _Unknowable:
         self.most = bounds(trips)[1]
         self.terms = dict(linear(self.form.unknown)[0])
         self.decisive = self._decisive()
+        #: Symbols in other unknowns that control compares with the iteration.
+        self.loose: set[str] = set()
 
     def _decisive(self) -> int:
         """An iteration from which on the unknown is large for every condition on it."""
-        own = names(self.form.unknown)
-        sizes = [
-            abs(linear(left - right)[1])
-            for left, _, right in (parts(c.expr) for c in self.proof.model.body.controls)
-            if own & names(left - right)
-        ]
-        return min(64, 1 + abs(self.form.offset) + max(sizes, default=0))
+        most = 0
+        for control in self.proof.model.body.controls:
+            left, _, right = parts(control.expr)
+            form = self._in_iterations(left - right)
+            if form is not None and self._factor(form)[0]:
+                most = max(most, abs(linear(form)[1]))
+        return min(64, 1 + abs(self.form.offset) + most)
 
     def run(self, state: State) -> Found:
         """Every state that the loop may end in."""
@@ -272,6 +332,8 @@ class _Unknowable:
             if settled is None and at >= self.decisive and self._settled(at):
                 settled = at
             inside: set[State] = set()
+            if settled is not None and self.loose:
+                frontier = {self._state(s, self._tightened(s.decisions)) for s in frontier}
             for current in frontier:
                 more = as_expr(at) < self.trips
                 for decisions, goes_on in decide(current.decisions, more, self.environment):
@@ -308,6 +370,12 @@ class _Unknowable:
             kept = decided(kept, unknown, low, high)  # type: ignore[arg-type]
         return self._state(state, kept)
 
+    def _tightened(self, decisions: Decisions) -> Decisions:
+        """Decisions without those that a later iteration makes again, for other numbers."""
+        return tuple(
+            d for d in decisions if d[0] is self.form.unknown or not names(d[0]) & self.loose
+        )
+
     def _new(self, state: State, at: int, seen: set[object]) -> bool:
         """Whether a state, with its unknown counted from the iteration, is new."""
         unknown = self.form.unknown
@@ -340,8 +408,12 @@ class _Unknowable:
             return False
         grows = slope(form, _AT)
         factor, rest = self._factor(form)
-        if grows is None or factor is None:
+        if grows is None:
             return False
+        if grows and (rest or factor is None) and control.kind in ("truth", "cut"):
+            return grows + (factor or 0) == 0 or self._open(form, relation, at)
+        if factor is None:
+            return not grows and control.kind in ("truth", "cut")
         if grows + factor == 0:
             # The same after both move on by one; what else is in it is known where it is used.
             return True
@@ -355,6 +427,18 @@ class _Unknowable:
             least = at + 1 - self.form.offset
             return self._steady(control, relation, factor * least + offset, factor)
         return False
+
+    def _open(self, form: Expr, relation: str, at: int) -> bool:
+        """Whether a comparison of the iteration with another unknown has both outcomes; then no
+        later iteration has one that this one hasn't, once what was decided is forgotten.
+        """
+        now = substitute(form, {_AT: at})
+        unknown = {s.name for s in symbols(now) if s.name not in self.environment}
+        low, high = bounds(now)
+        if low is None or high is None or relation in ("==", "!="):
+            return False
+        self.loose |= unknown
+        return holds(relation, low) != holds(relation, high)
 
     def _steady(self, control: Control, relation: str, value: int, grows: int) -> bool:
         """Whether a comparison stays as it is while its form grows from a value."""
