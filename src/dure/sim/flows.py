@@ -22,10 +22,10 @@ group was last empty, so an event costs time by the groups, not by the transfers
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from heapq import heappop, heappush
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 #: Units of a byte, and of a weight.
 UNIT = 1 << 32
@@ -47,7 +47,7 @@ def weight_of(part: Fraction) -> int:
 class Group(Generic[_Token]):
     """Transfers with the same limit and the same uses of resources: (resource, weight) each."""
 
-    __slots__ = ("ends", "limit", "number", "rate", "service", "uses")
+    __slots__ = ("_together", "ends", "limit", "number", "rate", "service", "uses")
 
     def __init__(self, number: int, limit: int, uses: tuple[tuple[int, int], ...]) -> None:
         self.number = number
@@ -57,6 +57,15 @@ class Group(Generic[_Token]):
         self.rate = 0
         # (the service at which it ends, order of starting, what it is)
         self.ends: list[tuple[int, int, _Token]] = []
+        self._together: dict[int, list[tuple[int, int]]] = {}
+
+    def together(self) -> list[tuple[int, int]]:
+        """What all its transfers use."""
+        count = len(self.ends)
+        found = self._together.get(count)
+        if found is None:
+            found = self._together[count] = [(r, w * count) for r, w in self.uses]
+        return found
 
 
 class Flows(Generic[_Token]):
@@ -127,15 +136,14 @@ class Flows(Generic[_Token]):
 
     def _fair(self, active: Sequence[Group[_Token]]) -> list[int]:
         """The max-min fair rates, by the rounding law."""
-        left, load, uses = self._contested(active)
+        limits, left, load, uses = self._contested(active)
+        if len(left) <= 1:
+            return _filled(limits, left, load, uses)
         rates = [0] * len(active)
         rising = list(range(len(active)))
-        limits = [group.limit for group in active]
         while rising:
             shares = {r: left[r] // total for r, total in load.items() if total}
-            level = min([limits[place] for place in rising])
-            if shares:
-                level = max(1, min(level, *shares.values()))
+            level = max(1, min([limits[place] for place in rising] + list(shares.values())))
             full = {r for r, share in shares.items() if share <= level}
             still: list[int] = []
             for place in rising:
@@ -149,24 +157,58 @@ class Flows(Generic[_Token]):
             rising = still
         return rates
 
-    def _contested(
-        self, active: Sequence[Group[_Token]]
-    ) -> tuple[dict[int, int], dict[int, int], list[list[tuple[int, int]]]]:
-        """What is left of each resource, its load, and the groups' uses of it (all their transfers
-        together); without the resources that could carry all at their own limits, and 1 unit more
-        each: their quotient is above every level.
+    def _contested(self, active: Sequence[Group[_Token]]) -> _Contest:
+        """The groups' limits, what is left of each resource, its load, and the groups' uses of it
+        (all their transfers together).
+
+        A resource that one group alone uses is a limit of that group: its quotient stays as it is
+        until the group stays there.  A resource that could carry all at their own limits, and 1
+        unit more each, has a quotient above every level, and is left out.
         """
-        load: dict[int, int] = {}
-        most: dict[int, int] = {}
-        uses = [[(r, w * len(group.ends)) for r, w in group.uses] for group in active]
-        for group, parts in zip(active, uses, strict=True):
-            above = group.limit + 1
-            for resource, weight in parts:
-                load[resource] = load.get(resource, 0) + weight
-                most[resource] = most.get(resource, 0) + weight * above
         capacities = self.capacities
-        left = {r: capacities[r] for r, total in most.items() if total > capacities[r]}
-        if len(left) < len(load):
-            load = {r: load[r] for r in left}
-            uses = [[(r, w) for r, w in parts if r in left] for parts in uses]
-        return left, load, uses
+        limits = [group.limit for group in active]
+        uses = [group.together() for group in active]
+        users: dict[int, list[tuple[int, int]]] = {}
+        for place, parts in enumerate(uses):
+            for resource, weight in parts:
+                users.setdefault(resource, []).append((place, weight))
+        for resource, parts in users.items():
+            if len(parts) == 1:
+                ((place, weight),) = parts
+                limits[place] = max(1, min(limits[place], capacities[resource] // weight))
+        load: dict[int, int] = {}
+        for resource, parts in users.items():
+            if len(parts) > 1:
+                most = sum([weight * (limits[place] + 1) for place, weight in parts])
+                if most > capacities[resource]:
+                    load[resource] = sum([weight for _, weight in parts])
+        left = {resource: capacities[resource] for resource in load}
+        return limits, left, load, [[u for u in parts if u[0] in left] for parts in uses]
+
+
+_Contest: TypeAlias = tuple[list[int], dict[int, int], dict[int, int], list[list[tuple[int, int]]]]
+
+
+def _filled(
+    limits: Sequence[int],
+    left: Mapping[int, int],
+    load: Mapping[int, int],
+    uses: Sequence[Sequence[tuple[int, int]]],
+) -> list[int]:
+    """The rates where at most one resource is contested: those below the level at which it is full
+    are at their limits.
+    """
+    rates = list(limits)
+    rest, total = sum(left.values()), sum(load.values())
+    by_limit = sorted([(limits[place], place) for place, parts in enumerate(uses) if parts])
+    for limit, place in by_limit:
+        ((_, weight),) = uses[place]
+        rates[place] = rate = max(1, min(limit, rest // total))
+        if rate < limit:
+            for _, other in by_limit:
+                if limits[other] >= limit:
+                    rates[other] = rate
+            break
+        rest -= weight * rate
+        total -= weight
+    return rates

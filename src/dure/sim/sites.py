@@ -4,7 +4,10 @@ A *site* is a number that the streams hang on: how often a loop turns, which bra
 many elements of a transfer's axis exist.  It is a function of the symbols in it; only sites that
 hang on the core's coordinates, directly or by way of loop variables and index reads, are watched.
 A site's table is its value for every turn of just those loops around it that it hangs on, so the
-tables are short where the program is long.  Cores with equal tables at all sites execute the same.
+tables are short where the program is long.  Branches are no part of that: a table may hold more
+than is executed, and so tell apart cores that execute the same; never the other way.  Only index
+reads stay in their branches, for they may be out of bounds elsewhere.  Cores with equal tables at
+all sites execute the same.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ class _Step:
     binds: str
     needs: frozenset[str]
     turns: Turns
+    reads: bool = False
 
 
 class Sites:
@@ -82,7 +86,7 @@ class Sites:
             yield
 
         needs = frozenset[str]().union(*map(names_of, exprs))
-        self._around.append(_Step(name, needs, turns))
+        self._around.append(_Step(name, needs, turns, True))
 
     def watch(self, exprs: Sequence[Expr], value: Evaluator, *more: object) -> None:
         """A site whose ``value`` is made of these expressions (and ``more``, constants)."""
@@ -90,10 +94,12 @@ class Sites:
         if not self._varies(names):
             return
         steps: list[_Step] = []
+        reads = False
         for step in reversed(self._around):
-            if step.binds in names or (not step.binds and self._varies(step.needs)):
+            if step.binds in names or (reads and not step.binds):
                 steps.append(step)
                 names |= step.needs
+                reads |= step.reads
         steps.reverse()
         self._sites.setdefault((*map(id, steps), *exprs, *more), (tuple(steps), value))
 
