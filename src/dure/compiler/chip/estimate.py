@@ -139,12 +139,11 @@ class _Estimate:
 
     def fill(self, body: Block) -> None:
         """The way in (until the first compute) and out (the last store), unloaded."""
-        arrived = computed = left = 0.0
+        arrived = left = 0.0
         seen = False
         for step in _once(body):
             if step.kind == "compute":
                 seen = True
-                computed = self.compute(step)
                 continue
             dma, moved = self.dma[step.queue], self.moved(step)
             share = self.rate(dma, moved)
@@ -158,7 +157,7 @@ class _Estimate:
                 arrived = max(arrived, latency)
             elif step.kind == "dma_store":
                 left = max(left, took)
-        self.bound.fill = arrived + left + 0.0 * computed
+        self.bound.fill = arrived + left
 
     def _resource(self, name: str) -> tuple[float | None, str]:
         memory = self.chip.memories.get(name)
@@ -175,7 +174,8 @@ class _Estimate:
         sharers = 1
         for entry, count in self.counts.items():
             sharers *= 1 if entry in used else count
-        return sharers
+        readers = self.chip.memories[self.chip.home].readers
+        return sharers if readers is None else min(sharers, int(readers.base))
 
     def _cores(self, expressions: tuple[Expr, ...] | list[Expr]) -> frozenset[Symbol]:
         found: set[Symbol] = set()

@@ -16,7 +16,7 @@ from dure.compiler.chip.instructions import Writer, vector_runs
 from dure.compiler.chip.tree import Block, Branch, Buffer, Loop, Step, Structure, Tree
 from dure.compiler.chip.usage import Consumer, Usage, is_cheap, usage_of
 from dure.ir.core import Function, Op, Region, Value
-from dure.ir.expr import Expr, as_expr, compare, logic, proves
+from dure.ir.expr import Const, Expr, as_expr, compare, logic, maximum, minimum, proves
 from dure.ir.rewrite import eliminate_dead_code
 from dure.ir.types import TensorType
 from dure.machine.chip import Chip
@@ -137,8 +137,9 @@ class _Lowering:
     def memory_of(self, value: Value) -> str:
         """The memory that a value's consumers want it in: where dots accumulate, or the scratchpad."""
         for consumer in self.usage.consumers.get(value, ()):
-            accumulates = isinstance(consumer, Op) and consumer.name == "dot"
-            if accumulates and self.usage.base(consumer.operands[2]) is value:
+            if not isinstance(consumer, Op) or consumer.name != "dot":
+                continue
+            if self.usage.base(consumer.operands[2]) is value:
                 return self.engines.dot(consumer)[2].accumulators[0]
         return self.engines.chip.scratchpad
 
@@ -169,24 +170,51 @@ class _Lowering:
             )
         lists = [self.list_of(o, block) for o in op.operands[1:]]
         for memory in memories:
-            dma = self._dma(chip.home, memory, op)
+            engine = chip.dma[self._dma(chip.home, memory, op)]
             buffer = self.writer.buffer(
                 value.tile, memory, block, value.name or op.operands[0].name, op.span
             )
-            engine = chip.dma[dma]
-            if not engine.fills:
-                self._fill(op, buffer, block)
             attrs = {k: op.attr(k) for k in (*_DESCRIPTOR, "fill")}
             attrs["filling"] = engine.fills
-            block.items.append(
-                Step(
-                    *("dma_load", engine.queue, list(lists), [buffer], attrs, op.operands[0]),
-                    lists=lists,
-                    span=op.span,
-                )
-            )
+            outside = None if engine.fills else self._outside(op)
+            self._transfer(op, engine.queue, lists, buffer, attrs, block, outside)
             self.loaded.add(buffer)
             self.put(value, buffer)
+
+    def _transfer(
+        self,
+        op: Op,
+        queue: str,
+        lists: list[Buffer],
+        buffer: Buffer,
+        attrs: dict[str, Any],
+        block: Block,
+        outside: Expr | None,
+    ) -> None:
+        """A load; where it may leave out some of its tile, the tile is filled first.
+
+        Only a turn that does leave something out waits for that.
+        """
+
+        def load() -> Step:
+            return Step(
+                *("dma_load", queue, list(lists), [buffer], dict(attrs), op.operands[0]),
+                lists=lists,
+                span=op.span,
+            )
+
+        if outside is None:
+            block.items.append(load())
+            return
+        if isinstance(outside, Const):
+            self._fill(op, buffer, block)
+            block.items.append(load())
+            return
+        cut = Block(parent=block, repeated=block.repeated)
+        self._fill(op, buffer, cut)
+        cut.items.append(load())
+        whole = Block([load()], block, block.repeated)
+        block.items.append(Branch(outside, cut, whole, op.span))
 
     def _dma(self, source: str, target: str, op: Op) -> str:
         engines = self.engines.dma(source, target)
@@ -200,12 +228,8 @@ class _Lowering:
         return self.writer.in_memory(value, frozenset({self.engines.chip.lists}), block)
 
     def _fill(self, op: Op, buffer: Buffer, block: Block) -> None:
-        """Write what a DMA leaves out at the tensor's edge, where it may leave anything out."""
-        outside = _outside(op)
-        if outside is None:
-            return
+        """Write what a DMA leaves out at the tensor's edge, before it comes."""
         kind = buffer.type
-        inside = Block(parent=block, repeated=block.repeated)
         constant = Op(
             "full",
             (),
@@ -219,8 +243,44 @@ class _Lowering:
             span=op.span,
         )
         self.usage.makers[constant.result] = constant
-        self.writer.copy(inside, [(constant.result, buffer)], op)
-        block.items.append(Branch(outside, inside, Block(parent=block), op.span))
+        self.writer.copy(block, [(constant.result, buffer)], op)
+
+    def _outside(self, op: Op) -> Expr | None:
+        """When a load leaves out some of its tile; None where it never does."""
+        tensor = op.operands[0].type
+        assert isinstance(tensor, TensorType)
+        lists = dict(zip(op.attr("list_axes"), op.operands[1:], strict=True))
+        conditions: list[Expr] = []
+        for axis, extent in enumerate(op.attr("shape")):
+            offset, step = (as_expr(op.attr(k)[axis]) for k in ("offset", "step"))
+            size = tensor.shape[axis]
+            if axis in lists:
+                low, high = self._entries(lists[axis])
+                inside = high is not None and proves(high * step + step + offset <= size)
+                if low is None or not proves(as_expr(0) <= low) or not inside:
+                    return as_expr(1)
+                continue
+            first = as_expr(op.attr("index")[axis]) * step + offset
+            last = first + as_expr(op.attr("stride")[axis]) * (extent - 1)
+            if not proves(last < size):
+                conditions.append(compare("<=", size, last))
+            if not proves(as_expr(0) <= first):
+                conditions.append(compare("<", first, 0))
+        return logic("or", *conditions) if conditions else None
+
+    def _entries(self, value: Value) -> tuple[Expr | None, Expr | None]:
+        """The declared range of an index list's entries, with what fills it beyond its end."""
+        maker = self.usage.makers.get(self.usage.base(value))
+        if maker is None or maker.name != "load":
+            return None, None
+        declared = maker.operands[0].tensor.index
+        if declared is None:
+            return None, None
+        low, high = declared
+        if self._outside(maker) is not None:
+            fill = int(maker.attr("fill"))
+            low, high = minimum(low, fill), maximum(high, fill)
+        return low, high
 
     def store(self, op: Op, block: Block) -> None:
         tensor, value = op.operands[0], op.operands[1]
@@ -390,20 +450,3 @@ class _Lowering:
 
 def _span(op: Op | None) -> Any:
     return op.span if op is not None else None
-
-
-def _outside(op: Op) -> Expr | None:
-    """When a load leaves out some of its tile; None where it never does."""
-    tensor = op.operands[0].type
-    assert isinstance(tensor, TensorType)
-    if op.attr("list_axes"):
-        return as_expr(1)
-    conditions: list[Expr] = []
-    for axis, extent in enumerate(op.attr("shape")):
-        first = as_expr(op.attr("index")[axis]) * op.attr("step")[axis] + op.attr("offset")[axis]
-        last = first + as_expr(op.attr("stride")[axis]) * (extent - 1)
-        if not proves(last < tensor.shape[axis]):
-            conditions.append(compare("<=", tensor.shape[axis], last))
-        if not proves(as_expr(0) <= first):
-            conditions.append(compare("<", first, 0))
-    return logic("or", *conditions) if conditions else None

@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 from dure.compiler.chip.allocate import allocate
 from dure.compiler.chip.estimate import estimate
@@ -33,7 +34,10 @@ _BOUNDS = 60
 _SIMULATED = 5
 _SPLITS = 4
 
-Specialize = Callable[[Mapping[str, int]], Function]
+#: A bound; of two equal ones the program with fewer bytes of tiles is better.
+Bound: TypeAlias = tuple[float, int]
+_NONE: Bound = (math.inf, 0)
+Specialize: TypeAlias = Callable[[Mapping[str, int]], Function]
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,8 @@ class _Search:
     chip: Chip
     strict: bool
     costs: Costs = field(init=False)
-    bounds: dict[_Point, float] = field(default_factory=dict[_Point, float])
+    #: (picoseconds, bytes of tiles) of every point that was looked at.
+    bounds: dict[_Point, Bound] = field(default_factory=dict["_Point", "Bound"])
     functions: dict[tuple[int, ...], Function | None] = field(
         default_factory=dict[tuple[int, ...], "Function | None"]
     )
@@ -103,7 +108,7 @@ class _Search:
             if self.bound(found) >= self.bound(best):
                 break
             best = found
-        if not math.isfinite(self.bound(best)):
+        if not math.isfinite(self.bound(best)[0]):
             self.anything()
 
     def anything(self) -> None:
@@ -111,7 +116,7 @@ class _Search:
         for sizes in itertools.product((1, 8, 16, 64, 256), repeat=len(self.names)):
             if len(self.bounds) > 2 * _BOUNDS:
                 return
-            if math.isfinite(self.bound(_Point(sizes))):
+            if math.isfinite(self.bound(_Point(sizes))[0]):
                 return
 
     def neighbours(self, point: _Point) -> list[_Point]:
@@ -133,28 +138,26 @@ class _Search:
         found.append(replace(point, stages=5 - point.stages))
         return found
 
-    def bound(self, point: _Point) -> float:
+    def bound(self, point: _Point) -> Bound:
         """The bound of a point; infinite where it doesn't compile or fit."""
         if point not in self.bounds:
-            self.bounds[point] = math.inf
+            self.bounds[point] = _NONE
             try:
                 self.bounds[point] = self._bound(point)
             except DureError as error:
                 self.error = error
         return self.bounds[point]
 
-    def _bound(self, point: _Point) -> float:
+    def _bound(self, point: _Point) -> Bound:
         function = self.function(point.tiles)
-        if function is None:
-            return math.inf
-        plan = self.plan(function, point)
-        if plan is None:
-            return math.inf
+        plan = None if function is None else self.plan(function, point)
+        if function is None or plan is None:
+            return _NONE
         prepared = prepare(function, self.chip, plan, strict=self.strict).function
         tree = lower(prepared, self.chip)
         choose_stages(tree, self.chip, point.stages)
-        allocate(tree, self.chip)
-        return estimate(tree, prepared, self.chip, self.costs).ps
+        used = allocate(tree, self.chip)
+        return estimate(tree, prepared, self.chip, self.costs).ps, sum(used.values())
 
     def function(self, tiles: tuple[int, ...]) -> Function | None:
         if tiles not in self.functions:
@@ -180,14 +183,15 @@ class _Search:
     def decide(self, indices: Mapping[str, Array] | None) -> Choice:
         """Simulate the points with the least bounds, and take the fastest."""
         points = sorted(
-            (p for p, b in self.bounds.items() if math.isfinite(b)), key=self.bounds.__getitem__
+            (p for p, b in self.bounds.items() if math.isfinite(b[0])),
+            key=self.bounds.__getitem__,
         )
         if not points:
             raise self.failure()
         best: tuple[float, _Point, Compiled, Timing] | None = None
         tried = 0
         for point in points[: 4 * _SIMULATED]:
-            if tried >= _SIMULATED or (best is not None and self.bounds[point] >= best[0]):
+            if tried >= _SIMULATED or (best is not None and self.bounds[point][0] >= best[0]):
                 break
             compiled = self.compile(point)
             timing = simulate(compiled.function, self.chip, indices=indices)

@@ -25,13 +25,14 @@ def share_reads(function: Function, chip: Chip) -> Function:
         s: evaluate(extent, {})
         for s, extent in zip(function.program_ids, function.grid, strict=True)
     }
-    work = _Sharing(counts)
+    work = _Sharing(counts, None if home.readers is None else int(home.readers.base))
     return replace(function, body=work.region(function.body, {}))
 
 
 class _Sharing:
-    def __init__(self, counts: dict[Symbol, int]) -> None:
+    def __init__(self, counts: dict[Symbol, int], readers: int | None) -> None:
         self.counts = counts
+        self.readers = readers
         self.views: dict[Value, frozenset[Symbol]] = {}
 
     def region(self, region: Region, loops: dict[Symbol, frozenset[Symbol]]) -> Region:
@@ -56,6 +57,8 @@ class _Sharing:
         for entry, count in self.counts.items():
             if entry not in used:
                 sharers *= count
+        if self.readers is not None:
+            sharers = min(sharers, self.readers)
         return replace(op, attrs={**op.attrs, "share": (1, sharers)}) if sharers > 1 else op
 
     def depends(self, op: Op, loops: dict[Symbol, frozenset[Symbol]]) -> frozenset[Symbol]:

@@ -141,7 +141,7 @@ class _Synchroniser:
                     for other, (from_turn, source) in earlier.items():
                         if other == queue and queue not in self.asynchronous:
                             continue
-                        if turn == 1 and from_turn == 1 or turn == 0:
+                        if (turn == 1 and from_turn == 1) or turn == 0:
                             later = 0
                         else:
                             later = distance
@@ -149,10 +149,10 @@ class _Synchroniser:
                             continue  # the same as in the first turn
                         yield Edge(other, source, queue, place, later, name)
                 if touch.writes:
-                    written = {q: (turn, place) for q in touch.writes}
-                    read = {q: (turn, place) for q in touch.reads}
+                    written = dict.fromkeys(touch.writes, (turn, place))
+                    read = dict.fromkeys(touch.reads, (turn, place))
                 else:
-                    read |= {q: (turn, place) for q in touch.reads}
+                    read |= dict.fromkeys(touch.reads, (turn, place))
 
     def _needed(self, edges: list[Edge], repeated: bool) -> list[Edge]:
         """The edges that the others and program order don't imply, the widest left out first."""
