@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 from mutation import mutant
-from programs import Program
+from programs import Program, copy_program, matmul_program
 
 from dure.ir.core import Function, Value
 from dure.ir.expr import Expr, IntLike, as_expr
@@ -205,3 +206,129 @@ def random_program(seed: int) -> Function:
         made = mutant(function, rng)
         function = function if made is None else made.function
     return function
+
+
+def epilogue(tiles: int = 3, depth: int = 2) -> Function:
+    """A matmul's tiles: ``mxu`` accumulates in one of two slots while ``vec`` empties the other."""
+    p = Program("epilogue")
+    a, b = p.tensor("a", (ROWS, 8)), p.tensor("b", (8, 2))
+    c = p.tensor("c", (ROWS, 2), access="out")
+    left, right = (p.buffer(n, SHAPE, stages=2, pitch=16) for n in ("left", "right"))
+    total, result = (p.buffer(n, SHAPE, stages=2, pitch=16) for n in ("total", "result"))
+    loaded, used = p.semaphore("loaded", 0, 2), p.semaphore("used", 2, 2)
+    summed, emptied = p.semaphore("summed", 0, 2), p.semaphore("emptied", 2, 2)
+    ready, stored = p.semaphore("ready", 0, 2), p.semaphore("stored", 2, 2)
+    with p.loop(tiles, name="i") as i:
+        p.wait("mxu", emptied)
+        p.compute("mxu", ["mxu"], [], [total], lambda t: t.full(SHAPE, 0.0))
+        with p.loop(depth, name="k") as k:
+            p.wait("in", used)
+            p.load("in", a, left, (i, k))
+            p.load("in", b, right, (k, 0))
+            p.signal("in", loaded)
+            p.wait("mxu", loaded)
+            p.compute(
+                "mxu",
+                ["mxu"],
+                [left, right, total],
+                [total],
+                lambda t, x, y, z: t("dot", x, y, z),
+            )
+            p.signal("mxu", used)
+            p.rotate(left, right)
+        p.signal("mxu", summed)
+        p.wait("vec", summed)
+        p.wait("vec", stored)
+        _compute(p, "vec", [total], [result])
+        p.signal("vec", emptied)
+        p.signal("vec", ready)
+        p.wait("out", ready)
+        p.store("out", c, result, (i, 0))
+        p.signal("out", stored)
+        p.rotate(total, result)
+    return p.build()
+
+
+def online_softmax(blocks: int = 3) -> Function:
+    """Attention over blocks of keys: ``mxu`` scores and accumulates, ``vec`` weighs in between."""
+    p = Program("softmax")
+    q, kv = p.tensor("q", (2, 2)), p.tensor("kv", (ROWS, 2))
+    y = p.tensor("y", (2, 2), access="out")
+    query = p.buffer("query", SHAPE, pitch=16)
+    block = p.buffer("block", SHAPE, stages=2, pitch=16)
+    scores, weights = p.buffer("scores", SHAPE, pitch=16), p.buffer("weights", SHAPE, pitch=16)
+    total, best = p.buffer("total", SHAPE, pitch=16), p.buffer("best", SHAPE, pitch=16)
+    asked, cleared = p.semaphore("asked", 0, 1), p.semaphore("cleared", 0, 1)
+    loaded, used = p.semaphore("loaded", 0, 2), p.semaphore("used", 2, 2)
+    scored, weighed = p.semaphore("scored", 0, 1), p.semaphore("weighed", 0, 1)
+    summed, done = p.semaphore("summed", 0, 1), p.semaphore("done", 0, 1)
+
+    def dot(t: Any, x: Value, y: Value, z: Value) -> Value:
+        return t("dot", x, y, z)
+
+    p.load("in", q, query, (0, 0))
+    p.signal("in", asked)
+    p.wait("mxu", asked)
+    _compute(p, "vec", [], [total])
+    _compute(p, "vec", [], [best])
+    p.signal("vec", cleared)
+    p.wait("mxu", cleared)
+    with p.loop(blocks, name="b") as b:
+        p.wait("in", used)
+        p.load("in", kv, block, (b, 0))
+        p.signal("in", loaded)
+        p.wait("mxu", loaded)
+        p.compute("mxu", ["mxu"], [query, block, query], [scores], dot)
+        p.signal("mxu", scored)
+        p.wait("vec", scored)
+        _compute(p, "vec", [scores, best, total], [weights, best, total])
+        p.signal("vec", weighed)
+        p.wait("mxu", weighed)
+        p.compute("mxu", ["mxu"], [weights, block, total], [total], dot)
+        p.signal("mxu", used)
+        p.signal("mxu", summed)
+        p.wait("vec", summed)
+        p.rotate(block)
+    _compute(p, "vec", [total], [total])
+    p.signal("vec", done)
+    p.wait("out", done)
+    p.store("out", y, total, (0, 0))
+    return p.build()
+
+
+def edge_copy(rows: int = 5, clear: bool = True) -> Function:
+    """A copy whose last tile is cut, by an engine that doesn't fill; a compute clears it first."""
+    p = Program("edge")
+    x, y = p.tensor("x", (rows, 2)), p.tensor("y", (8, 2), access="out")
+    tile = p.buffer("tile", SHAPE, stages=2, pitch=16)
+    cleared, full = p.semaphore("cleared", 0, 2), p.semaphore("full", 0, 2)
+    free = p.semaphore("free", 2, 2)
+    with p.loop(-(-rows // 2), name="i") as i:
+        p.wait("vec", free)
+        if clear:
+            with p.when(as_expr(rows) < i * 2 + 2):
+                _compute(p, "vec", [], [tile])
+        p.signal("vec", cleared)
+        p.wait("in", cleared)
+        p.load("in", x, tile, (i, 0), filling=False)
+        p.signal("in", full)
+        p.wait("out", full)
+        p.store("out", y, tile, (i, 0))
+        p.signal("out", free)
+        p.rotate(tile)
+    return p.build()
+
+
+def correct_programs() -> list[Function]:
+    """Programs without a fault, small enough for the explorer."""
+    return [
+        copy_program(40, 4, 8),
+        copy_program(24, 4, 8, stages=3),
+        matmul_program(16, 16, 32, (16, 16, 16)),
+        epilogue(2, 2),
+        epilogue(3, 1),
+        online_softmax(2),
+        edge_copy(),
+        edge_copy(3),
+        *(pipeline(seed, 3) for seed in range(12)),
+    ]
