@@ -65,16 +65,39 @@ class _Estimate:
                 source = item.op.operands[0]
                 self.roots[item.op.result] = self.roots.get(source, source)
             elif isinstance(item, Loop):
-                start, stop = (_number(e, known) for e in (item.start, item.stop))
-                trips = max(0, -(-(stop - start) // item.step))
+                trips, start = self._trips(item, known)
                 self.depends[item.symbol] = self._cores((item.start, item.stop))
                 inner = {**known, item.symbol.name: start + trips // 2 * item.step}
-                self.block(item.body, times * trips, inner)
+                self._loop(item.body, times * trips, inner)
             elif isinstance(item, Branch):
                 taken = _number(item.condition, known)
                 self.block(item.then if taken else item.otherwise, times, known)
             elif isinstance(item, Step):
                 self.step(item, times)
+
+    def _trips(self, loop: Loop, known: dict[str, int]) -> tuple[int, int]:
+        """The trips of a loop on the core that has the most, and where it starts there."""
+        entries = [s for s in self.counts if s in symbols(loop.stop)]
+        best = (-1, 0)
+        for value in range(self.counts[entries[0]]) if len(entries) == 1 else (0,):
+            here = {**known, entries[0].name: value} if entries else known
+            start, stop = _number(loop.start, here), _number(loop.stop, here)
+            best = max(best, (max(0, -(-(stop - start) // loop.step)), start))
+        return best
+
+    def _loop(self, body: Block, times: float, known: dict[str, int]) -> None:
+        """A loop's body: where a tile that arrives has a single slot, moving and computing take
+        turns, so that the queues' times add up.
+        """
+        if not _takes_turns(body):
+            self.block(body, times, known)
+            return
+        outer, self.bound.queues = self.bound.queues, {}
+        self.block(body, times, known)
+        own, self.bound.queues = self.bound.queues, outer
+        total = sum(own.values())
+        for queue in own:
+            self.bound.queues[queue] = self.bound.queues.get(queue, 0.0) + total
 
     def step(self, step: Step, times: float) -> None:
         if step.kind == "compute":
@@ -183,6 +206,26 @@ class _Estimate:
             for entry in symbols(expr):
                 found |= {entry} if entry in self.counts else self.depends.get(entry, frozenset())
         return frozenset(found)
+
+
+def _takes_turns(body: Block) -> bool:
+    """Whether what is loaded in a loop's body waits for its own last use."""
+    filled = False
+    for item in body.items:
+        if not isinstance(item, Step):
+            continue
+        if item.kind == "compute":
+            filled |= not item.reads
+            continue
+        if item.kind == "dma_load":
+            single = item.writes[0].block is body and item.writes[0].stages < 2
+            cleared = filled and any(
+                isinstance(other, Step) and not other.reads and item.writes[0] in other.writes
+                for other in body.items
+            )
+            if single or cleared:
+                return True
+    return False
 
 
 def _once(block: Block) -> list[Step]:

@@ -13,10 +13,22 @@ from typing import Any
 
 from dure.compiler.chip.engines import Engines
 from dure.compiler.chip.instructions import Writer, vector_runs
-from dure.compiler.chip.tree import Block, Branch, Buffer, Loop, Step, Structure, Tree
+from dure.compiler.chip.tree import (
+    Block,
+    Branch,
+    Buffer,
+    Item,
+    Loop,
+    Rotate,
+    Semaphore,
+    Step,
+    Structure,
+    Sync,
+    Tree,
+)
 from dure.compiler.chip.usage import Consumer, Usage, is_cheap, usage_of
 from dure.ir.core import Function, Op, Region, Value
-from dure.ir.expr import Const, Expr, as_expr, compare, logic, maximum, minimum, proves
+from dure.ir.expr import Const, Expr, as_expr, compare, logic, maximum, minimum, proves, symbol
 from dure.ir.rewrite import eliminate_dead_code
 from dure.ir.types import TensorType
 from dure.machine.chip import Chip
@@ -33,7 +45,9 @@ def lower(function: Function, chip: Chip) -> Tree:
     work = _Lowering(function, Engines(chip))
     work.region(function.body, work.body)
     work.flush(work.body)
-    return Tree(work.body, work.writer.buffers)
+    tree = Tree(work.body, work.writer.buffers)
+    work.fill_ahead(tree)
+    return tree
 
 
 @dataclass
@@ -57,6 +71,8 @@ class _Lowering:
         #: What loops carry, by the block that renews it.
         self.renewed: dict[Value, Block] = {}
         self.turn = 0
+        #: Rings whose tiles hang over an edge in the same way at every turn.
+        self.ahead: list[tuple[Op, Buffer, str]] = []
 
     # --- the walk --------------------------------------------------------------------------------
 
@@ -207,7 +223,10 @@ class _Lowering:
             block.items.append(load())
             return
         if isinstance(outside, Const):
-            self._fill(op, buffer, block)
+            if self._same_cut(op):
+                self.ahead.append((op, buffer, queue))
+            else:
+                self._fill(op, buffer, block)
             block.items.append(load())
             return
         cut = Block(parent=block, repeated=block.repeated)
@@ -244,6 +263,43 @@ class _Lowering:
         )
         self.usage.makers[constant.result] = constant
         self.writer.copy(block, [(constant.result, buffer)], op)
+
+    def _same_cut(self, op: Op) -> bool:
+        """Whether a load leaves out the same part of its tile at every turn."""
+        if op.attr("list_axes"):
+            return False
+        tensor = op.operands[0].tensor
+        for axis, extent in enumerate(op.attr("shape")):
+            start = as_expr(op.attr("index")[axis]) * op.attr("step")[axis]
+            start = start + op.attr("offset")[axis]
+            last = start + as_expr(op.attr("stride")[axis]) * (extent - 1)
+            inside = proves(as_expr(0) <= start) and proves(last < tensor.shape[axis])
+            if not inside and not isinstance(start, Const):
+                return False
+            if not inside and not isinstance(tensor.shape[axis], Const):
+                return False
+        return True
+
+    def fill_ahead(self, tree: Tree) -> None:
+        """Fill what no transfer of a ring ever writes, once in each slot, before anything else."""
+        items: list[Item] = []
+        handed: dict[tuple[str, str], Semaphore] = {}
+        for op, buffer, queue in self.ahead:
+            inside = Block(parent=tree.body, repeated=True, loop=True)
+            self._fill(op, buffer, inside)
+            filler = inside.items[-1]
+            assert isinstance(filler, Step)
+            inside.items.insert(0, Rotate([buffer]))
+            counter = symbol(f"slot{len(items)}", "loop", 0, None)
+            loop = Loop(counter, as_expr(0), as_expr(1), 1, inside, {}, op.span)
+            tree.over_slots.append((loop, buffer))
+            items.append(loop)
+            ends = (filler.queue, queue)
+            handed.setdefault(ends, Semaphore(*ends, 0, f"{buffer.name}_edge"))
+        for semaphore in handed.values():
+            items.append(Sync("signal", semaphore.signals, semaphore))
+            items.append(Sync("wait", semaphore.waits, semaphore))
+        tree.body.items[:0] = items
 
     def _outside(self, op: Op) -> Expr | None:
         """When a load leaves out some of its tile; None where it never does."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dure.compiler.chip.allocate import capacity, storage_bytes
 from dure.compiler.chip.tree import Buffer, Tree, steps
+from dure.ir.expr import as_expr
 from dure.machine.chip import Chip
 
 
@@ -20,11 +21,13 @@ def choose_stages(tree: Tree, chip: Chip, stages: int) -> None:
     for buffer in roots:
         shared = len(queues.get(buffer, ())) > 1
         buffer.stages = stages if shared and buffer.block.repeated else 1
+        if buffer.slots is not None:
+            buffer.stages = buffer.slots
     for name, memory in chip.memories.items():
         own = {b: storage_bytes(b.type, memory) for b in roots if b.memory == name}
         excess = sum(size * b.stages for b, size in own.items()) - capacity(memory)
         while excess > 0:
-            rings = [b for b in own if b.stages > 1]
+            rings = [b for b in own if b.stages > 1 and b.slots is None]
             if not rings:
                 break
             largest = max(rings, key=lambda b: own[b] * b.stages)
@@ -32,3 +35,5 @@ def choose_stages(tree: Tree, chip: Chip, stages: int) -> None:
             excess -= own[largest]
     for buffer in tree.buffers:
         buffer.stages = buffer.root.stages
+    for loop, buffer in tree.over_slots:
+        loop.stop = as_expr(buffer.stages)

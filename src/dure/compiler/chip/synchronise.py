@@ -67,6 +67,15 @@ def synchronise(tree: Tree, chip: Chip, inout: frozenset[Value]) -> None:
     work = _Synchroniser(asynchronous, inout)
     for block in list(blocks(tree.body)):
         tree.semaphores += work.block(block)
+    tree.semaphores = list(dict.fromkeys([*_declared(tree.body), *tree.semaphores]))
+
+
+def _declared(body: Block) -> Iterator[Semaphore]:
+    """Semaphores that the tree already waits on."""
+    for block in blocks(body):
+        for item in block.items:
+            if isinstance(item, Sync) and item.kind == "wait":
+                yield item.semaphore
 
 
 class _Synchroniser:
@@ -197,7 +206,7 @@ class _Synchroniser:
             for storage in entry:
                 if isinstance(storage, Buffer) and storage.block is block and storage not in seen:
                     seen.add(storage)
-                    if storage.stages > 1:
+                    if storage.stages > 1 and not storage.turned:
                         found.setdefault(place, []).append(storage)
         return found
 

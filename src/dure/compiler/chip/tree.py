@@ -19,7 +19,10 @@ Kind: TypeAlias = Literal["dma_load", "dma_store", "compute"]
 
 @dataclass(eq=False, slots=True)
 class Buffer:
-    """Storage of a tile.  ``block`` is where it turns; an alias shares another buffer's bytes."""
+    """Storage of a tile.  ``block`` is where it turns; an alias shares another buffer's bytes.
+
+    ``slots`` fixes how many slots it has; ``turned`` says that the tree turns it itself.
+    """
 
     type: TileType
     memory: str
@@ -30,6 +33,8 @@ class Buffer:
     alias_of: Buffer | None = None
     offset: int = 0
     pitch: int = 0
+    slots: int | None = None
+    turned: bool = False
 
     @property
     def root(self) -> Buffer:
@@ -131,6 +136,8 @@ class Tree:
 
     body: Block
     buffers: list[Buffer]
+    #: Loops whose trips are a buffer's slots, which are chosen later.
+    over_slots: list[tuple[Loop, Buffer]] = field(default_factory=list["tuple[Loop, Buffer]"])
     semaphores: list[Semaphore] = field(default_factory=list["Semaphore"])
 
 
