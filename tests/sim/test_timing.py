@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from fractions import Fraction
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ from dure.ir.types import TensorType
 from dure.sim.cost import Costs, picoseconds
 from dure.sim.flows import UNIT, Flows, units_a_picosecond, weight_of
 from dure.sim.footprint import Reach, footprint
+from dure.sim.recurrence import Recurrence
 from dure.sim.timing import Timing, simulate
 
 CHIP = toy_chip()
@@ -135,6 +137,39 @@ def test_cores_that_differ_only_in_a_late_branch_are_told_apart() -> None:
     assert [c.multiplicity for c in timing.classes] == [3, 1]
 
 
+def test_index_reads_stay_in_their_branches() -> None:
+    """A read that is in bounds only where it is executed, and decides how much is loaded."""
+    p = Program("guarded", grid=(4,))
+    x = p.tensor("x", (64, 16))
+    rows = p.tensor("rows", (2,), "int32", index=(0, 64))
+    tile = p.buffer("tile", (16, 16))
+    with p.when(p.ids[0] < 2):
+        n = p.scalar(rows, (p.ids[0],), "n")
+        p.load("in", p.view(x, 0, 0, n), tile, (0, 0))
+    indices = {"rows": np.array([3, 16], np.int32)}
+    timing = simulate(p.build(), CHIP, indices=indices)
+    assert timing.ps == brute_force(p.build(), CHIP, indices)
+    assert [c.multiplicity for c in timing.classes] == [1, 1, 2]
+    assert timing.bytes == (3 + 16) * 64
+
+
+def test_a_program_for_no_core_takes_the_launch() -> None:
+    p = Program("none", grid=(0,))
+    x, tile = p.tensor("x", (16, 16)), p.buffer("tile", (16, 16))
+    p.load("in", x, tile, (0, 0))
+    timing = simulate(p.build(), CHIP)
+    assert (timing.ps, timing.classes, timing.bound) == (2_000_000, (), "latency")
+
+
+def test_absurd_sizes_are_refused_at_once() -> None:
+    p = Program("absurd")
+    x, tile = p.tensor("x", (16, 16)), p.buffer("tile", (16, 16))
+    with p.loop(10**5, name="i"), p.loop(10**12, name="j"):
+        p.load("in", x, tile, (0, 0))
+    with pytest.raises(IRError, match="more than 4,000,000 instructions"):
+        simulate(p.build(), CHIP)
+
+
 def test_more_cores_than_the_chip_has_are_refused() -> None:
     with pytest.raises(IRError, match="8 cores on toy"):
         simulate(copy_program(cores=8), CHIP)
@@ -144,10 +179,22 @@ def test_more_cores_than_the_chip_has_are_refused() -> None:
 
 
 @pytest.mark.parametrize("stages", [1, 2, 3])
-def test_skipping_a_recurrence_changes_nothing(stages: int) -> None:
+def test_skipping_a_recurrence_changes_nothing(
+    stages: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """``record`` replays every instruction, so nothing is skipped."""
+    jumps: list[int] = []
+    jump = Recurrence._jump
+
+    def spy(self: Recurrence, kept: Any, now: int, times: int) -> int:
+        jumps.append(times)
+        return jump(self, kept, now, times)
+
+    monkeypatch.setattr(Recurrence, "_jump", spy)
     function = copy_program(64 * 300, 32, 16, cores=3, stages=stages)
-    skipped, replayed = simulate(function, CHIP), simulate(function, CHIP, record=True)
+    skipped = simulate(function, CHIP)
+    assert sum(jumps) > 100
+    replayed = simulate(function, CHIP, record=True)
     assert (skipped.ps, skipped.events) == (replayed.ps, replayed.events)
     assert skipped.busy == replayed.busy
 

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from dure.sim.streams import Streams
 
 
+#: The most instructions of a core that are timed.
+MOST = 4_000_000
+
+
 class Node:
     """A step of the walk."""
 
@@ -48,9 +52,19 @@ class Loop(Node):
         self.name = op.regions[0].symbols[0].name
         with streams.sites.loop(self.name, start, stop, self.step):
             self.body = streams.region(op.regions[0])
+        self.op, self.out = op, streams.out
+        self.each = max(1, sum(isinstance(node, Plain | Move) for node in self.body))
 
     def trace(self, env: Env) -> None:
-        for counter in range(self.start(env), self.stop(env), self.step):
+        turns = range(self.start(env), self.stop(env), self.step)
+        if len(turns) * self.each + sum(map(len, self.out)) > MOST:
+            raise refusal(
+                self.op,
+                f"a core executes more than {MOST:,} instructions",
+                "a program is timed instruction by instruction",
+                "take larger tiles, or a smaller problem",
+            )
+        for counter in turns:
             env[self.name] = counter
             for node in self.body:
                 node.trace(env)

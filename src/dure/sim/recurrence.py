@@ -118,7 +118,7 @@ class Recurrence:
             if period:
                 same = _repeats(queue.stream, at, period)
                 # A queue looks at the instruction that it stands at, so that must be the same too.
-                times = min(times, (same - 1) // period - 1)
+                times = min(times, (same - 1) // period)
         return max(times, 0) if times < 1 << 62 else 0
 
     def _jump(self, kept: _Kept, now: int, times: int) -> int:

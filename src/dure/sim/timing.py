@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import islice
 from math import ceil
 from pathlib import PurePath
 from typing import Literal, TypeAlias
@@ -28,6 +29,7 @@ from dure.machine.chip import Chip
 from dure.machine.quantity import Quantity
 from dure.sim.classes import CoreClass, core_classes
 from dure.sim.cost import ComputeCost, Costs, duration
+from dure.sim.expand import core_ids
 from dure.sim.flows import WEIGHT, Flows, units_a_picosecond
 from dure.sim.items import COMPUTE, MOVE, Item, Transfer
 from dure.sim.replay import Flight, Groups, Happened, Queue, Replay, deadlock
@@ -129,8 +131,10 @@ def simulate(
     Raises :class:`IRError` for a program that hangs or that the chip can't execute.
     """
     streams = Streams(function, chip, costs or Costs(chip), indices or {})
+    # The first core comes first: it refuses what is too long, before cores are compared.
+    traced = [streams.trace(core) for core in islice(core_ids(function), 1)]
     classes = core_classes(function, chip, streams, full)
-    traced = [streams.trace(c.core) for c in classes]
+    traced += [streams.trace(c.core) for c in classes[1:]]
     ways = _Ways(chip, classes, streams)
     flows = Flows[Flight]([units_a_picosecond(c) for c in ways.capacities])
     replay = Replay(
