@@ -22,9 +22,14 @@ from typing import TYPE_CHECKING, TypeAlias
 from dure.sim.items import Transfer
 
 if TYPE_CHECKING:
+    from dure.sim.contention import Computing
     from dure.sim.replay import Flight, Queue, Replay
 
 _State: TypeAlias = tuple[object, ...]
+
+#: The least number of events that is worth a jump.  A loop inside a loop repeats itself seldom
+#: enough to stay below; the kept state is then met again a turn of the outer loop later.
+WORTHWHILE = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +71,8 @@ class Recurrence:
         quick = self._quick(now)
         if kept is not None and quick == kept.quick and self._whole(now) == kept.whole:
             times = self._repetitions(kept)
-            if times:
+            if times * (self.replay.events - kept.events) >= WORTHWHILE:
                 return self._jump(kept, now, times)
-            self._next = 0
         self._seen += 1
         if self._seen >= self._next:
             self._keep(quick, now)
@@ -99,6 +103,7 @@ class Recurrence:
                 max(q.done - now, 0),
                 q.held,
                 q.flowing,
+                None if q.computing is None else _computing(q.computing, now),
                 tuple([_flight(f, now) for f in q.flying]),
             )
             for q in self.queues
@@ -142,12 +147,19 @@ class Recurrence:
                 )
         replay.starts[:] = [(t + shift, order, flight) for t, order, flight in replay.starts]
         replay.flows.now += shift
+        if replay.contention is not None:
+            replay.contention.shift(shift)
         self._kept, self._anchor, self._seen, self._next = None, None, 0, 1
         return now + shift
 
 
 def _busy(queue: Queue, now: int) -> int:
     return queue.busy + (now - queue.since if queue.flowing else 0)
+
+
+def _computing(computing: Computing, now: int) -> _State:
+    """What is still to come of an instruction under way."""
+    return (max(computing.since - now, 0), computing.remaining(now))
 
 
 def _flight(flight: Flight, now: int) -> _State:
