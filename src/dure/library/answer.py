@@ -1,0 +1,232 @@
+"""What a chip does with some work: how long it takes, what bounds it, and how far to trust that.
+
+:func:`answer` builds each launch (:mod:`dure.library.build`), adds them up, and asks which numbers
+of the chip's file the sum rests on (:mod:`dure.sim.sensitivity`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+
+from dure.errors import TargetError, UsageError
+from dure.ir.expr import evaluate
+from dure.library.build import Built, build, index_values, total_ps
+from dure.library.call import KernelCall, stored_bytes
+from dure.library.operators_common import DTYPES
+from dure.library.work import Work
+from dure.machine.chip import Chip
+from dure.sim.sensitivity import sensitivity
+from dure.targets import chip, chip_names
+
+#: Statuses of numbers from the worst to the best.
+TRUST = ("guessed", "derived", "published")
+#: A result rests on a number whose change by a tenth moves it by more than this.
+RESTS = 0.01
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """The worst status among the numbers that the time rests on; and which of them are guesses,
+    and which were set by the user.
+    """
+
+    status: str
+    guesses: tuple[str, ...]
+    overridden: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Work on a chip, its launches one after another."""
+
+    work: Work
+    chip: Chip
+    parts: tuple[Built, ...]
+    confidence: Confidence
+
+    @property
+    def ps(self) -> int:
+        """Picoseconds."""
+        return total_ps(self.parts)
+
+    @property
+    def cycles(self) -> int:
+        """Cycles of the chip's clock, rounded up."""
+        return ceil(self.ps * self.chip.clock.base / 1e12)
+
+    @property
+    def bound(self) -> str:
+        """What bounds most of the time."""
+        times: Counter[str] = Counter()
+        for part in self.parts:
+            times[part.timing.bound] += part.timing.ps
+        return times.most_common(1)[0][0]
+
+    @property
+    def flops(self) -> int:
+        """Operations: the definition's, or those of the instructions where there is none."""
+        if self.work.flops is not None:
+            return self.work.flops
+        return sum(part.timing.flops for part in self.parts)
+
+    @property
+    def fraction_of_roofline(self) -> float:
+        """The least time that the published peaks allow, as a part of the time."""
+        return (
+            roofline_seconds(self.chip, self.work.dtype, self.flops, self.work.bytes)
+            * 1e12
+            / (self.ps)
+        )
+
+    @property
+    def sha256(self) -> str:
+        """The program's hash; of several, the hash of theirs."""
+        found = [part.compiled.sha256 for part in self.parts]
+        if len(found) == 1:
+            return found[0]
+        return hashlib.sha256("\n".join(found).encode()).hexdigest()
+
+    def json(self) -> dict[str, object]:
+        """Everything as one JSON object."""
+        found: dict[str, object] = {
+            "target": self.chip.name,
+            "op": self.work.name,
+            "dims": self.work.dims,
+            "dtype": self.work.dtype,
+            "ns": self.ps / 1000,
+            "cycles": self.cycles,
+            "bound": self.bound,
+            "flops": self.flops,
+            "bytes": self.work.bytes,
+            "fraction_of_roofline": self.fraction_of_roofline,
+            "confidence": self.confidence.status,
+            "guesses": list(self.confidence.guesses),
+            "overridden": list(self.confidence.overridden),
+            "compile_s": sum(part.compile_s for part in self.parts),
+            "sim_s": sum(part.sim_s for part in self.parts),
+            "program_sha256": self.sha256,
+            "instructions": sum(part.timing.instructions for part in self.parts),
+            "events": sum(part.timing.events for part in self.parts),
+            "classes": max(len(part.timing.classes) for part in self.parts),
+            "parts": [_part(part) for part in self.parts],
+        }
+        return found
+
+
+def answer(work: Work, chip: Chip, *, strict: bool = False) -> Answer:
+    """What the chip does with the work.
+
+    Raises :class:`~dure.errors.DureError` for what it can't run.
+    """
+    check_fits(work, chip)
+    parts = tuple(build(call, chip, strict=strict) for call in work.calls)
+    return Answer(work, chip, parts, confidence(parts, chip))
+
+
+def targets(name: str, overrides: Mapping[str, str]) -> list[Chip]:
+    """The chips that ``--target`` names: one, or ``all`` of this installation."""
+    if name != "all":
+        return [chip(name, overrides)]
+    if overrides:
+        raise UsageError(
+            "--set with --target all",
+            rule="a number is that of one chip",
+            fix="name the chip with --target",
+        )
+    return [chip(n) for n in chip_names()]
+
+
+def roofline_seconds(chip: Chip, dtype: str, flops: int, moved: int) -> float:
+    """The least time by the published peaks, never derated; 0 operations need no peak."""
+    compute = flops / peak(chip, dtype) if flops else 0.0
+    return max(compute, moved / chip.peaks.bandwidth.base)
+
+
+def peak(chip: Chip, dtype: str) -> float:
+    """The published operations a second for a dtype.
+
+    A dtype without a peak of its own has that of the one it is converted to on the chip, or else
+    the least of the chip's.
+    """
+    peaks = chip.peaks.compute
+    name = DTYPES[dtype].name if dtype in DTYPES else dtype
+    seen: set[str] = set()
+    while name not in peaks and name not in seen:
+        seen.add(name)
+        name = chip.conversions.get(name, name)
+    return peaks[name].base if name in peaks else min(p.base for p in peaks.values())
+
+
+def confidence(parts: Sequence[Built], chip: Chip) -> Confidence:
+    """How far the time of launches one after another is to be trusted.
+
+    Guesses are tried first: where the time rests on one, no other number can be worse.
+    """
+    total = total_ps(parts)
+    resting = {s: _resting(parts, chip, s, total) for s in ("guessed", "overridden")}
+    status = "guessed" if resting["guessed"] else ""
+    if not status:
+        status = "derived" if _resting(parts, chip, "derived", total) else "published"
+    return Confidence(status, resting["guessed"], resting["overridden"])
+
+
+def _resting(parts: Sequence[Built], chip: Chip, status: str, total: int) -> tuple[str, ...]:
+    """The numbers of a status that the time rests on, those that move it most first."""
+    moved: Counter[str] = Counter()
+    for part in parts:
+        function = part.compiled.function
+        lists = index_values(part.call, function)
+        for found in sensitivity(function, chip, part.timing, indices=lists, statuses=(status,)):
+            moved[found.path] += ceil(found.ps)
+    return tuple(path for path, ps in moved.most_common() if ps > RESTS * total)
+
+
+def check_fits(work: Work, chip: Chip) -> None:
+    """Raise :class:`TargetError` where a launch's tensors don't fit the chip's far memory."""
+    size = chip.memories[chip.home].size.base
+    for call in work.calls:
+        needed = call_bytes(call)
+        if needed > size:
+            raise TargetError(
+                f"{work.name} {work.dims} needs {needed / 2**30:.4g} GiB of {chip.home}",
+                where=f"{chip.name}: {chip.home} holds {size / 2**30:.4g} GiB",
+                rule="the tensors of a launch lie in the chip's far memory together",
+                fix="give smaller dims, or spread the work over chips",
+            )
+
+
+def call_bytes(call: KernelCall) -> int:
+    """The bytes of all of a launch's tensors."""
+    return sum(stored_bytes(kind) for kind in call.types if kind is not None)
+
+
+def split_of(part: Built) -> tuple[int, ...]:
+    """The cores along each axis of the grid."""
+    return tuple(evaluate(extent, {}) for extent in part.compiled.function.grid)
+
+
+def _part(part: Built) -> dict[str, object]:
+    timing, compiled = part.timing, part.compiled
+    return {
+        "kernel": part.call.kernel.__name__,
+        "ns": timing.ns,
+        "bound": timing.bound,
+        "tiles": dict(part.consts),
+        "cores": list(split_of(part)),
+        "stages": compiled.options.stages,
+        "conversions": [
+            {"what": c.what, "from": c.found, "to": c.becomes, "where": c.where}
+            for c in compiled.conversions
+        ],
+        "scratchpad": dict(compiled.used),
+        "instruction_flops": timing.flops,
+        "home_bytes": timing.bytes,
+        "instructions": timing.instructions,
+        "events": timing.events,
+        "classes": len(timing.classes),
+        "program_sha256": compiled.sha256,
+    }
