@@ -244,6 +244,7 @@ class Transfer:
     flowed: bool = False
     complete: bool = False
     rate: int = 0
+    memories: set[str] = field(default_factory=set)
 
 
 @dataclass(eq=False)
@@ -261,6 +262,9 @@ class Queue:
     free: int = 0
     transfers: list[Transfer] = field(default_factory=list)
     pending: list[Signal] = field(default_factory=list)
+    #: Of the instruction that is computed: what is left of it, and the memories that it touches.
+    left: int = 0
+    memories: set[str] = field(default_factory=set)
 
 
 class Machine:
@@ -290,7 +294,7 @@ class Machine:
             op, queue = made.op, str(made.op.attr("queue"))
             self.instructions += 1
             if op.name == "compute":
-                yield queue, "compute", compute_time(self.chip, op)
+                yield queue, "compute", compute_time(self.chip, op), self._memories(op)
             elif op.name in ("wait", "signal"):
                 yield queue, op.name, self.numbers[op.operands[0]], op.attr("count")
             else:
@@ -306,7 +310,16 @@ class Machine:
                         for t in range(size)
                     ]
                     lists[op.operands[1], slots[op.operands[1]] or 0] = np.array(entries)
-                yield queue, "dma", *self._transfer(op, symbols, values)
+                memory = self._memories(op)
+                yield queue, "dma", *self._transfer(op, symbols, values), memory
+
+    def _memories(self, op: Op) -> set[str]:
+        """The memories of the buffers that an instruction reads and writes."""
+        return {
+            str(made.attr("memory"))
+            for made in self.function.body.ops
+            if made.name == "buffer" and made.result in op.operands
+        }
 
     def _transfer(self, op: Op, symbols: Mapping[str, int], lists: Sequence[Any]) -> Any:
         (name, dma), *_ = [(n, d) for n, d in self.chip.dma.items() if d.queue == op.attr("queue")]
@@ -343,6 +356,8 @@ class Machine:
             times += [t.issued for q in self.queues for t in q.transfers]
             times = [t for t in times if t > self.now]
             times += [self.now + max(1, math.ceil(Fraction(t.left, t.rate))) for t in flowing]
+            speeds = {q: self._speed(q, flowing) for q in self.queues if q.left > 0}
+            times += [self.now + math.ceil(Fraction(q.left, s)) for q, s in speeds.items()]
             if not times:
                 break
             passed = min(times) - self.now
@@ -350,9 +365,19 @@ class Machine:
             for t in flowing:
                 t.left -= t.rate * passed
                 t.flowed = t.left <= 0
+            for q, speed in speeds.items():
+                q.left -= speed * passed
+                if q.left <= 0:
+                    self.finished = max(self.finished, self.now)
         if any(q.at < len(q.work) for q in self.queues):
             raise RuntimeError("deadlock")
         return self.finished
+
+    def _speed(self, queue: Queue, flowing: Sequence[Transfer]) -> int:
+        """The seventh rule of the rounding law: work done in a picosecond."""
+        busy = [t.memories & queue.memories for t in flowing if t.core == queue.core]
+        lost = [self.chip.memories[name].contention for names in busy for name in names]
+        return 2**20 - max((math.floor(Fraction(c.base) * 2**20) for c in lost if c), default=0)
 
     def _arrive(self) -> bool:
         here = [a for a in self.arriving if a[0] <= self.now]
@@ -376,12 +401,11 @@ class Machine:
                 arrival = self.now + self.latency
                 self.arriving.append((arrival, queue.core, signal.semaphore, signal.count))
                 changed = True
-        if queue.free > self.now or queue.at == len(queue.work):
+        if queue.free > self.now or queue.left > 0 or queue.at == len(queue.work):
             return changed
         kind, *more = queue.work[queue.at]
         if kind == "compute":
-            queue.free = self.now + more[0]
-            self.finished = max(self.finished, queue.free)
+            queue.left, queue.memories = more[0] * 2**20, more[1]
         elif kind == "signal":
             queue.pending.append(Signal(*more, len(queue.transfers)))
         elif kind == "wait":
@@ -390,7 +414,7 @@ class Machine:
             self.levels[queue.core, more[0]] -= more[1]
             self.finished = max(self.finished, self.now)
         else:
-            name, dma, issue, delay, amount, limit, weight = more
+            name, dma, issue, delay, amount, limit, weight, memories = more
             if sum(not t.complete for t in queue.transfers) >= dma.outstanding.base:
                 return changed
             queue.free = self.now + issue
@@ -398,6 +422,7 @@ class Machine:
             made = Transfer(
                 queue.core, dma, name, queue.free, start, amount, limit, weight, not amount
             )
+            made.memories = memories
             queue.transfers.append(made)
         queue.at += 1
         return True
@@ -463,7 +488,7 @@ def longest_path(function: Function, chip: Chip) -> int:
                 fired = max([now, *completed[-1:]])
                 tokens[more[0]] += [fired + latency] * more[1]
             else:
-                _, dma, issue, delay, amount, limit, _ = more
+                _, dma, issue, delay, amount, limit, _, _ = more
                 outstanding = int(dma.outstanding.base)
                 if len(completed) >= outstanding:
                     now = max(now, completed[-outstanding])

@@ -38,6 +38,9 @@ def random_chip(rng: random.Random) -> Chip:
         for optional in ("stream", "granule", "descriptor", "efficiency"):
             if rng.random() < 0.3:
                 del dma[optional]
+    for memory in tables["memories"].values():
+        if rng.random() < 0.5:
+            memory["contention"] = number(rng.choice([0.22, 0.5, 0.9]))
     tables["sync"]["latency"] = number(rng.choice([1, 11, 90]), "ns")
     tables["clock"] = number(rng.choice([0.7, 0.9, 1.3]), "GHz")
     return Chip.model_validate(tables)

@@ -77,7 +77,9 @@ class Memory(_Table):
     lie in the partitions, row r in partition r mod partitions, and ``size`` is all partitions
     together.  ``alignment``: of a buffer's offset, bytes (in each partition).  ``reserved`` bytes
     aren't the compiler's.  ``bandwidth`` makes it a resource that transfers share; where it is
-    None the memory never limits.  ``padding``: multiples that the last two extents of a tile are
+    None the memory never limits.  ``contention``: the part of its speed that an instruction which
+    reads or writes it loses while bytes of a DMA of the same core flow into or out of it.
+    ``padding``: multiples that the last two extents of a tile are
     padded to, by bits of an element, with ``padding_source``.
     """
 
@@ -88,6 +90,7 @@ class Memory(_Table):
     alignment: Bytes
     reserved: Bytes | None = None
     bandwidth: Rate | None = None
+    contention: Count | None = None
     # Reads of the same bytes by several cores at once, or of what lies in a shared memory in
     # between, reach this memory once.
     shared_reads: bool = False

@@ -173,6 +173,13 @@ def _check_memories(chip: Chip, where: str) -> None:
                 rule="the size exceeds the alignment in each partition, and what is reserved",
                 fix="check the units of size, alignment and reserved",
             )
+        if memory.contention is not None and memory.contention.base >= 1:
+            raise TargetError(
+                f"instructions lose {memory.contention.base:g} of their speed in '{name}'",
+                where=f"{place}.contention",
+                rule="the contention is the part that is lost while a DMA is active: below 1",
+                fix="write a fraction",
+            )
         if size % partitions or not float(memory.alignment.base).is_integer():
             raise TargetError(
                 f"'{name}' has partitions or buffers of a broken number of bytes",

@@ -46,10 +46,14 @@ def duration(chip: Chip, quantity: Quantity, clock: Quantity | None = None) -> i
 
 @dataclass(frozen=True, slots=True)
 class ComputeCost:
-    """Picoseconds of an instruction, and of each of its engines without the issue."""
+    """Picoseconds of an instruction, and of each of its engines without the issue.
+
+    ``memories`` are those in which it contends with transfers of its core, where there are any.
+    """
 
     ps: int
     engines: Mapping[str, int]
+    memories: tuple[str, ...] = ()
 
 
 class Costs:

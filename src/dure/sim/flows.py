@@ -14,6 +14,10 @@ number of the chip becomes one, and where a quotient is taken, this is the law:
    rising).  Those that are at their limit, or use a resource whose quotient is the level, stay
    there, and take their part of each resource; the others go on rising.  A rate is at least 1.
 6. A transfer ends at the first picosecond at which its units have flowed.
+7. A compute advances 2^20 units in each picosecond of its cost.  While bytes of its core's DMAs
+   flow into or out of a memory that it reads or writes and that has a ``contention``, it advances
+   less by that times 2^20, rounded down; of several such memories, by the largest.  It ends at the
+   first picosecond at which its units are done.
 
 Rates change only when a transfer starts or ends.  Transfers of equal limits and ways have equal
 rates: they form a :class:`Group`, whose ``service`` is what each of them has received since the

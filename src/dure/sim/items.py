@@ -30,7 +30,7 @@ Item: TypeAlias = tuple[int, Op, Any]
 class Transfer:
     """A DMA with its numbers: picoseconds of ``issue`` and ``delay`` (from issue to flow), what
     flows, its own ``limit``, the ``weight`` of its units at the home memory, and the bytes that the
-    home memory gives or takes.
+    home memory gives or takes.  ``memory`` is the one at its other end.
     """
 
     dma: str
@@ -41,6 +41,7 @@ class Transfer:
     limit: int
     weight: int
     home: Fraction
+    memory: str
 
 
 def engine_of(chip: Chip, buffers: Mapping[Value, Op], op: Op) -> str:
@@ -61,7 +62,7 @@ def engine_of(chip: Chip, buffers: Mapping[Value, Op], op: Op) -> str:
 
 
 def transfer_maker(
-    chip: Chip, name: str, op: Op, tensor: TensorType
+    chip: Chip, name: str, op: Op, tensor: TensorType, memory: str
 ) -> Callable[[Sequence[Reach]], Transfer]:
     """What makes an op's transfers from their reach."""
     dma = chip.dma[name]
@@ -74,14 +75,14 @@ def transfer_maker(
     def make(reach: Sequence[Reach]) -> Transfer:
         found = footprint(tensor, reach, granule)
         if not found.bytes:
-            return Transfer(name, issue, 0, 0, 0, 1, 0, Fraction())
+            return Transfer(name, issue, 0, 0, 0, 1, 0, Fraction(), memory)
         entries = prod(reach[axis].entries for axis in lists)
         delay = latency + descriptor * (entries - 1)
         limit = _limit(chip, dma, found)
         home = found.granules * share
         weight = weight_of(home / found.bytes)
         units = found.bytes * UNIT
-        return Transfer(name, issue, delay, found.bytes, units, limit, weight, home)
+        return Transfer(name, issue, delay, found.bytes, units, limit, weight, home, memory)
 
     return make
 

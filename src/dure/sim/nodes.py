@@ -185,8 +185,10 @@ class Move(Node):
             self._axis(streams, axis, extent, axis in axes)
         self.known: dict[tuple[object, ...], Item] = {}
         engine = engine_of(streams.chip, self.lists.buffers, op)
-        self.make = transfer_maker(streams.chip, engine, op, self.root.tensor)
-        self.fills = op.name == "dma_load" and bool(self.lists.indices)
+        memory = str(self.lists.buffers[self.buffer].attr("memory"))
+        self.make = transfer_maker(streams.chip, engine, op, self.root.tensor, memory)
+        may_list = self.buffer.tile.dtype is int32 and bool(self.lists.indices)
+        self.fills = op.name == "dma_load" and may_list
         self.listing: list[tuple[Evaluator, int, Evaluator, Evaluator]] = []
         if self.fills and self.root.name in self.lists.indices and not axes:
             self.listing = _listing(streams, op)

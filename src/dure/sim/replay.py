@@ -5,7 +5,8 @@ the clock: computing, waiting for a signal that is on its way, issuing.  The clo
 events of transfers: one starts to flow, or ends.  So where nothing is shared this is an exact
 replay of the dependencies.
 
-- a compute keeps its queue busy for its cost;
+- a compute keeps its queue busy for its cost, or longer where it contends with transfers
+  (:mod:`dure.sim.contention`);
 - a wait takes the signals in the order in which they arrive, and goes on when the last that it
   needs has;
 - a DMA is issued when fewer than ``outstanding`` of its queue's transfers are in flight, keeps the
@@ -26,6 +27,7 @@ from typing import cast
 
 from dure.errors import IRError
 from dure.ir.core import Op
+from dure.sim.contention import Computing, Contention
 from dure.sim.cost import ComputeCost
 from dure.sim.flows import Flows, Group
 from dure.sim.items import COMPUTE, MOVE, WAIT, Item, Transfer
@@ -66,6 +68,7 @@ class Queue:
     flying: deque[Flight] = field(default_factory=deque["Flight"])
     happened: list[Happened] = field(default_factory=list[Happened])
     waits: list[tuple[int, int, int]] = field(default_factory=list[tuple[int, int, int]])
+    computing: Computing | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -101,7 +104,7 @@ class Replay:
     """All core classes' streams, run together.
 
     ``groups(core class, transfer)`` gives the :class:`Group` that a transfer flows in;
-    ``outstanding`` is by DMA engine.
+    ``outstanding`` is by DMA engine; ``contention`` is there where a memory has any.
     """
 
     def __init__(
@@ -113,6 +116,7 @@ class Replay:
         flows: Flows[Flight],
         groups: Groups,
         record: bool,
+        contention: Contention | None = None,
     ) -> None:
         self.queues = [
             [Queue(core, number, stream) for number, stream in enumerate(queues)]
@@ -124,13 +128,14 @@ class Replay:
         self.flows = flows
         self.groups = groups
         self.record = record
+        self.contention = contention
         self.events = 0
         self._ready = [queue for queues in self.queues for queue in queues]
         self.starts: list[tuple[int, int, Flight]] = []
 
     def run(self) -> int:
         """Run to the end; gives when it is."""
-        flows, ready, starts = self.flows, self._ready, self.starts
+        flows, ready, starts, contention = self.flows, self._ready, self.starts, self.contention
         recurrence = None if self.record else Recurrence(self)
         now = 0
         while True:
@@ -141,6 +146,10 @@ class Replay:
             end = flows.next_end()
             if starts and (end is None or starts[0][0] < end):
                 end = starts[0][0]
+            if contention is not None:
+                computed = contention.next_end()
+                if computed is not None and (end is None or computed < end):
+                    end = computed
             if end is None:
                 break
             now = end
@@ -150,6 +159,9 @@ class Replay:
                     recurrence.landed(flight)
             while starts and starts[0][0] == now:
                 self._take_off(heappop(starts)[2], now)
+            if contention is not None:
+                for computing in contention.ended(now):
+                    self._computed(computing, now)
         queues = [queue for queues in self.queues for queue in queues]
         return max((max(queue.time, queue.done) for queue in queues), default=0)
 
@@ -166,7 +178,11 @@ class Replay:
             item = stream[at]
             kind, _, more = item
             if kind == COMPUTE:
-                ps = cast(ComputeCost, more).ps
+                cost = cast(ComputeCost, more)
+                ps = cost.ps
+                if cost.memories and ps and self.contention is not None:
+                    self.contention.begin(queue, cost.memories, time, ps)
+                    break
                 if record:
                     self._happened(queue, item, time, time + ps)
                 time += ps
@@ -193,6 +209,16 @@ class Replay:
                     self._signal(semaphores[number], max(time, queue.done), change)
             at += 1
         queue.at, queue.time = at, time
+
+    def _computed(self, computing: Computing, now: int) -> None:
+        """An instruction that may have contended has ended."""
+        queue = computing.queue
+        if self.record:
+            self._happened(queue, queue.stream[queue.at], computing.start, now)
+        queue.busy += now - computing.start
+        queue.at += 1
+        queue.time = now
+        self._ready.append(queue)
 
     def _wait(self, semaphore: _Semaphore, count: int) -> int:
         """Take ``count``: when the last of it arrives, or -1 where that isn't known yet."""
@@ -245,6 +271,8 @@ class Replay:
         if not queue.flowing:
             queue.since = now
         queue.flowing += 1
+        if self.contention is not None:
+            self.contention.flow(queue.core, transfer.memory, now, 1)
         if flight.record is not None:
             flight.record.flow = now
 
@@ -254,6 +282,8 @@ class Replay:
         flight.end = now
         queue = flight.queue
         queue.flowing -= 1
+        if self.contention is not None:
+            self.contention.flow(queue.core, flight.transfer.memory, now, -1)
         if not queue.flowing:
             queue.busy += now - queue.since
         flying, semaphores = queue.flying, self.semaphores[queue.core]

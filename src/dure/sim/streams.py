@@ -7,12 +7,14 @@ it with the numbers of one core.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from dure.ir.core import Function, Op, Region, Value, walk
 from dure.ir.dtypes import Array
 from dure.ir.expr import Expr, as_expr
 from dure.machine.chip import Chip
-from dure.sim.cost import Costs
+from dure.sim.contention import losses_of
+from dure.sim.cost import ComputeCost, Costs
 from dure.sim.items import COMPUTE, SIGNAL, WAIT, Item, refusal
 from dure.sim.lists import Lists
 from dure.sim.nodes import Branch, Loop, Move, Node, Plain, Rotate, Scalar
@@ -33,6 +35,7 @@ class Streams:
         self.semaphore_ops: list[Op] = []
         self.out: list[list[Item]] = []
         self.lists = Lists(indices)
+        self.losses = losses_of(chip)
         self._views: dict[Value, tuple[Value, tuple[Expr, ...]]] = {}
         self.sites = Sites(frozenset(s.name for s in function.program_ids))
         #: Whether transfers hang on what index lists hold.
@@ -89,6 +92,13 @@ class Streams:
         nodes = [self._node(op) for op in region.ops]
         return [node for node in nodes if node is not None]
 
+    def _cost(self, op: Op) -> ComputeCost:
+        """The cost of a compute, with the memories in which it contends with transfers."""
+        cost = self.costs.compute(op)
+        touched = {str(self.lists.buffers[v].attr("memory")) for v in op.operands}
+        contended = tuple(sorted(touched & self.losses.keys()))
+        return replace(cost, memories=contended) if contended else cost
+
     def _node(self, op: Op) -> Node | None:
         match op.name:
             case "for":
@@ -110,7 +120,7 @@ class Streams:
             case "index_load":
                 return Scalar(self, op)
             case "compute":
-                return Plain(self, op, (COMPUTE, op, self.costs.compute(op)))
+                return Plain(self, op, (COMPUTE, op, self._cost(op)))
             case "wait" | "signal":
                 number = self.semaphores.index(op.operands[0])
                 kind = WAIT if op.name == "wait" else SIGNAL

@@ -28,6 +28,7 @@ from dure.ir.dtypes import Array
 from dure.machine.chip import Chip
 from dure.machine.quantity import Quantity
 from dure.sim.classes import CoreClass, core_classes
+from dure.sim.contention import Contention
 from dure.sim.cost import ComputeCost, Costs, duration
 from dure.sim.expand import core_ids
 from dure.sim.flows import WEIGHT, Flows, units_a_picosecond
@@ -145,6 +146,7 @@ def simulate(
         flows,
         Groups(flows, ways.uses),
         record,
+        Contention(streams.losses) if streams.losses else None,
     )
     makespan = replay.run()
     names = [s.name or f"semaphore {i}" for i, s in enumerate(streams.semaphores)]
