@@ -61,7 +61,7 @@ def sanitize(
 def _prove(
     model: Model, report: Report, indices: Mapping[str, Array] | None, limit: int
 ) -> Verdict:
-    model.cells.build()
+    model.build()
     known = States(limit)
     work = Work(model, HomeRules(model), report)
     proof = Proof(model, work, known, indices)

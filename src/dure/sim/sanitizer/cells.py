@@ -115,6 +115,8 @@ class Cells:
     def __init__(self) -> None:
         self.known: dict[Rectangle, int] = {}
         self.table: list[tuple[int, ...]] | None = None
+        #: Cells by the rectangles that they are in.
+        self.merged: dict[tuple[int, ...], int] = {}
         self.count = 0
 
     def add(self, rectangles: Sequence[Rectangle]) -> bool:
@@ -144,9 +146,25 @@ class Cells:
                 for number in key:
                     cells[number].append(merged[key])
         self.table = [tuple(c) for c in cells]
+        self.merged = merged
         self.count = len(merged)
 
     def of(self, rectangles: Sequence[Rectangle]) -> tuple[int, ...]:
         """The cells of rectangles that were entered before :meth:`build`."""
         assert self.table is not None
         return tuple(sorted({c for r in rectangles for c in self.table[self.known[r]]}))
+
+    def moved(self, by: int) -> dict[int, int]:
+        """The cells that lie just as others do, ``by`` bytes further on, by those others."""
+        further: dict[int, int] = {}
+        for (memory, p0, p1, b0, b1), number in self.known.items():
+            target = self.known.get((memory, p0, p1, b0 + by, b1 + by))
+            if target is not None:
+                further[number] = target
+        found: dict[int, int] = {}
+        for key, cell in self.merged.items():
+            if all(n in further for n in key):
+                other = self.merged.get(tuple(sorted(further[n] for n in key)))
+                if other is not None:
+                    found[cell] = other
+        return found

@@ -19,6 +19,8 @@ from dure.sim.sanitizer.control import Environment, known, leaves, names
 from dure.sim.sanitizer.findings import NotProved, Place
 from dure.sim.storage import TilePlace, place_tile
 
+#: More slots than any buffer has.
+SLOTS = 1 << 20
 #: Existing elements of a transfer along each axis, None where that isn't known; "" if all exist.
 Cut: TypeAlias = "Box | str | None"
 
@@ -27,7 +29,8 @@ Cut: TypeAlias = "Box | str | None"
 class Access:
     """One operand of an instruction at one slot: the cells it touches, and those it surely fills.
 
-    ``key`` numbers the buffer and slot; ``queue`` the queue.
+    ``key`` numbers the buffer and slot; ``queue`` the queue.  ``slots`` has the same operand at
+    other slots.
     """
 
     place: Place
@@ -36,6 +39,8 @@ class Access:
     cells: tuple[int, ...]
     defines: frozenset[int]
     accumulates: bool
+    buffer: Value
+    slots: dict[int, Access]
 
 
 @dataclass(eq=False, slots=True)
@@ -43,6 +48,8 @@ class Instruction:
     """An op of a queue at the slots of its buffers: what a queue executes."""
 
     op: Op
+    slots: tuple[int, ...]
+    cut: Cut
     queue: int
     compute: bool
     reads: tuple[Access, ...] = ()
@@ -208,6 +215,7 @@ class Model:
         self.stored: set[Value] = set()
         self.places: dict[Value, TilePlace] = {}
         self._declare()
+        self.names = list(self.buffers)
         self.owner = self._owners()
         self.body = self._block(self.function.body, ())
         for value, op in self.buffers.items():
@@ -483,55 +491,189 @@ class Model:
 
         New cuts may need new cells: then the cells' table is gone, and all starts anew.
         """
+        key = (op, slots, cut)
+        found = self.instructions.get(key)
+        if found is None:
+            found = self.instructions[key] = self._instruction(op, slots, cut)
+        return found
+
+    def _instruction(self, op: Op, slots: tuple[int, ...], cut: Cut) -> Instruction:
         queue = self.queue_number[str(op.attrs["queue"])]
+        made = Instruction(op, slots, cut, queue, queue in self.compute_queues)
         if op.name in ("wait", "signal"):
-            number = self.semaphore_number[op.operands[0]]
-            compute = queue in self.compute_queues
-            return Instruction(op, queue, compute, (), (), number, int(op.attr("count")))
+            made.semaphore = self.semaphore_number[op.operands[0]]
+            made.count = int(op.attr("count"))
+            return made
         if op.name == "compute":
             reads = int(op.attrs["reads"])  # type: ignore[arg-type]
-            made = [
-                self._access(op, queue, value, slot, n >= reads)
-                for n, (value, slot) in enumerate(zip(op.operands, slots, strict=True))
-            ]
-            return Instruction(op, queue, True, tuple(made[:reads]), tuple(made[reads:]))
+            found = [self._access(op, n, slots[n], n >= reads) for n in range(len(op.operands))]
+            made.compute = True
+            made.reads, made.writes = tuple(found[:reads]), tuple(found[reads:])
+            return made
         load = op.name == "dma_load"
-        moved = self._access(op, queue, op.operands[1], slots[1], load, cut)
-        lists = [
-            self._access(op, queue, value, slot, False)
-            for value, slot in zip(op.operands[2:], slots[2:], strict=True)
-        ]
-        home = self.transfers[op].number if self.transfers[op].root in self.stored else -1
-        if load:
-            return Instruction(op, queue, False, tuple(lists), (moved,), home=home)
-        return Instruction(op, queue, False, (*lists, moved), (), home=home)
+        moved = self._access(op, 1, slots[1], load, cut)
+        lists = [self._access(op, n, slots[n], False) for n in range(2, len(op.operands))]
+        made.reads = tuple(lists) if load else (*lists, moved)
+        made.writes = (moved,) if load else ()
+        if self.transfers[op].root in self.stored:
+            made.home = self.transfers[op].number
+        return made
 
-    def _access(
-        self, op: Op, queue: int, value: Value, slot: int, write: bool, cut: Cut = ""
-    ) -> Access:
-        declared, place = self.buffers[value], self.places[value]
-        memory = str(declared.attr("memory"))
-        address = int(declared.attr("offset")) + slot * int(declared.attr("pitch"))
-        touched = defined = self.rectangles(value, slot)
+    def _access(self, op: Op, place: int, slot: int, write: bool, cut: Cut = "") -> Access:
+        family = self.accesses.setdefault((op, place, cut), {})
+        if slot not in family:
+            value = op.operands[place]
+            stages = int(self.buffers[value].attr("stages"))
+            parts = [self._parts(value, s, cut) for s in range(stages)]
+            # All slots are cut alike, so that they stay like one another.
+            if self.cells.add([r for pair in parts for part in pair for r in part]):
+                raise NewCells
+            for s, (touched, defined) in enumerate(parts):
+                family[s] = self._made(op, value, s, write, touched, defined, family)
+        return family[slot]
+
+    def _parts(self, value: Value, slot: int, cut: Cut) -> tuple[list[Rectangle], list[Rectangle]]:
+        """The bytes that an access touches, and those that it surely fills."""
+        touched = self.rectangles(value, slot)
+        if isinstance(cut, str):
+            return touched, touched
         if cut is None:
-            defined = []
-        elif not isinstance(cut, str):
-            outer = part(place, memory, address, cut, inward=False)
-            inner = part(place, memory, address, cut, inward=True)
-            if outer is None or inner is None:
-                defined = []
-            else:
-                touched, defined = outer, inner
-        if self.cells.add([*touched, *defined]):
-            raise NewCells
-        size = place.size
-        where = Place(
-            op, self.queues[queue], value.name, slot, memory, address, address + size, write
+            return touched, []
+        op, place = self.buffers[value], self.places[value]
+        memory = str(op.attr("memory"))
+        address = int(op.attr("offset")) + slot * int(op.attr("pitch"))
+        outer = part(place, memory, address, cut, inward=False)
+        inner = part(place, memory, address, cut, inward=True)
+        return (touched, []) if outer is None or inner is None else (outer, inner)
+
+    def _made(
+        self,
+        op: Op,
+        value: Value,
+        slot: int,
+        write: bool,
+        touched: list[Rectangle],
+        defined: list[Rectangle],
+        family: dict[int, Access],
+    ) -> Access:
+        declared = self.buffers[value]
+        address = int(declared.attr("offset")) + slot * int(declared.attr("pitch"))
+        stop = address + self.places[value].size
+        queue = str(op.attrs["queue"])
+        memory = str(declared.attr("memory"))
+        where = Place(op, queue, value.name, slot, memory, address, stop, write)
+        return Access(
+            where,
+            self.queue_number[queue],
+            self.owner[value] * SLOTS + slot,
+            self.cells.of(touched),
+            frozenset(self.cells.of(defined)) if write else frozenset[int](),
+            write and _accumulates(op, value),
+            value,
+            family,
         )
-        key = self.storage_number[value] * 4096 + slot
-        cells = self.cells.of(touched)
-        defines = frozenset(self.cells.of(defined)) if write else frozenset[int]()
-        return Access(where, queue, key, cells, defines, write and _accumulates(op, value))
+
+    def build(self) -> None:
+        """Number the cells, after all bytes that are touched have been entered."""
+        self.cells.build()
+        self.instructions: dict[object, Instruction] = {}
+        self.accesses: dict[object, dict[int, Access]] = {}
+        self.rings = Rings(self)
+
+
+class Rings:
+    """Buffers whose slots are all alike, so that a state in which they have turned is the state in
+    which they haven't, with the slots named otherwise.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        groups: dict[object, list[Value]] = {}
+        for value, op in model.buffers.items():
+            if int(op.attr("stages")) > 1:
+                place = tuple(op.attr(k) for k in ("memory", "offset", "pitch", "stages"))
+                groups.setdefault(place, []).append(value)
+        self.groups: list[list[Value]] = []
+        #: By group, the cell of the next slot by cell.
+        self.following: list[dict[int, int]] = []
+        used: dict[int, set[object]] = {}
+        for value, op in model.buffers.items():
+            for slot in range(int(op.attr("stages"))):
+                for cell in model.cells.of(model.rectangles(value, slot)):
+                    place = tuple(op.attr(k) for k in ("memory", "offset", "pitch", "stages"))
+                    used.setdefault(cell, set()).add((place, slot))
+        for group in groups.values():
+            self._enter(group, used)
+        self.known: dict[tuple[int, ...], list[int]] = {}
+        self.group_of = {v: n for n, group in enumerate(self.groups) for v in group}
+
+    def _enter(self, group: list[Value], used: dict[int, set[object]]) -> None:
+        model, op = self.model, self.model.buffers[group[0]]
+        stages, pitch = int(op.attr("stages")), int(op.attr("pitch"))
+        slots = [
+            {c for v in group for c in model.cells.of(model.rectangles(v, slot))}
+            for slot in range(stages)
+        ]
+        if any(len(used[c]) != 1 for cells in slots for c in cells):
+            return
+        forward, back = model.cells.moved(pitch), model.cells.moved(-pitch * (stages - 1))
+        following: dict[int, int] = {}
+        for slot, cells in enumerate(slots):
+            step = forward if slot + 1 < stages else back
+            following.update({c: step[c] for c in cells if c in step})
+        if len(following) == sum(map(len, slots)):
+            self.groups.append(group)
+            self.following.append(following)
+
+    def turned(self, turns: dict[Value, int]) -> tuple[int, ...]:
+        """How far each group has turned; 0 for one whose buffers have turned apart."""
+        found: list[int] = []
+        for group in self.groups:
+            own = {turns[v] for v in group}
+            found.append(own.pop() if len(own) == 1 else 0)
+        return tuple(found)
+
+    def order(self, turned: tuple[int, ...]) -> list[int]:
+        """For each cell, the one whose state it takes when the groups turn back."""
+        found = self.known.get(turned)
+        if found is None:
+            found = list(range(self.model.cells.count))
+            for turn, following in zip(turned, self.following, strict=True):
+                for cell in following:
+                    other = cell
+                    for _ in range(turn):
+                        other = following[other]
+                    found[cell] = other
+            self.known[turned] = found
+        return found
+
+    def _back(self, value: Value, slot: int, turned: tuple[int, ...]) -> int:
+        group = self.group_of.get(value)
+        if group is None:
+            return slot
+        return (slot - turned[group]) % int(self.model.buffers[value].attr("stages"))
+
+    def access(self, access: Access, turned: tuple[int, ...]) -> Access:
+        """An access when the groups turn back."""
+        slot = access.place.slot
+        return access.slots[self._back(access.buffer, slot, turned)]
+
+    def instruction(self, instruction: Instruction, turned: tuple[int, ...]) -> Instruction:
+        """An instruction when the groups turn back."""
+        slots = tuple(
+            slot if slot < 0 else self._back(value, slot, turned)
+            for value, slot in zip(instruction.op.operands, instruction.slots, strict=True)
+        )
+        if slots == instruction.slots:
+            return instruction
+        return self.model.instruction(instruction.op, slots, instruction.cut)
+
+    def key(self, key: int, turned: tuple[int, ...]) -> int:
+        """The number of a buffer and slot when the groups turn back."""
+        if key < 0:
+            return key
+        number, slot = divmod(key, SLOTS)
+        return number * SLOTS + self._back(self.model.names[number], slot, turned)
 
 
 class NewCells(Exception):

@@ -40,7 +40,6 @@ from dure.sim.sanitizer.model import (
     Branch,
     Control,
     Cut,
-    Instruction,
     Loop,
     Model,
     Partial,
@@ -73,7 +72,6 @@ class Proof:
         self.indices = indices
         self.iterations = 0
         self.memo: dict[object, Found] = {}
-        self.instructions: dict[object, Instruction] = {}
 
     def start(self) -> State:
         """The state before the first op."""
@@ -192,11 +190,8 @@ class Proof:
     def _issue(self, op: Op, cut: Cut) -> None:
         """An op comes to its queue, at the slots of now."""
         turns = self.work.turns
-        made = (op, tuple([turns.get(v, -1) for v in op.operands]), cut)
-        instruction = self.instructions.get(made)
-        if instruction is None:
-            instruction = self.instructions[made] = self.model.instruction(*made)
-        self.work.run(instruction)
+        slots = tuple([turns.get(v, -1) for v in op.operands])
+        self.work.run(self.model.instruction(op, slots, cut))
 
     def _scalar(self, op: Op, environment: Environment) -> int:
         assert self.indices is not None

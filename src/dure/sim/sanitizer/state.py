@@ -24,7 +24,7 @@ from typing import Any, TypeAlias
 from dure.sim.sanitizer.control import Decisions
 from dure.sim.sanitizer.findings import Finding, NotProved, Report, Stop
 from dure.sim.sanitizer.home import HomeRules
-from dure.sim.sanitizer.model import Access, Instruction, Model
+from dure.sim.sanitizer.model import SLOTS, Access, Instruction, Model
 
 Vector: TypeAlias = tuple[int, ...]
 #: When an access was executed (the count of its queue) and what it is.
@@ -103,6 +103,7 @@ class Work:
 
     def freeze(self) -> Any:
         """The state as a hashable value, counts numbered anew."""
+        self._turn_back()
         vectors, counts = self.vectors, self.counts
         queues = range(len(counts))
         low = [min(v[q] for v in vectors) for q in queues]
@@ -155,6 +156,30 @@ class Work:
             tuple(tuple(p) for p in self.pending),
             tuple(homes),
         )
+
+    def _turn_back(self) -> None:
+        """Name the slots of each ring from the one it has turned to."""
+        rings = self.model.rings
+        turned = rings.turned(self.turns)
+        if not any(turned):
+            return
+        order, last, reads, source = rings.order(turned), self.last, self.reads, self.source
+        self.last = [None] * len(order)
+        self.reads = [{} for _ in order]
+        for cell, other in enumerate(order):
+            record = last[other]
+            if record is not None:
+                self.last[cell] = (record[0], rings.access(record[1], turned))
+            self.reads[cell] = {
+                q: (n, rings.access(access, turned)) for q, (n, access) in reads[other].items()
+            }
+        self.source = [rings.key(source[other], turned) for other in order]
+        self.pending = [
+            deque([rings.instruction(i, turned) for i in queue]) for queue in self.pending
+        ]
+        for turn, group in zip(turned, rings.groups, strict=True):
+            if turn:
+                self.turns.update(dict.fromkeys(group, 0))
 
     def _points(self, low: list[int]) -> list[set[int]]:
         """By queue, the counts that still tell states apart."""
@@ -358,8 +383,8 @@ class Work:
         self.report.add(Finding("uninitialised", message, (place,), missing=missing))
 
     def _clobbered(self, access: Access, cell: int) -> None:
-        values = list(self.model.buffers)
-        number, slot = divmod(self.source[cell], 4096)
+        values = self.model.names
+        number, slot = divmod(self.source[cell], SLOTS)
         place = access.place
         message = (
             f"'{place.buffer}' slot {place.slot} is read, but '{values[number].name}' slot {slot} "
