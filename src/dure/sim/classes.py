@@ -43,7 +43,7 @@ def core_classes(
         )
     if full:
         return tuple(CoreClass(1, core) for core in core_ids(function))
-    if not streams.varies:
+    if count == 1 or not streams.varies:
         return (CoreClass(count, next(iter(core_ids(function)))),) if count else ()
     members: dict[tuple[object, ...], list[dict[str, int]]] = {}
     for core in core_ids(function):

@@ -7,7 +7,7 @@ tensor.  Of any other list all entries are taken to exist, anywhere.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +15,14 @@ import numpy.typing as npt
 from dure.ir.core import Op, Value
 from dure.ir.dtypes import Array
 
-#: The values of an index list.
-Entries: TypeAlias = "npt.NDArray[np.int64]"
+
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """The values of an index list, the least and the greatest of them."""
+
+    entries: list[int]
+    low: int
+    high: int
 
 
 class Lists:
@@ -60,26 +66,46 @@ class Lists:
         ``first``, ``stride`` apart, of a view of ``size`` that starts at ``start``:
         (first, stride, size, start).
         """
-        shape = buffer.tile.shape
-        found: Entries = np.full(shape, fill, np.int64)
+        self._held[self._address(buffer)] = _held(self._values(buffer, name, axes, fill))
+
+    def _values(
+        self, buffer: Value, name: str, axes: Sequence[tuple[int, int, int, int]], fill: int
+    ) -> list[int]:
+        shape, source = buffer.tile.shape, self.indices[name]
+        *outer, (first, stride, size, start) = axes
+        extent = shape[-1]
+        single = all(n == 1 and 0 <= a[0] < a[2] for n, a in zip(shape, outer, strict=False))
+        if single and stride == 1 and first >= 0 and first + extent <= size:
+            # One row, all of it there: the usual case.
+            row = source[tuple([a[0] + a[3] for a in outer])]
+            return row[start + first : start + first + extent].tolist()
+        found = np.full(shape, fill, np.int64)
         here: list[npt.NDArray[np.intp]] = []
-        there: list[Entries] = []
+        there: list[npt.NDArray[np.int64]] = []
         for extent, (first, stride, size, start) in zip(shape, axes, strict=True):
             places = first + np.arange(extent, dtype=np.int64) * stride
             inside = np.flatnonzero((places >= 0) & (places < size))
             here.append(inside)
             there.append(places[inside] + start)
-        found[np.ix_(*here)] = self.indices[name][np.ix_(*there)]
-        self._held[self._address(buffer)] = found.reshape(-1)
+        found[np.ix_(*here)] = source[np.ix_(*there)]
+        return found.reshape(-1).tolist()
 
     def present(self, buffer: Value, step: int, offset: int, size: int) -> tuple[int, int]:
         """(entries, elements) that exist along an axis of ``size`` that the buffer's list rules."""
         count = buffer.tile.shape[0]
-        values = self._held.get(self._address(buffer)) if self._held else None
-        if values is None or len(values) < count:
+        held = self._held.get(self._address(buffer)) if self._held else None
+        if held is None or len(held.entries) < count:
             return count, count * step
-        entries = values[:count]
-        first = entries * step + offset
-        inside = np.clip(size - first, 0, step) - np.clip(-first, 0, step)
-        elements = np.where(entries < 0, 0, np.maximum(inside, 0))
-        return int(np.count_nonzero(elements)), int(elements.sum())
+        first, last = held.low * step + offset, held.high * step + offset
+        if held.low >= 0 and first >= 0 and last + step <= size:
+            return count, count * step
+        elements = [
+            max(0, min(entry * step + offset + step, size) - max(entry * step + offset, 0))
+            for entry in held.entries[:count]
+            if entry >= 0
+        ]
+        return sum(n > 0 for n in elements), sum(elements)
+
+
+def _held(entries: list[int]) -> Entries:
+    return Entries(entries, min(entries), max(entries))
