@@ -83,6 +83,9 @@ class Flows(Generic[_Token]):
         self._started = 0
         self._changed = False
         self._known: dict[tuple[tuple[int, int], ...], list[int]] = {}
+        #: When rates changed, and the part of each resource that is used from then on; None: not
+        #: kept.
+        self.log: list[tuple[int, dict[int, int]]] | None = None
 
     def group(self, limit: int, uses: tuple[tuple[int, int], ...]) -> Group[_Token]:
         """A new group."""
@@ -137,6 +140,16 @@ class Flows(Generic[_Token]):
             rates = self._known[key] = self._fair(active)
         for group, rate in zip(active, rates, strict=True):
             group.rate = rate
+        if self.log is not None:
+            self.log.append((self.now, self._using()))
+
+    def _using(self) -> dict[int, int]:
+        """What is used of each resource, in the units of ``capacities``."""
+        found: dict[int, int] = {}
+        for group in self._active:
+            for resource, weight in group.together():
+                found[resource] = found.get(resource, 0) + weight * group.rate
+        return found
 
     def _fair(self, active: Sequence[Group[_Token]]) -> list[int]:
         """The max-min fair rates, by the rounding law."""

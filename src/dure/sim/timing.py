@@ -31,7 +31,7 @@ from dure.sim.classes import CoreClass, core_classes
 from dure.sim.contention import Contention
 from dure.sim.cost import ComputeCost, Costs, duration
 from dure.sim.expand import core_ids
-from dure.sim.flows import WEIGHT, Flows, units_a_picosecond
+from dure.sim.flows import UNIT, WEIGHT, Flows, units_a_picosecond
 from dure.sim.items import COMPUTE, MOVE, Item, Transfer
 from dure.sim.replay import Flight, Groups, Happened, Queue, Replay, deadlock
 from dure.sim.streams import Streams
@@ -92,7 +92,9 @@ class Timing:
     ``events`` are the starts and ends of transfers; ``instructions`` what was replayed, over the
     classes (a core of each).  ``busy`` has the picoseconds of each queue and engine of the busiest
     class: computing, or with bytes flowing.  ``bytes`` are those that the home memory gave and
-    took, ``flops`` those of all cores' instructions.
+    took, ``flops`` those of all cores' instructions.  ``rates`` are the bytes a second that flow
+    through each resource of the chip, and the first class's own, as (from when on, how many); they
+    are kept with the spans.
     """
 
     ps: int
@@ -106,6 +108,9 @@ class Timing:
     bytes: int
     launch: int
     spans: list[Span] = field(default_factory=list[Span])
+    rates: Mapping[str, list[tuple[int, float]]] = field(
+        default_factory=dict[str, list[tuple[int, float]]]
+    )
 
     @property
     def ns(self) -> float:
@@ -148,6 +153,7 @@ def simulate(
         record,
         Contention(streams.losses) if streams.losses else None,
     )
+    flows.log = [] if record else None
     makespan = replay.run()
     names = [s.name or f"semaphore {i}" for i, s in enumerate(streams.semaphores)]
     stuck = replay.stuck()
@@ -173,6 +179,7 @@ def simulate(
         ),
         launch=launch,
         spans=_spans(streams, replay.queues, names, launch) if record else [],
+        rates=ways.rates(flows.log or (), launch),
     )
 
 
@@ -268,6 +275,23 @@ class _Ways:
             capacity = self.capacities[number]
             busy = ceil(total * 10**12 / Fraction(capacity))
             found[path] = ResourceUse(capacity, ceil(total), busy)
+        return found
+
+    def rates(
+        self, log: Sequence[tuple[int, Mapping[int, int]]], launch: int
+    ) -> dict[str, list[tuple[int, float]]]:
+        """Bytes a second of each resource over time: the chip's, or the first class's own."""
+        found: dict[str, list[tuple[int, float]]] = {}
+        for (path, core), number in self._numbers.items():
+            if core > 0 or not log:
+                continue
+            points = found[path] = [(0, 0.0)]
+            for at, used in log:
+                rate = used.get(number, 0) * 10**12 / (WEIGHT * UNIT)
+                if points[-1][0] == at + launch:
+                    points.pop()
+                if not points or points[-1][1] != rate:
+                    points.append((at + launch, rate))
         return found
 
 
