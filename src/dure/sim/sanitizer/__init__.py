@@ -51,19 +51,39 @@ def sanitize(
     except NotProved as reason:
         report.found[reason] = Finding("not-proved", reason.message, (), reason.op)
         return Verdict(False, tuple(report.found.values()), 0, 0)
+    quick = Report(1)
+    verdict = _prove(model, quick, indices, states, forgetful=True) if model.instances else None
+    if verdict is not None and all(f.kind == "not-proved" for f in verdict.findings):
+        # Proved; or too many states, of which the other run has no fewer.
+        return verdict
+    return _prove(model, report, indices, states)
+
+
+def _prove(
+    model: Model,
+    report: Report,
+    indices: Mapping[str, Array] | None,
+    limit: int,
+    *,
+    forgetful: bool = False,
+) -> Verdict:
     while True:
         try:
-            return _prove(model, report, indices, states)
+            return _run(model, report, indices, limit, forgetful)
         except NewCells:
             continue
 
 
-def _prove(
-    model: Model, report: Report, indices: Mapping[str, Array] | None, limit: int
+def _run(
+    model: Model,
+    report: Report,
+    indices: Mapping[str, Array] | None,
+    limit: int,
+    forgetful: bool,
 ) -> Verdict:
     model.build()
     known = States(limit)
-    work = Work(model, HomeRules(model), report)
+    work = Work(model, HomeRules(model), report, forgetful)
     proof = Proof(model, work, known, indices)
     try:
         start = proof.start()

@@ -35,6 +35,19 @@ class HomeRules:
             self.within[loop] = found
         return found
 
+    def matters(self, number: int, loop: int) -> bool:
+        """Whether a later transfer may conflict with one, now (``loop`` of -1) or once that loop,
+        or one around it, has gone on.
+        """
+        key = (number, -1, loop)
+        found = self.known.get(key)
+        if found is None:
+            at = [loop, *range(max(loop, 0))] if loop >= 0 else [-1, *range(len(self.model.loops))]
+            found = self.known[key] = any(
+                self.conflict(number, other.number, turn) for turn in at for other in self.transfers
+            )
+        return found
+
     def conflict(self, first: int, second: int, loop: int) -> bool:
         """Whether two transfers may touch the same elements, one at least writing.
 

@@ -222,6 +222,11 @@ class Model:
             for slot in range(op.attr("stages")):
                 self.cells.add(self.rectangles(value, slot))
 
+    @property
+    def instances(self) -> bool:
+        """Whether the program has a loop over grid instances."""
+        return any(op.attrs.get("instances") for op in self.loops)
+
     def _declare(self) -> None:
         for op in walk(self.function.body):
             if op.name == "buffer":
@@ -337,7 +342,10 @@ class Model:
                     add(op)
         # What the home tensors' accesses of this iteration mean to the next changes at its end.
         goes_on = bool(loops) and loops[-1].regions[0] is region
-        moves = goes_on and any(loops[-1] in t.loops for t in self.transfers.values())
+        moves = goes_on and (
+            bool(loops[-1].attrs.get("instances"))
+            or any(loops[-1] in t.loops for t in self.transfers.values())
+        )
         flush(self.loops.index(loops[-1]) if moves else -1)
         inner = [b for p in pieces for b in _blocks(p)]
         controls.extend(c for b in inner for c in b.controls)
@@ -579,6 +587,66 @@ class Model:
         self.instructions: dict[object, Instruction] = {}
         self.accesses: dict[object, dict[int, Access]] = {}
         self.rings = Rings(self)
+        self._touchers()
+        self._fresh()
+
+    def _fresh(self) -> None:
+        """By loop over grid instances, the cells that are written inside it alone."""
+        loops: list[set[int]] = [set() for _ in range(self.cells.count)]
+
+        def enter(region: Region, inside: tuple[int, ...]) -> None:
+            for op in region.ops:
+                if op.name == "for" and op in self.loops:
+                    enter(op.regions[0], (*inside, self.loops.index(op)))
+                elif op.name == "if":
+                    for branch in op.regions:
+                        enter(branch, inside)
+                elif op.name in ("compute", "dma_load"):
+                    first = int(op.attrs["reads"]) if op.name == "compute" else 1  # type: ignore[arg-type]
+                    for value in op.operands[first : None if op.name == "compute" else 2]:
+                        for slot in range(int(self.buffers[value].attr("stages"))):
+                            for cell in self.cells.of(self.rectangles(value, slot)):
+                                known = seen.setdefault(cell, set(inside))
+                                known &= set(inside)
+
+        seen: dict[int, set[int]] = {}
+        enter(self.function.body, ())
+        for cell, inside in seen.items():
+            loops[cell] = inside
+        self.fresh = {
+            number: tuple(c for c, inside in enumerate(loops) if number in inside)
+            for number, op in enumerate(self.loops)
+            if op.attrs.get("instances")
+        }
+
+    def _touchers(self) -> None:
+        """By cell, the groups of queues that touch it, and that write it; group 0 is empty."""
+        count = self.cells.count
+        touching: list[set[int]] = [set() for _ in range(count)]
+        writing: list[set[int]] = [set() for _ in range(count)]
+        for op in walk(self.function.body):
+            if op.name not in ("compute", "dma_load", "dma_store"):
+                continue
+            queue = self.queue_number[str(op.attrs["queue"])]
+            for place, value in enumerate(op.operands):
+                if value not in self.buffers:
+                    continue
+                writes = op.name == "dma_load" and place == 1
+                if op.name == "compute":
+                    writes = place >= int(op.attrs["reads"])  # type: ignore[arg-type]
+                for slot in range(int(self.buffers[value].attr("stages"))):
+                    for cell in self.cells.of(self.rectangles(value, slot)):
+                        touching[cell].add(queue)
+                        if writes:
+                            writing[cell].add(queue)
+        groups: dict[tuple[int, ...], int] = {(): 0}
+        self.touchers, self.writers = (
+            [groups.setdefault(tuple(sorted(queues)), len(groups)) for queues in found]
+            for found in (touching, writing)
+        )
+        movers = tuple(sorted({self.queue_number[str(o.attrs["queue"])] for o in self.transfers}))
+        self.movers = groups.setdefault(movers, len(groups))
+        self.groups = list(groups)
 
 
 class Rings:

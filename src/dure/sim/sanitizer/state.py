@@ -33,6 +33,10 @@ Record: TypeAlias = tuple[int, Access]
 #: Instructions that may come to a blocked queue before it counts as blocked forever.
 LAG = 2048
 
+#: A semaphore that counts this high doesn't overflow for want of order between its two queues: no
+#: core signals so often.
+UNCOUNTED = 1 << 24
+
 #: Nobody wrote a cell.
 UNWRITTEN = -1
 
@@ -72,8 +76,11 @@ class States:
 class Work:
     """A state that instructions are executed on."""
 
-    def __init__(self, model: Model, rules: HomeRules, report: Report) -> None:
+    def __init__(
+        self, model: Model, rules: HomeRules, report: Report, forgetful: bool = False
+    ) -> None:
         self.model = model
+        self.forgetful = forgetful
         self.rules = rules
         self.report = report
         self.executed = 0
@@ -96,6 +103,7 @@ class Work:
         #: By transfer: when it last was executed, its queue, and the outermost loop that went on
         #: since (-1: none).
         self.homes: dict[int, tuple[int, int, int]] = {}
+        self.maximum = [int(op.attr("maximum")) for op in model.semaphores]
         self.waiter = [next(iter(w), -1) for w in model.waiters]
         self.signaller = [next(iter(w), -1) for w in model.signallers]
 
@@ -106,8 +114,12 @@ class Work:
         self._turn_back()
         vectors, counts = self.vectors, self.counts
         queues = range(len(counts))
-        low = [min(v[q] for v in vectors) for q in queues]
-        points = self._points(low)
+        # What all queues of a group know: nothing later can conflict with it.
+        lows = [
+            [min([vectors[r][q] for r in group], default=counts[q]) for q in queues]
+            for group in self.model.groups
+        ]
+        points = self._points(lows)
         orders = [sorted(p) for p in points]
         ranks = [{n: r for r, n in enumerate(order)} for order in orders]
 
@@ -116,11 +128,13 @@ class Work:
 
         last: list[Any] = []
         reads: list[Any] = []
-        for record, others in zip(self.last, self.reads, strict=True):
-            if record is None or record[0] < low[record[1].queue]:
+        groups = zip(self.model.touchers, self.model.writers, strict=True)
+        for record, others, (touch, write) in zip(self.last, self.reads, groups, strict=True):
+            if record is None or record[0] < lows[touch][record[1].queue]:
                 last.append(None)
             else:
                 last.append((ranks[record[1].queue][record[0]], record[1]))
+            low = lows[write]
             kept = [
                 (q, ranks[q][n], access) for q, (n, access) in sorted(others.items()) if n >= low[q]
             ]
@@ -142,7 +156,7 @@ class Work:
         homes = [
             (t, ranks[q][n], q, loop)
             for t, (n, q, loop) in sorted(self.homes.items())
-            if n >= low[q]
+            if n >= lows[self.model.movers][q]
         ]
         return (
             tuple(map(len, orders)),
@@ -181,21 +195,22 @@ class Work:
             if turn:
                 self.turns.update(dict.fromkeys(group, 0))
 
-    def _points(self, low: list[int]) -> list[set[int]]:
+    def _points(self, lows: list[list[int]]) -> list[set[int]]:
         """By queue, the counts that still tell states apart."""
-        points: list[set[int]] = [set() for _ in low]
-        for record in self.last:
-            if record is not None and record[0] >= low[record[1].queue]:
+        points: list[set[int]] = [set() for _ in self.counts]
+        touchers, writers = self.model.touchers, self.model.writers
+        for record, touch in zip(self.last, touchers, strict=True):
+            if record is not None and record[0] >= lows[touch][record[1].queue]:
                 points[record[1].queue].add(record[0])
-        for others in self.reads:
+        for others, write in zip(self.reads, writers, strict=True):
             for q, (n, _) in others.items():
-                if n >= low[q]:
+                if n >= lows[write][q]:
                     points[q].add(n)
         for s, entries in enumerate(self.waits):
             for n, _ in entries:
                 points[self.waiter[s]].add(n)
         for n, q, _ in self.homes.values():
-            if n >= low[q]:
+            if n >= lows[self.model.movers][q]:
                 points[q].add(n)
         return points
 
@@ -266,7 +281,8 @@ class Work:
                 need = 0
             else:
                 need -= count
-        self.waits[s].append((self.counts[q], instruction.count))
+        if self.maximum[s] < UNCOUNTED:
+            self.waits[s].append((self.counts[q], instruction.count))
         self.counts[q] += 1
         if instruction.compute:
             own[q] = self.counts[q]
@@ -283,7 +299,7 @@ class Work:
             seen = vector[self.waiter[s]]
             self.waits[s] = [w for w in self.waits[s] if w[0] >= seen]
         most = sum(n for _, n in fifo) + sum(n for _, n in self.waits[s])
-        maximum = int(self.model.semaphores[s].attr("maximum"))
+        maximum = self.maximum[s]
         if most > maximum:
             name = instruction.op.operands[0].name
             self.report.add(
@@ -347,12 +363,24 @@ class Work:
         for other, (n, queue, loop) in self.homes.items():
             if vector[queue] <= n and self.rules.conflict(other, number, loop):
                 self.report.add(self.rules.finding(other, number, self.model.queues))
-        self.homes[number] = (at, q, -1)
+        if self.rules.matters(number, -1):
+            self.homes[number] = (at, q, -1)
 
     def next_iteration(self, loop: int) -> None:
-        """A loop goes on: the home accesses inside it belong to an earlier iteration."""
+        """A loop goes on: the home accesses inside it belong to an earlier iteration.
+
+        A grid instance relies on nothing that another has left in a buffer: what is only written
+        inside counts as unwritten from here on, where ``forgetful``.  That makes fewer states; it
+        can add findings, but hide none.
+        """
+        if self.forgetful:
+            for cell in self.model.fresh.get(loop, ()):
+                self.source[cell] = UNWRITTEN
         for number in self.rules.inside(loop):
             entry = self.homes.get(number)
+            if entry is not None and not self.rules.matters(number, loop):
+                del self.homes[number]
+                continue
             # Loops are numbered from the outermost: an outer one that went on says more.
             if entry is not None and not 0 <= entry[2] < loop:
                 self.homes[number] = (entry[0], entry[1], loop)
