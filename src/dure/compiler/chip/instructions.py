@@ -77,7 +77,7 @@ class Writer:
 
         ``accumulators`` are memories that it reads besides those of its queue.
         """
-        body = _Body(self, self.engines.reads(queue) | set(accumulators), block)
+        body = _Body(self, self.engines.reads(queue), frozenset(accumulators), block)
         for op in ops:
             body.add(op)
         yields = tuple(body.use(value) for value, _ in outputs)
@@ -167,9 +167,16 @@ class Writer:
 class _Body:
     """The region of one instruction while it is made."""
 
-    def __init__(self, writer: Writer, memories: frozenset[str], block: Block) -> None:
+    def __init__(
+        self,
+        writer: Writer,
+        memories: frozenset[str],
+        accumulators: frozenset[str],
+        block: Block,
+    ) -> None:
         self.writer = writer
         self.memories = memories
+        self.accumulators = accumulators
         self.block = block
         self.reads: list[Buffer] = []
         self.args: list[Value] = []
@@ -182,6 +189,7 @@ class _Body:
         if found is not None:
             return found
         buffer = self.writer.find(value, self.memories)
+        buffer = buffer or self.writer.find(value, self.accumulators)
         maker = self.writer.usage.makers.get(value)
         if buffer is None and maker is not None and is_cheap(maker):
             self.add(maker)

@@ -11,6 +11,7 @@ from dure.compiler.chip.hoist import hoist
 from dure.compiler.chip.legalise import Conversion, legalise
 from dure.compiler.chip.lower import lower
 from dure.compiler.chip.partition import Partition, core_splits, grid_extents, partition
+from dure.compiler.chip.resident import Reuse, keep, stage
 from dure.compiler.chip.share import share_reads
 from dure.compiler.chip.stages import choose_stages
 from dure.compiler.chip.synchronise import synchronise
@@ -23,12 +24,15 @@ from dure.machine.chip import Chip
 @dataclass(frozen=True, slots=True)
 class Options:
     """How a kernel is compiled: cores and loop order (None: balanced, as written), slots a ring,
-    and whether conversions are errors.
+    whether conversions are errors, operands that stay in the scratchpad over a loop that would load
+    them again, and one that is staged whole before anything else.
     """
 
     plan: Partition | None = None
     stages: int = 2
     strict: bool = False
+    resident: tuple[Reuse, ...] = ()
+    stage: Reuse | None = None
 
 
 @dataclass(frozen=True)
@@ -68,10 +72,14 @@ def compile_for(function: Function, chip: Chip, options: Options | None = None) 
     plan = options.plan or default_plan(function, chip)
     prepared = prepare(function, chip, plan, strict=options.strict)
     tree = lower(prepared.function, chip)
+    keep(tree, options.resident)
+    if options.stage is not None:
+        stage(tree, options.stage)
     choose_stages(tree, chip, options.stages)
+    share_reads(tree, prepared.function, chip)
     synchronise(tree, chip, _inout(prepared.function))
     used = allocate(tree, chip)
-    made = share_reads(emit(prepared.function, tree, chip), chip)
+    made = emit(prepared.function, tree, chip)
     return Compiled(made, prepared.conversions, used, options)
 
 

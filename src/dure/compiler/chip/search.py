@@ -18,6 +18,8 @@ from dure.compiler.chip.estimate import estimate
 from dure.compiler.chip.lower import lower
 from dure.compiler.chip.partition import Partition, core_splits, grid_extents, loop_orders
 from dure.compiler.chip.pipeline import Compiled, Options, compile_for, prepare
+from dure.compiler.chip.resident import Reuse, keep, reuses
+from dure.compiler.chip.share import share_reads
 from dure.compiler.chip.stages import choose_stages
 from dure.errors import DureError, KernelError
 from dure.ir.core import Function
@@ -33,6 +35,8 @@ _LARGEST = 16384
 _BOUNDS = 60
 _SIMULATED = 5
 _SPLITS = 4
+#: Slots of a ring at most.
+_STAGES = 8
 
 #: A bound; of two equal ones the program with fewer bytes of tiles is better.
 Bound: TypeAlias = tuple[float, int]
@@ -59,6 +63,7 @@ class _Point:
     order: int = 0
     split: int = 0
     stages: int = 2
+    resident: tuple[Reuse, ...] = ()
 
 
 def choose(
@@ -80,6 +85,44 @@ def choose(
     return search.decide(indices)
 
 
+_Move: TypeAlias = Callable[[_Point], "_Point | None"]
+
+
+def _resized(powers: Mapping[int, int]) -> _Move:
+    """Some sizes multiplied by powers of two."""
+
+    def move(point: _Point) -> _Point | None:
+        sizes = list(point.tiles)
+        for place, power in powers.items():
+            sizes[place] = sizes[place] * 2 if power > 0 else sizes[place] // 2
+        fits = all(1 <= size <= _LARGEST for size in sizes)
+        return replace(point, tiles=tuple(sizes)) if fits else None
+
+    return move
+
+
+def _stepped(field_name: str, by: int, least: int) -> _Move:
+    """A number of the point moved by one."""
+
+    def move(point: _Point) -> _Point | None:
+        value: int = getattr(point, field_name) + by
+        fits = least <= value <= _STAGES
+        return replace(point, **{field_name: value}) if fits else None
+
+    return move
+
+
+def _deeper(place: int) -> _Move:
+    """Half the size in twice the slots."""
+
+    def move(point: _Point) -> _Point | None:
+        halved = _resized({place: -1})(point)
+        fits = halved is not None and 2 * point.stages <= _STAGES
+        return replace(halved, stages=2 * point.stages) if fits and halved is not None else None
+
+    return move
+
+
 @dataclass
 class _Search:
     specialize: Specialize
@@ -92,6 +135,7 @@ class _Search:
     functions: dict[tuple[int, ...], Function | None] = field(
         default_factory=dict[tuple[int, ...], "Function | None"]
     )
+    reuses: dict[_Point, list[Reuse]] = field(default_factory=dict[_Point, list[Reuse]])
     error: DureError | None = None
 
     def __post_init__(self) -> None:
@@ -100,16 +144,33 @@ class _Search:
     # --- the walk over bounds --------------------------------------------------------------------
 
     def walk(self) -> None:
-        """Descend from several starts until no neighbour is better, or enough were seen."""
+        """Walk along each direction as long as it helps, until none does or enough were seen."""
         starts = [_Point((s,) * len(self.names)) for s in _STARTS]
         best = min(starts, key=self.bound)
-        while len(self.bounds) < _BOUNDS:
-            found = min((best, *self.neighbours(best)), key=self.bound)
-            if self.bound(found) >= self.bound(best):
-                break
-            best = found
+        moved = True
+        while moved and len(self.bounds) < _BOUNDS:
+            moved = False
+            for move in self.directions():
+                found = move(best)
+                while found is not None and self.bound(found) < self.bound(best):
+                    best, moved = found, True
+                    found = move(best)
+            found = min((best, *self.kept(best)), key=self.bound)
+            best, moved = found, moved or found != best
         if not math.isfinite(self.bound(best)[0]):
             self.anything()
+
+    def kept(self, point: _Point) -> list[_Point]:
+        """The point with one operand more that stays, or one less."""
+        found = [
+            replace(point, resident=(*point.resident, reuse))
+            for reuse in self.reuses.get(point, ())
+            if all(r.tensor != reuse.tensor for r in point.resident)
+        ]
+        return found + [
+            replace(point, resident=tuple(r for r in point.resident if r != reuse))
+            for reuse in point.resident
+        ]
 
     def anything(self) -> None:
         """Where no start compiles: every combination of few sizes."""
@@ -119,24 +180,15 @@ class _Search:
             if math.isfinite(self.bound(_Point(sizes))[0]):
                 return
 
-    def neighbours(self, point: _Point) -> list[_Point]:
+    def directions(self) -> list[_Move]:
         """One size doubled or halved, one up and another down, another order, split or stages."""
-        found: list[_Point] = []
-        for place, size in enumerate(point.tiles):
-            for new in (size * 2, size // 2):
-                if 1 <= new <= _LARGEST:
-                    found.append(
-                        replace(point, tiles=(*point.tiles[:place], new, *point.tiles[place + 1 :]))
-                    )
-        for up, down in itertools.permutations(range(len(point.tiles)), 2):
-            sizes = list(point.tiles)
-            sizes[up], sizes[down] = sizes[up] * 2, sizes[down] // 2
-            if sizes[down] >= 1 and sizes[up] <= _LARGEST:
-                found.append(replace(point, tiles=tuple(sizes)))
-        found.append(replace(point, order=point.order + 1))
-        found += [replace(point, split=s) for s in (point.split + 1, point.split - 1) if s >= 0]
-        found.append(replace(point, stages=5 - point.stages))
-        return found
+        places = range(len(self.names))
+        found = [_resized({place: power}) for place in places for power in (1, -1)]
+        found += [_resized({up: 1, down: -1}) for up, down in itertools.permutations(places, 2)]
+        found += [_deeper(place) for place in places]
+        found += [_stepped("stages", by, 2) for by in (1, -1)]
+        found += [_stepped("split", by, 0) for by in (1, -1)]
+        return [*found, _stepped("order", 1, 0)]
 
     def bound(self, point: _Point) -> Bound:
         """The bound of a point; infinite where it doesn't compile or fit."""
@@ -155,7 +207,10 @@ class _Search:
             return _NONE
         prepared = prepare(function, self.chip, plan, strict=self.strict).function
         tree = lower(prepared, self.chip)
+        self.reuses[point] = reuses(tree)
+        keep(tree, point.resident)
         choose_stages(tree, self.chip, point.stages)
+        share_reads(tree, prepared, self.chip)
         used = allocate(tree, self.chip)
         return estimate(tree, prepared, self.chip, self.costs).ps, sum(used.values())
 
@@ -206,7 +261,9 @@ class _Search:
         function = self.function(point.tiles)
         assert function is not None
         plan = self.plan(function, point)
-        return compile_for(function, self.chip, Options(plan, point.stages, self.strict))
+        return compile_for(
+            function, self.chip, Options(plan, point.stages, self.strict, point.resident)
+        )
 
     def failure(self) -> DureError:
         """The error of a kernel that nothing compiles."""

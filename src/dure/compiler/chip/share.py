@@ -1,76 +1,76 @@
-"""What the far memory itself delivers, where several cores read the same bytes at once.
+"""What the far memory itself delivers, where its bytes are read more than once.
 
 Cores that differ only in coordinates that a load doesn't depend on read the same tiles in the same
 order.  Where the memory says that such reads reach it once (a broadcast, a shared cache), each
-transfer counts as its part of one.  A shared memory in between that holds all of a program's
-tensors makes every further read of the same bytes free of the far memory's bandwidth as well.
+transfer counts as its part of one.  A shared memory in between keeps whole tensors as far as they
+fit, those first that save the most: their bytes leave the far memory once.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass
 
-from dure.ir.core import Function, Op, Region, Value
-from dure.ir.expr import Symbol, evaluate, symbols
-from dure.ir.rewrite import expressions_in, type_expressions
+from dure.compiler.chip.counts import Counts
+from dure.compiler.chip.tree import Step, Tree
+from dure.ir.core import Function, Value
+from dure.ir.types import TensorType, static_extent
 from dure.machine.chip import Chip
 
 
-def share_reads(function: Function, chip: Chip) -> Function:
-    """The same program with the ``share`` of each load."""
+@dataclass(slots=True)
+class _Reads:
+    """All loads of one tensor, over all cores: bytes moved, and bytes that the memory delivers."""
+
+    size: int
+    moved: int
+    delivered: float
+    steps: list[tuple[Step, int]]
+
+
+def share_reads(tree: Tree, function: Function, chip: Chip) -> None:
+    """Set the ``share`` of each load."""
     home = chip.memories[chip.home]
-    if not home.shared_reads or not function.program_ids:
-        return function
-    counts = {
-        s: evaluate(extent, {})
-        for s, extent in zip(function.program_ids, function.grid, strict=True)
-    }
-    work = _Sharing(counts, None if home.readers is None else int(home.readers.base))
-    return replace(function, body=work.region(function.body, {}))
+    if not home.shared_reads and not home.cached_by:
+        return
+    readers = None if home.readers is None else int(home.readers.base)
+    counts = Counts.of(function)
+    reads: dict[Value, _Reads] = {}
+    for step, times in counts.steps(tree.body, 1, counts.start()):
+        if step.kind != "dma_load" or step.tensor is None:
+            continue
+        sharers = counts.sharers(step) if home.shared_reads else 1
+        sharers = sharers if readers is None else min(sharers, readers)
+        root = counts.root(step.tensor)
+        found = reads.setdefault(root, _Reads(_bytes(root.tensor), 0, 0.0, []))
+        moved = times * counts.total * step.writes[0].type.bytes
+        found.moved += moved
+        found.delivered += moved / sharers
+        found.steps.append((step, sharers))
+    kept = _kept(reads, chip)
+    for root, found in reads.items():
+        for step, sharers in found.steps:
+            if root in kept and found.size < found.delivered:
+                step.attrs["share"] = (max(1, found.size), max(1, found.moved))
+            elif sharers > 1:
+                step.attrs["share"] = (1, sharers)
 
 
-class _Sharing:
-    def __init__(self, counts: dict[Symbol, int], readers: int | None) -> None:
-        self.counts = counts
-        self.readers = readers
-        self.views: dict[Value, frozenset[Symbol]] = {}
+def _kept(reads: dict[Value, _Reads], chip: Chip) -> set[Value]:
+    """The tensors that the memory in between keeps."""
+    name = chip.memories[chip.home].cached_by
+    if not name:
+        return set()
+    room = int(chip.memories[name].size.base)
+    kept: set[Value] = set()
+    for root, found in sorted(reads.items(), key=lambda e: e[1].size - e[1].delivered):
+        if found.size <= room:
+            room -= found.size
+            kept.add(root)
+    return kept
 
-    def region(self, region: Region, loops: dict[Symbol, frozenset[Symbol]]) -> Region:
-        return replace(region, ops=tuple(self.op(op, loops) for op in region.ops))
 
-    def op(self, op: Op, loops: dict[Symbol, frozenset[Symbol]]) -> Op:
-        if op.name == "for":
-            counter = op.regions[0].symbols[0]
-            own = self.depends(op, loops)
-            return replace(op, regions=(self.region(op.regions[0], {**loops, counter: own}),))
-        if op.name == "if":
-            return replace(op, regions=tuple(self.region(r, loops) for r in op.regions))
-        if op.name == "view":
-            before = self.views.get(op.operands[0], frozenset())
-            self.views[op.result] = self.depends(op, loops) | before
-        if op.name == "index_load":
-            loops[op.symbols[0]] = self.depends(op, loops)
-        if op.name != "dma_load":
-            return op
-        used = self.depends(op, loops) | self.views.get(op.operands[0], frozenset())
-        sharers = 1
-        for entry, count in self.counts.items():
-            if entry not in used:
-                sharers *= count
-        if self.readers is not None:
-            sharers = min(sharers, self.readers)
-        return replace(op, attrs={**op.attrs, "share": (1, sharers)}) if sharers > 1 else op
-
-    def depends(self, op: Op, loops: dict[Symbol, frozenset[Symbol]]) -> frozenset[Symbol]:
-        """The core coordinates that an op's expressions depend on."""
-        found: set[Symbol] = set()
-        for value in op.attrs.values():
-            for expr in expressions_in(value):
-                found |= symbols(expr)
-        for operand in op.operands:
-            for expr in type_expressions(operand.type):
-                found |= symbols(expr)
-        total: set[Symbol] = set()
-        for entry in found:
-            total |= {entry} if entry in self.counts else loops.get(entry, frozenset())
-        return frozenset(total)
+def _bytes(kind: TensorType) -> int:
+    elements = 1
+    for extent in kind.shape:
+        elements *= static_extent(extent) or 1
+    return int(-(-(elements * kind.dtype.bits) // 8))

@@ -1,0 +1,146 @@
+"""How often each instruction of a tree runs on the core that runs the most, and on what it depends.
+
+Loops whose trips only the run tells count the middle of their range.  Of a branch the side counts
+that is taken as a rule: of a tile at the tensor's edge and a whole one, the whole one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from dure.compiler.chip.tree import Block, Branch, Loop, Step, Structure
+from dure.errors import DureError
+from dure.ir.core import Function, Value
+from dure.ir.expr import Expr, Symbol, bounds, evaluate, symbols
+from dure.ir.rewrite import expressions_in
+
+
+@dataclass
+class Counts:
+    """The cores of a program, and what its views and loops depend on.
+
+    ``cores`` are the extents of the core grid by program id; ``roots`` the argument behind each
+    view, filled in as blocks are walked.
+    """
+
+    cores: Mapping[Symbol, int]
+    roots: dict[Value, Value] = field(default_factory=dict[Value, Value])
+    depends: dict[object, frozenset[Symbol]] = field(
+        default_factory=dict[object, frozenset[Symbol]]
+    )
+
+    @classmethod
+    def of(cls, function: Function) -> Counts:
+        """The counts of a tile program whose grid counts cores."""
+        ids = zip(function.program_ids, function.grid, strict=True)
+        return cls({s: evaluate(e, {}) for s, e in ids})
+
+    @property
+    def total(self) -> int:
+        """All cores."""
+        count = 1
+        for extent in self.cores.values():
+            count *= extent
+        return count
+
+    def start(self) -> dict[str, int]:
+        """The first core's coordinates."""
+        return {s.name: 0 for s in self.cores}
+
+    def structure(self, item: Structure) -> None:
+        """Note a view, or a scalar that is read."""
+        op = item.op
+        before = self.depends.get(op.operands[0], frozenset())
+        found = before | self.cores_in(e for v in op.attrs.values() for e in expressions_in(v))
+        if op.name == "view":
+            self.roots[op.result] = self.root(op.operands[0])
+            self.depends[op.result] = found
+        for entry in op.symbols:
+            self.depends[entry] = found
+
+    def root(self, tensor: Value) -> Value:
+        """The argument that a tensor is a view of."""
+        return self.roots.get(tensor, tensor)
+
+    def trips(self, loop: Loop, known: Mapping[str, int]) -> tuple[int, int]:
+        """The trips of a loop on the core that has the most, and where it starts there."""
+        self.depends[loop.symbol] = self.cores_in((loop.start, loop.stop))
+        entries = [s for s in self.cores if s in symbols(loop.stop)]
+        best = (-1, 0)
+        for value in range(self.cores[entries[0]]) if len(entries) == 1 else (0,):
+            here = {**known, entries[0].name: value} if entries else known
+            start, stop = number(loop.start, here), number(loop.stop, here)
+            best = max(best, (max(0, -(-(stop - start) // loop.step)), start))
+        return best
+
+    def cores_in(self, expressions: Iterable[Expr]) -> frozenset[Symbol]:
+        """The core coordinates that expressions depend on."""
+        found: set[Symbol] = set()
+        for expr in expressions:
+            for entry in symbols(expr):
+                found |= {entry} if entry in self.cores else self.depends.get(entry, frozenset())
+        return frozenset(found)
+
+    def sharers(self, step: Step) -> int:
+        """How many cores read the same bytes at the same turn."""
+        assert step.tensor is not None
+        used = self.cores_in(e for v in step.attrs.values() for e in expressions_in(v))
+        used |= self.depends.get(step.tensor, frozenset())
+        for entries in step.lists:
+            used |= self.depends.get(entries.root, frozenset())
+        sharers = 1
+        for entry, count in self.cores.items():
+            sharers *= 1 if entry in used else count
+        return sharers
+
+    def steps(self, block: Block, times: int, known: dict[str, int]) -> Iterator[tuple[Step, int]]:
+        """Every instruction of a block with how often it runs."""
+        for item in block.items:
+            if isinstance(item, Structure):
+                self.structure(item)
+            elif isinstance(item, Loop):
+                trips, start = self.trips(item, known)
+                inner = {**known, item.symbol.name: start + trips // 2 * item.step}
+                yield from self.steps(item.body, times * trips, inner)
+            elif isinstance(item, Branch):
+                yield from self.steps(usual(item, known), times, known)
+            elif isinstance(item, Step):
+                self.listed(item)
+                yield item, times
+
+    def listed(self, step: Step) -> None:
+        """Note what a tile depends on, which may be an index list of later loads."""
+        if step.kind == "dma_load" and step.tensor is not None:
+            found = self.cores_in(e for v in step.attrs.values() for e in expressions_in(v))
+            found |= self.depends.get(step.tensor, frozenset())
+            self.depends[step.writes[0].root] = found
+
+
+def usual(branch: Branch, known: Mapping[str, int]) -> Block:
+    """The side of a branch that counts."""
+    if any(isinstance(s, Step) and s.kind == "dma_load" for s in branch.otherwise.items):
+        return branch.otherwise
+    return branch.then if number(branch.condition, known) else branch.otherwise
+
+
+def direct(body: Block) -> Iterator[Step]:
+    """The steps of a block that aren't in a loop of their own."""
+    for item in body.items:
+        if isinstance(item, Step):
+            yield item
+        elif isinstance(item, Branch):
+            yield from direct(usual(item, {}))
+
+
+def number(expr: Expr | int, known: Mapping[str, int]) -> int:
+    """An expression with what is known, else the middle of its range."""
+    if isinstance(expr, int):
+        return expr
+    try:
+        return evaluate(expr, known)
+    except DureError:
+        low, high = bounds(expr)
+        if low is None or high is None:
+            return 1 if low is None else max(low, 1)
+        return (low + high + 1) // 2
