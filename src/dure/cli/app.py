@@ -8,7 +8,21 @@ from typing import Annotated, Protocol, cast
 import typer
 import typer.main
 
-from dure.cli import bench, cache, chat, models, perplexity, pull, run, targets
+from dure.cli import (
+    bench,
+    cache,
+    chat,
+    check,
+    compile,
+    kernels,
+    models,
+    perplexity,
+    pull,
+    run,
+    sanitize,
+    sim,
+    targets,
+)
 from dure.cli.main import EXIT_USER
 from dure.errors import DureError
 
@@ -43,7 +57,9 @@ def build() -> typer.Typer:
         no_args_is_help=True,
     )
     app.callback()(_root)
-    for module in (run, chat, pull, models, targets, bench, perplexity, cache):
+    modules = (run, chat, pull, models, targets, bench, perplexity, cache)
+    chips = (sim, check, compile, sanitize, kernels)
+    for module in (*modules, *chips):
         module.register(app)
     return app
 

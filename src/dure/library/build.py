@@ -76,11 +76,7 @@ def build(
     can't run, and :class:`KernelError` for a program that isn't proved.
     """
     started = time.perf_counter()
-    if tiles is None and options is None and call.open:
-        consts, compiled = _chosen(call, chip, strict)
-    else:
-        consts = {**call.tiles, **(tiles or {})}
-        compiled = compile_for(tile_function(call, consts), chip, options or Options(strict=strict))
+    consts, compiled = choose_program(call, chip, strict=strict, tiles=tiles, options=options)
     verify(compiled.function)
     verdict = sanitize(compiled.function, chip)
     compile_s = time.perf_counter() - started
@@ -98,12 +94,30 @@ def build(
     return Built(call, chip, consts, compiled, verdict, timing, compile_s, sim_s)
 
 
-def _chosen(call: KernelCall, chip: Chip, strict: bool) -> tuple[dict[str, int], Compiled]:
-    indices = index_values(call, tile_function(call))
-    choice = choose(
-        lambda tiles: tile_function(call, tiles), call.open, chip, indices=indices, strict=strict
-    )
-    return choice.consts, choice.compiled
+def choose_program(
+    call: KernelCall,
+    chip: Chip,
+    *,
+    strict: bool = False,
+    tiles: Mapping[str, int] | None = None,
+    options: Options | None = None,
+) -> tuple[dict[str, int], Compiled]:
+    """The call's tile sizes on a chip and its program, as :func:`build` chooses them, not proved
+    yet.
+    """
+    if tiles is None and options is None and call.open:
+        indices = index_values(call, tile_function(call))
+        choice = choose(
+            lambda sizes: tile_function(call, sizes),
+            call.open,
+            chip,
+            indices=indices,
+            strict=strict,
+        )
+        return choice.consts, choice.compiled
+    consts = {**call.tiles, **(tiles or {})}
+    how = options or Options(strict=strict)
+    return consts, compile_for(tile_function(call, consts), chip, how)
 
 
 def total_ps(parts: Sequence[Built]) -> int:

@@ -1,0 +1,184 @@
+"""``dure kernels``: every kernel of the suite on every target."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dure.cli import options, text
+from dure.cli.output import print_json, say, show, table
+from dure.errors import DureError, KernelError, UsageError
+
+if TYPE_CHECKING:
+    from dure.library.matrix import Cell
+    from dure.library.suite import Case
+    from dure.machine.chip import Chip
+
+Target = Annotated[
+    str, typer.Option("--target", help="A name, cpu, names with commas, NAME.toml, or all.")
+]
+CaseName = Annotated[
+    str | None,
+    typer.Option("--case", help="Only cases whose name has this in it.", show_default=False),
+]
+Short = Annotated[
+    bool, typer.Option("--short", help="One case a kind and one size a case, for a quick check.")
+]
+Markdown = Annotated[
+    Path | None,
+    typer.Option("--markdown", help="Write the matrix to this file.", show_default=False),
+]
+Check = Annotated[
+    Path | None,
+    typer.Option(
+        "--check",
+        help="Fail if this written matrix has other rows or columns, or calls right what fails.",
+        show_default=False,
+    ),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command("kernels", epilog="Example: dure kernels --short --target rngd,cpu")(kernels)
+
+
+def kernels(
+    target: Target = "all",
+    case: CaseName = None,
+    short: Short = False,
+    markdown: Markdown = None,
+    check: Check = None,
+    as_json: options.Json = False,
+) -> None:
+    """Compile, prove, run and time every kernel of the suite on every target."""
+    from dure.library import matrix_report as report
+    from dure.library.matrix import Matrix
+    from dure.library.suite import CASES
+
+    chips = _chips(target)
+    names = ["cpu" if chip is None else chip.name for chip in chips]
+    written = None if check is None else text.file(check)
+    cases = _cases(case, short)
+    matrix = Matrix(short=short)
+    cells: list[Cell] = []
+    with _progress(len(cases) * len(chips)) as advance:
+        for one in cases:
+            for chip, name in zip(chips, names, strict=True):
+                advance(f"{one.name} on {name}")
+                cells.append(matrix.cell(one, chip))
+    if markdown is not None:
+        _write(markdown, report.markdown(cases, cells, names))
+    if as_json:
+        print_json({"cells": [_entry(cell) for cell in cells]})
+    else:
+        _show(cases, cells, names, each=case is not None)
+    if written is not None:
+        wrong = report.out_of_date(written, CASES, cells, names)
+        if wrong:
+            raise KernelError(
+                f"{check} is out of date: {wrong[0]}",
+                where="\n".join(f"  {line}" for line in wrong[1:]),
+                rule="the written matrix has today's rows and columns, and what it calls right is",
+                fix=f"mend what fails, then run dure kernels --markdown {check}",
+            )
+    elif not all(cell.ok for cell in cells):
+        wrong_count = sum(not cell.ok for cell in cells)
+        raise KernelError(
+            f"{wrong_count} of {len(cells)} cells fail",
+            rule="each kernel of the suite runs on each target",
+            fix="see below the table",
+        )
+
+
+def _chips(target: str) -> list[Chip | None]:
+    """The chips that the option names; None stands for the CPU."""
+    from dure import targets
+
+    if target == "all":
+        return [*targets.chips(), None]
+    names = [name.strip() for name in target.split(",")]
+    return [None if name == "cpu" else targets.chip(name) for name in names]
+
+
+def _cases(pattern: str | None, short: bool) -> Sequence[Case]:
+    from dure.library.suite import CASES
+
+    found = [case for case in CASES if pattern is None or pattern in case.name]
+    if not found:
+        raise UsageError(
+            f"no case has '{pattern}' in its name",
+            rule="a case of the suite is named by what it computes",
+            fix=f"one of {', '.join(dict.fromkeys(case.item for case in CASES))}",
+        )
+    if short and pattern is None:
+        return list({case.item: case for case in reversed(found)}.values())[::-1]
+    return found
+
+
+@contextmanager
+def _progress(total: int) -> Generator[Callable[[str], None]]:
+    """A bar on a terminal, silence elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=total)
+        done = -1
+
+        def advance(what: str) -> None:
+            nonlocal done
+            done += 1
+            bar.update(task, completed=done, description=what)
+
+        yield advance
+
+
+def _write(path: Path, content: str) -> None:
+    try:
+        path.write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise DureError(
+            f"{path} can't be written: {error.strerror}", fix="give a file that can be written to"
+        ) from error
+    say(f"wrote {path}")
+
+
+def _entry(cell: Cell) -> dict[str, object]:
+    return {
+        "case": cell.case,
+        "item": cell.item,
+        "target": cell.target,
+        "ok": cell.ok,
+        "passed": list(cell.passed),
+        "ns": None if cell.ps is None else cell.ps / 1000,
+        "failed": cell.failed,
+        "error": cell.error,
+        "note": cell.note,
+    }
+
+
+def _show(
+    cases: Sequence[Case], cells: Sequence[Cell], names: Sequence[str], *, each: bool
+) -> None:
+    from dure.library import matrix_report as report
+
+    rows = report.case_rows(cases, cells, names) if each else report.item_rows(cells, names)
+    right = range(1, len(rows[0]))
+    table([tuple(cell.upper() for cell in rows[0]), *rows[1:]], right=tuple(right))
+    for paragraph in report.failures(cells):
+        show(f"\n{paragraph}\n")

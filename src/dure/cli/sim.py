@@ -1,0 +1,158 @@
+"""``dure sim``: how long an operator or a kernel takes on a chip, and what limits it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import typer
+
+from dure.cli import options
+from dure.cli.chip_options import Set
+from dure.cli.output import print_json, show, table
+from dure.cli.subject import (
+    Algorithm,
+    Arg,
+    Const,
+    Dims,
+    Dtype,
+    Strict,
+    Subject,
+    Targets,
+    error_json,
+    targets_of,
+    work_of,
+)
+from dure.errors import DureError
+
+if TYPE_CHECKING:
+    from dure.library.answer import Answer
+    from dure.library.build import Built
+    from dure.library.work import Work
+    from dure.machine.chip import Chip
+
+_HEADS = ("TARGET", "TIME", "CYCLES", "BOUND", "FLOP/s", "B/s", "ROOFLINE", "CONFIDENCE")
+_CONVERSIONS = 8
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command("sim", epilog="Example: dure sim gemm 4096x4096x4096 --target all")(sim)
+
+
+def sim(
+    subject: Subject,
+    dims: Dims = None,
+    target: Targets = "all",
+    dtype: Dtype = "bf16",
+    algorithm: Algorithm = "dure",
+    arg: Arg = None,
+    const: Const = None,
+    settings: Set = None,
+    strict: Strict = False,
+    as_json: options.Json = False,
+) -> None:
+    """Compile an operator or a kernel for a chip, prove the program, and tell its time."""
+    chips = targets_of(target, settings)
+    work = work_of(subject, dims, dtype, algorithm, arg, const)
+    found = [_answer(work, chip, strict) for chip in chips]
+    errors = [a for a in found if isinstance(a, DureError)]
+    if len(errors) == len(found) and (len(found) == 1 or not as_json):
+        raise errors[0]
+    if as_json and len(found) == 1:
+        assert not isinstance(found[0], DureError)
+        print_json(found[0].json())
+    elif as_json:
+        entries = zip(chips, found, strict=True)
+        print_json({"results": [_entry(chip, result) for chip, result in entries]})
+    else:
+        _show(work, chips, found)
+
+
+def _answer(work: Work, chip: Chip, strict: bool) -> Answer | DureError:
+    from dure.library.answer import answer
+
+    try:
+        return answer(work, chip, strict=strict)
+    except DureError as error:
+        return error
+
+
+def _entry(chip: Chip, result: Answer | DureError) -> dict[str, object]:
+    if isinstance(result, DureError):
+        return {"target": chip.name, **error_json(result)}
+    return result.json()
+
+
+# --- for people ----------------------------------------------------------------------------------
+
+
+def _show(work: Work, chips: Sequence[Chip], found: Sequence[Answer | DureError]) -> None:
+    show(f"{work.name} {work.dims} {work.dtype}\n\n")
+    pairs = list(zip(chips, found, strict=True))
+    table([_HEADS, *(_row(chip, result) for chip, result in pairs)], right=(1, 2, 4, 5, 6))
+    show("\n")
+    for chip, result in pairs:
+        if isinstance(result, DureError):
+            show(f"{chip.name}: {result}\n")
+        else:
+            _details(result)
+
+
+def _row(chip: Chip, result: Answer | DureError) -> tuple[str, ...]:
+    if isinstance(result, DureError):
+        return (chip.name, "-", "-", "doesn't run: see below", "", "", "", "")
+    seconds = result.ps / 1e12
+    return (
+        chip.name,
+        duration(result.ps),
+        str(result.cycles),
+        result.bound,
+        quantity(result.flops / seconds),
+        quantity(result.work.bytes / seconds),
+        f"{result.fraction_of_roofline:.1%}",
+        result.confidence.status,
+    )
+
+
+def _details(result: Answer) -> None:
+    for part in result.parts:
+        name = part.call.kernel.__name__
+        time = f", {duration(part.timing.ps)}" if len(result.parts) > 1 else ""
+        show(f"{result.chip.name}: {name}{time}: {_how(part)}\n")
+        shown = part.compiled.conversions
+        for c in shown[:_CONVERSIONS]:
+            place = next((line.strip() for line in c.where.splitlines()), "")
+            show(
+                f"  converts {c.what}: {c.found} -> {c.becomes}{f' at {place}' if place else ''}\n"
+            )
+        if len(shown) > _CONVERSIONS:
+            show(f"  and {len(shown) - _CONVERSIONS} conversions more\n")
+    if result.confidence.guesses:
+        show("  rests on guesses: " + ", ".join(result.confidence.guesses) + "\n")
+    if result.confidence.overridden:
+        show("  rests on --set: " + ", ".join(result.confidence.overridden) + "\n")
+
+
+def _how(part: Built) -> str:
+    from dure.library.answer import split_of
+
+    tiles = " ".join(f"{name}={size}" for name, size in part.consts.items()) or "no open tile sizes"
+    cores = "x".join(map(str, split_of(part))) or "1"
+    return f"{tiles}; cores {cores}; {part.compiled.options.stages} slots a ring"
+
+
+def duration(ps: int) -> str:
+    """A time in the unit that suits it."""
+    for unit, size in (("s", 10**12), ("ms", 10**9), ("us", 10**6)):
+        if ps >= size:
+            return f"{ps / size:.4g} {unit}"
+    return f"{ps / 1000:.4g} ns"
+
+
+def quantity(value: float) -> str:
+    """A number with a decimal prefix."""
+    for prefix, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.4g} {prefix}"
+    return f"{value:.4g} "
