@@ -22,6 +22,7 @@ from dure.cli import (
     sanitize,
     sim,
     targets,
+    trace,
 )
 from dure.cli.main import EXIT_USER
 from dure.errors import DureError
@@ -58,7 +59,7 @@ def build() -> typer.Typer:
     )
     app.callback()(_root)
     modules = (run, chat, pull, models, targets, bench, perplexity, cache)
-    chips = (sim, check, compile, sanitize, kernels)
+    chips = (sim, check, compile, sanitize, kernels, trace)
     for module in (*modules, *chips):
         module.register(app)
     return app

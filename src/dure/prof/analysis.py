@@ -149,34 +149,29 @@ def critical_path(profile: Profile) -> list[Step]:
     """What the end waited for, from the end back to the launch: the steps cover all of the time.
 
     An instruction started when its last wait ended, or when its queue was free of the one before;
-    a DMA also when one of its queue's transfers in flight had completed.
+    a DMA also when one of its queue's transfers in flight had completed.  The first of a launch
+    started when all of the launch before had ended.
     """
     entries = profile.instructions
-    if not entries:
-        return [Step(0, profile.total, "launch", None)] if profile.total else []
-    previous = _previous(profile)
-    ends = _ends(profile)
+    previous, ends = _previous(profile), _ends(profile)
+    moving = {queue.name for queue in profile.queues if queue.kind == "dma"}
     steps: list[Step] = []
-    number: int | None = max(range(len(entries)), key=lambda n: entries[n].end)
-    until = entries[number].end
-    if until < profile.total:
-        steps.append(Step(until, profile.total, "idle", None))
-    while number is not None:
-        entry = entries[number]
-        steps += reversed(_parts(entry, number, min(until, entry.end)))
-        until = min(until, entry.start)
-        before = _cause(entry, number, previous, ends)
-        if before is None:
-            break
-        reached = min(entries[before].end, until)
-        if reached < until:
-            steps.append(Step(reached, until, "signal" if _waited(entry) else "idle", None))
-        number, until = before, reached
-    if until > 0:
-        launched = min(until, profile.launch)
-        if launched < until:
-            steps.append(Step(launched, until, "idle", None))
-        steps.append(Step(0, launched, "launch", None))
+    until = profile.total
+    for launched, ready in reversed(profile.launches):
+        mine = [n for n, entry in enumerate(entries) if launched <= entry.start < until]
+        number = max(mine, key=lambda n: entries[n].end, default=None)
+        reached = until
+        waited = False
+        while number is not None and entries[number].start >= launched:
+            entry = entries[number]
+            end = min(entry.end, reached)
+            steps.append(Step(end, reached, "signal" if waited else "idle", None))
+            steps += reversed(_parts(entry, number, end, entry.queue in moving))
+            reached, waited = min(reached, entry.start), _waited(entry)
+            number = _cause(entry, number, previous, ends)
+        steps.append(Step(min(ready, reached), reached, "idle", None))
+        steps.append(Step(launched, min(ready, reached), "launch", None))
+        until = launched
     return [step for step in reversed(steps) if step.end > step.start]
 
 
@@ -220,9 +215,9 @@ def _ends(profile: Profile) -> dict[tuple[int, str, int], int]:
     }
 
 
-def _parts(entry: Instruction, number: int, until: int) -> list[Step]:
+def _parts(entry: Instruction, number: int, until: int, moving: bool) -> list[Step]:
     """An instruction up to a time, as steps."""
-    if entry.flow is None and entry.issued == entry.end:
+    if not moving:
         return [Step(entry.start, until, "compute", number)]
     flow = entry.end if entry.flow is None else entry.flow
     marks = [

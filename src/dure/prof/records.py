@@ -193,6 +193,7 @@ class Program:
 class Profile:
     """One execution: ``instructions`` in order of their start, and all that they ran on.
 
+    ``launches`` are when each program was launched and when its first instructions could start.
     ``busy`` has the picoseconds of each queue of the busiest core class as its observer counts
     them, ``facts`` the lines of the headline and ``notes`` what a reader must know about the
     numbers.
@@ -201,7 +202,7 @@ class Profile:
     title: str
     target: str
     total: int
-    launch: int
+    launches: tuple[tuple[int, int], ...]
     bound: str
     classes: tuple[CoreClass, ...]
     queues: tuple[Queue, ...]
@@ -252,7 +253,7 @@ def _appended(one: Profile, two: Profile) -> Profile:
     return replace(
         one,
         total=one.total + two.total,
-        launch=one.launch + two.launch,
+        launches=one.launches + tuple((a + shift, b + shift) for a, b in two.launches),
         bound=one.bound if one.total >= two.total else two.bound,
         classes=one.classes if len(one.classes) >= len(two.classes) else two.classes,
         queues=one.queues + tuple(q for q in two.queues if q not in one.queues),
