@@ -1,0 +1,291 @@
+"""What a compute instruction of a machine program takes as a loop of generated code on the host.
+
+The generator (:mod:`dure.targets.cpu.body`) writes an instruction's ops into one loop over vectors,
+reductions with their chains, and dots as register blocks; this module adds up what the
+microbenchmarks say of these: vectors of each operation, passes of loops, entries into rows, steps
+of K.  A dot is as slow as the lines of its right operand arrive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import ceil, prod
+from typing import Any
+
+from dure.ir.core import Function, Op, Region, Value, walk
+from dure.ir.dtypes import BlockFormat
+from dure.ir.expr import as_expr
+from dure.ir.types import TensorType, TileType, static_extent
+from dure.machine.chip import Chip
+from dure.sim.cost import ComputeCost, Costs
+from dure.targets.cpu.microbench import HostRates
+from dure.targets.cpu.values import lane_axis
+
+_FREE = frozenset({"full", "iota", "reshape", "broadcast", "transpose"})
+
+
+class HostCosts(Costs):
+    """The costs of one program's instructions on the host."""
+
+    def __init__(self, chip: Chip, rates: HostRates, function: Function, footprint: int) -> None:
+        super().__init__(chip)
+        self.rates = rates
+        self.footprint = footprint
+        self.loads: dict[Value, Op] = {}
+        self.stores: dict[Value, Op] = {}
+        #: The part of a tile of this extent that lies inside what is stored, on average.
+        self.used: dict[int, float] = {}
+        self._known: dict[Op, ComputeCost] = {}
+        roots: dict[Value, Value] = {}
+        for op in walk(function.body):
+            if op.name == "view":
+                roots[op.result] = roots.get(op.operands[0], op.operands[0])
+            elif op.name == "dma_load":
+                self.loads[op.operands[1]] = op
+            elif op.name == "dma_store":
+                self.stores[op.operands[1]] = op
+                self._edges(op, roots)
+        self.roots = roots
+
+    def _edges(self, op: Op, roots: Mapping[Value, Value]) -> None:
+        kind = roots.get(op.operands[0], op.operands[0]).type
+        assert isinstance(kind, TensorType)
+        for extent, step in zip(kind.shape, op.attr("step"), strict=True):
+            size, tile = static_extent(extent), static_extent(as_expr(step))
+            if size and tile and size % tile:
+                part = size / (ceil(size / tile) * tile)
+                self.used[tile] = max(part, self.used.get(tile, 0.0))
+
+    def compute(self, op: Op) -> ComputeCost:
+        """The cost of a ``compute``, in the order of the host's loops."""
+        found = self._known.get(op)
+        if found is None:
+            ps = ceil(1000 * _Instruction(self, op).nanoseconds())
+            found = self._known[op] = ComputeCost(ps, {"core": ps})
+        return found
+
+    # --- what is known of the operands -----------------------------------------------------------
+
+    def masked(self, move: Op, buffer: Value) -> bool:
+        """Whether vectors of a transfer may reach beyond the tensor."""
+        kind = self.roots.get(move.operands[0], move.operands[0]).type
+        assert isinstance(kind, TensorType)
+        axis = lane_axis(buffer.tile.shape)
+        if axis >= kind.rank:
+            return False
+        size, tile = static_extent(kind.shape[axis]), buffer.tile.shape[axis]
+        if axis in move.attr("list_axes"):
+            return True
+        return size is None or bool(size % tile)
+
+    def row_bytes(self, move: Op) -> tuple[int, int]:
+        """A loaded tensor's rows, and the bytes from one to the next."""
+        kind = self.roots.get(move.operands[0], move.operands[0]).type
+        assert isinstance(kind, TensorType)
+        shape = [static_extent(e) or 1 for e in kind.shape]
+        rows = shape[-2] if len(shape) > 1 else 1
+        return rows, int(shape[-1] * kind.dtype.bits) // 8
+
+    # --- shapes ----------------------------------------------------------------------------------
+
+    def part(self, extent: int) -> float:
+        """How many of ``extent`` entries are computed on average."""
+        return extent * self.used.get(extent, 1.0)
+
+    def vectors(self, shape: Sequence[int]) -> float:
+        """Vectors of a tile."""
+        if not shape:
+            return 1.0
+        axis = lane_axis(shape)
+        return self.rows(shape) * pieces(shape[axis], self.rates.lanes)
+
+    def rows(self, shape: Sequence[int]) -> float:
+        """Entries into the innermost loop over a tile."""
+        axis = lane_axis(shape)
+        return prod((self.part(e) for a, e in enumerate(shape) if a != axis), start=1.0)
+
+
+def pieces(extent: int, lanes: int) -> int:
+    """Vectors that cover an extent: whole ones, then one of each smaller power of two."""
+    return extent // lanes + (extent % lanes).bit_count()
+
+
+class _Instruction:
+    """One instruction: its ops, and where its operands come from."""
+
+    def __init__(self, costs: HostCosts, op: Op) -> None:
+        self.c = costs
+        self.r = costs.rates
+        self.op = op
+        self.region: Region = op.regions[0]
+        count: int = op.attr("reads")
+        self.sources = dict(zip(self.region.args, op.operands[:count], strict=True))
+        self.makers = {r: o for o in self.region.ops for r in o.results}
+
+    def nanoseconds(self) -> float:
+        total = self.r.instance
+        for op in self.region.ops:
+            total += self._op(op)
+        for argument, buffer in self.sources.items():
+            total += self._masks(argument, buffer)
+        for value, buffer in zip(
+            self.region.yields, self.op.operands[len(self.sources) :], strict=True
+        ):
+            total += self._written(value, buffer)
+        return total
+
+    def _masks(self, argument: Value, buffer: Value) -> float:
+        move = self.c.loads.get(buffer)
+        if move is None or not self.c.masked(move, buffer) or self._feeds_dot(argument):
+            return 0.0
+        return self.c.vectors(argument.tile.shape) * self.r.mask("load", int(argument.tile.dtype.bits))
+
+    def _feeds_dot(self, value: Value) -> bool:
+        return any(o.name == "dot" and value in o.operands for o in self.region.ops)
+
+    def _written(self, value: Value, buffer: Value) -> float:
+        """The loop that stores a result, unless the op that makes it has one."""
+        shape = value.tile.shape
+        maker = self.makers.get(value)
+        stored = self.c.stores.get(buffer)
+        vectors = self.c.vectors(shape)
+        total = 0.0
+        if stored is not None and self.c.masked(stored, buffer):
+            total += vectors * self.r.mask("store", int(value.tile.dtype.bits))
+        if maker is not None and maker.name in ("reduce", "reduce_with", "dot", "cumsum"):
+            return total
+        if self._turned(value):
+            return total + vectors * (self.r.loop + self.r.gather)
+        return total + vectors * self.r.loop + self.c.rows(shape) * self.r.row
+
+    def _turned(self, value: Value) -> bool:
+        """Whether vectors of a value are gathered from a tile that lies the other way round."""
+        maker = self.makers.get(value)
+        while maker is not None:
+            if maker.name == "transpose":
+                before, after = maker.operands[0].tile.shape, maker.result.tile.shape
+                return lane_axis(before) != maker.attr("order")[lane_axis(after)]
+            if not maker.operands:
+                return False
+            maker = self.makers.get(maker.operands[0])
+        return False
+
+    # --- ops -------------------------------------------------------------------------------------
+
+    def _op(self, op: Op) -> float:
+        if op.name in _FREE:
+            return 0.0
+        handler: Any = getattr(self, f"_{op.name}", None)
+        if handler is not None:
+            return float(handler(op))
+        inner = sum(self._op(o) for region in op.regions for o in region.ops)
+        return inner + self.c.vectors(op.result.tile.shape) * self.r.op(op.name)
+
+    def _cast(self, op: Op) -> float:
+        if self._feeds_dot(op.result):
+            return 0.0
+        source, target = op.operands[0].tile.dtype, op.result.tile.dtype
+        return self.c.vectors(op.result.tile.shape) * self.r.cast(source.name, target.name)
+
+    def _reduce(self, op: Op) -> float:
+        name: str = op.attrs.get("combiner", "max")
+        shape = op.operands[0].tile.shape
+        vectors = self.c.vectors(shape)
+        chain = self._chain(op.operands[0])
+        waits = max(0.0, vectors * self.r.reduce_step(name) - chain)
+        lanes = lane_axis(shape) == op.attr("axis") % len(shape)
+        scale = 3.0 if name.startswith("arg") else 1.0
+        return scale * waits + (self.c.rows(shape) * self.r.reduce_end(name) if lanes else 0.0)
+
+    _reduce_with = _reduce
+
+    def _chain(self, value: Value) -> float:
+        """What the elementwise ops take that a reduction's loop computes."""
+        maker = self.makers.get(value)
+        if maker is None or maker.name in ("reduce", "dot", "cumsum"):
+            return 0.0
+        return self._op(maker) + sum(self._chain(o) for o in maker.operands)
+
+    def _cumsum(self, op: Op) -> float:
+        shape = op.operands[0].tile.shape
+        other = prod(shape) / shape[op.attr("axis") % len(shape)]
+        vectors = pieces(int(other), self.r.lanes) * shape[op.attr("axis") % len(shape)]
+        return vectors * (self.r.reduce_step("add") + 2 * self.r.gather)
+
+    def _dequantize(self, op: Op) -> float:
+        return self.c.vectors(op.result.tile.shape) * (
+            self.r.loop + self.r.op("mul") * 2 + self.r.cast("float16", "float32") * 4
+        )
+
+    def _quantize(self, op: Op) -> float:
+        return self.c.vectors(op.result.tile.shape) * (self.r.loop + 2 * self.r.op("max"))
+
+    # --- dots ------------------------------------------------------------------------------------
+
+    def _dot(self, op: Op) -> float:
+        left, right = op.operands[0], op.operands[1]
+        *batch, m, k = left.tile.shape
+        n = right.tile.shape[-1]
+        total = self._stored_operand(left) + self._stored_operand(right)
+        first, again, mask = self._lines(right)
+        kind = right.tile.dtype
+        dtype = "float32" if isinstance(kind, BlockFormat) or kind.bits >= 32 else kind.name
+        lanes = self.r.lanes
+        used, rest = int(round(self.c.part(m))), n
+        products = 0.0
+        for vectors in (2, 1):
+            width = vectors * lanes
+            panels = rest // width
+            rest -= panels * width
+            if vectors == 1:
+                panels += rest.bit_count()
+            products += panels * self.c.used.get(n, 1.0) * self._panel(
+                used, k, dtype, vectors, first, again, mask
+            )
+        return total + prod(batch, start=1) * products
+
+    def _panel(
+        self, m: int, k: int, dtype: str, vectors: int, first: float, again: float, mask: float
+    ) -> float:
+        """A panel of columns: its register blocks from the top down."""
+        total, line = 0.0, first
+        for height, count in ((4, m // 4), (2, m % 4 // 2), (1, m % 2)):
+            step = self.r.dot_step(dtype, height, vectors) + mask * vectors
+            for _ in range(min(count, 2)):
+                total += k * max(step, line) + self.r.blocks
+                line = again
+            total += max(0, count - 2) * (k * max(step, again) + self.r.blocks)
+        return total
+
+    def _lines(self, right: Value) -> tuple[float, float, float]:
+        """Nanoseconds of a line of the right operand: the first time, and again; masks of each."""
+        buffer = self._plain(right)
+        k, n = right.tile.shape[-2:]
+        if buffer is None:
+            stride = int(n * max(8, right.tile.dtype.bits)) // 8
+            return 0.0, self.r.rewalk(k, stride), 0.0
+        move = self.c.loads.get(buffer)
+        if move is None:
+            return 0.0, self.r.rewalk(k, int(n * buffer.tile.dtype.bits) // 8), 0.0
+        rows, stride = self.c.row_bytes(move)
+        masked = self.c.masked(move, buffer)
+        mask = self.r.mask("load", int(buffer.tile.dtype.bits)) if masked else 0.0
+        whole = max(rows, k)
+        return self.r.walk(self.c.footprint, stride), self.r.rewalk(whole, stride), mask
+
+    def _plain(self, value: Value) -> Value | None:
+        """The buffer that an operand is read from as it is."""
+        maker = self.makers.get(value)
+        while maker is not None and maker.name in ("reshape", "cast"):
+            value = maker.operands[0]
+            maker = self.makers.get(value)
+        return self.sources.get(value)
+
+    def _stored_operand(self, value: Value) -> float:
+        """The loop that stores an operand that isn't read as it is."""
+        if self._plain(value) is not None:
+            return 0.0
+        vectors = self.c.vectors(value.tile.shape)
+        turned = self.r.gather if self._turned(value) else 0.0
+        return vectors * (self.r.loop + turned)
+
