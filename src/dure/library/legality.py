@@ -1,4 +1,4 @@
-"""Whether work is legal on a chip, before any machine program is made.
+"""Whether work is legal on a chip, before tile sizes are searched and anything is simulated.
 
 For each launch: which types would be converted, and where; which rule of the chip it breaks; and
 tile sizes that fit, or the map of the scratchpad where none do.
@@ -10,11 +10,9 @@ import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from dure.compiler.chip.allocate import ScratchpadError, allocate, capacity
+from dure.compiler.chip.allocate import ScratchpadError, capacity
 from dure.compiler.chip.legalise import Conversion
-from dure.compiler.chip.lower import lower
-from dure.compiler.chip.pipeline import default_plan, prepare
-from dure.compiler.chip.stages import choose_stages
+from dure.compiler.chip.pipeline import Options, compile_for, default_plan, prepare
 from dure.errors import DureError
 from dure.ir.core import Function
 from dure.library.answer import check_fits
@@ -22,6 +20,8 @@ from dure.library.build import tile_function
 from dure.library.call import KernelCall
 from dure.library.work import Work
 from dure.machine.chip import Chip
+from dure.sim.cost import Costs
+from dure.sim.sensitivity import ops_of
 
 #: Tile sizes that are tried, all open names alike first.
 _SIZES = (256, 128, 64, 32, 16, 8, 4, 2, 1)
@@ -78,11 +78,10 @@ def _launch(call: KernelCall, chip: Chip, strict: bool) -> Legality:
     for tiles, function in _functions(call):
         for stages in _STAGES:
             try:
-                prepared = prepare(function, chip, default_plan(function, chip), strict=strict)
-                conversions = prepared.conversions
-                tree = lower(prepared.function, chip)
-                choose_stages(tree, chip, stages)
-                used = allocate(tree, chip)
+                plan = default_plan(function, chip)
+                conversions = prepare(function, chip, plan, strict=strict).conversions
+                compiled = compile_for(function, chip, Options(plan, stages, strict))
+                _has_laws(compiled.function, chip)
             except ScratchpadError as error:
                 if overflow is None or error.needed <= overflow.needed:
                     overflow = error
@@ -90,11 +89,19 @@ def _launch(call: KernelCall, chip: Chip, strict: bool) -> Legality:
             except DureError as error:
                 last = error
                 break
-            held = {memory: count for memory, count in used.items() if count}
-            return Legality(name, conversions, tiles, stages, held, _room(chip), None)
-    error = overflow or last
+            used = {memory: count for memory, count in compiled.used.items() if count}
+            return Legality(name, conversions, tiles, stages, used, _room(chip), None)
+    error = last or overflow  # what more room would not mend comes first
     assert error is not None
     return _illegal(name, conversions, chip, error)
+
+
+def _has_laws(program: Function, chip: Chip) -> None:
+    """Raise :class:`DureError` for an instruction that none of the chip's laws covers."""
+    costs = Costs(chip)
+    for op in ops_of(program.body):
+        if op.name == "compute":
+            costs.compute(op)
 
 
 def _functions(call: KernelCall) -> Iterator[tuple[dict[str, int], Function]]:

@@ -157,7 +157,7 @@ def _used(function: Function, chip: Chip, busy: Collection[str]) -> _Used:
     moving: set[str] = set()
     lists = False
     buffers: dict[Value, Op] = {}
-    for op in _ops(function.body):
+    for op in ops_of(function.body):
         if op.name == "buffer":
             buffers[op.result] = op
         elif op.name == "compute":
@@ -175,10 +175,10 @@ def _used(function: Function, chip: Chip, busy: Collection[str]) -> _Used:
     return _Used(frozenset(engines), taking, frozenset(moving), lists)
 
 
-def _ops(region: Region) -> Iterator[Op]:
+def ops_of(region: Region) -> Iterator[Op]:
     """The ops of a machine program, those of loops and branches among them."""
     for op in region.ops:
         yield op
         if op.name != "compute":
             for inner in op.regions:
-                yield from _ops(inner)
+                yield from ops_of(inner)
