@@ -16,7 +16,7 @@ from dure.machine.chip import Chip
 from dure.sim.sanitizer.checks import malformed, outside
 from dure.sim.sanitizer.findings import Finding, Kind, NotProved, Place, Report, Stop, Verdict
 from dure.sim.sanitizer.home import HomeRules
-from dure.sim.sanitizer.model import Model, NewCells
+from dure.sim.sanitizer.model import Model
 from dure.sim.sanitizer.proof import Proof, core_environments
 from dure.sim.sanitizer.state import States, Work
 
@@ -68,10 +68,16 @@ def _prove(
     forgetful: bool = False,
 ) -> Verdict:
     while True:
-        try:
-            return _run(model, report, indices, limit, forgetful)
-        except NewCells:
-            continue
+        found = Report(report.limit, model)
+        verdict = _run(model, found, indices, limit, forgetful)
+        if not model.stale:
+            report.found.update(found.found)
+            return Verdict(
+                not report.found,
+                tuple(report.found.values()),
+                verdict.iterations,
+                verdict.states,
+            )
 
 
 def _run(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 from dure.ir.core import Op
 
@@ -113,15 +113,24 @@ class NotProved(Exception):
         self.op = op
 
 
+class Staleness(Protocol):
+    """What says that findings mean nothing, and another run follows."""
+
+    stale: bool
+
+
 class Report:
     """Collects findings, each pair of ops once; raises :class:`Stop` at the limit."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, model: Staleness | None = None) -> None:
         self.limit = limit
+        self.model = model
         self.found: dict[object, Finding] = {}
 
     def add(self, finding: Finding) -> None:
         """Keep a finding that is new."""
+        if self.model is not None and self.model.stale:
+            return
         ops = tuple(id(p.op) for p in finding.accesses)
         buffers = tuple(p.buffer for p in finding.accesses)
         self.found.setdefault((finding.kind, id(finding.op), ops, buffers), finding)

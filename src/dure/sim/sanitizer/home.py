@@ -14,7 +14,8 @@ from dure.ir.core import Op
 from dure.ir.expr import Expr, Symbol, bounds, linear, proves, substitute, symbol, symbols
 from dure.sim.sanitizer.control import slope
 from dure.sim.sanitizer.findings import Finding, Place
-from dure.sim.sanitizer.model import Model, Transfer
+from dure.sim.sanitizer.model import Model
+from dure.sim.sanitizer.pieces import Transfer
 
 
 class HomeRules:

@@ -9,180 +9,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
 
 from dure.ir.core import Function, Op, Region, Value, walk
-from dure.ir.expr import Const, Expr, as_expr, cdiv, logic, proves
+from dure.ir.expr import Const, Expr, as_expr, cdiv, proves
 from dure.machine.chip import Chip
-from dure.sim.sanitizer.cells import Box, Cells, Rectangle, part, whole
+from dure.sim.sanitizer.cells import Cells, Rectangle, part, whole
 from dure.sim.sanitizer.control import Environment, known, leaves, names
 from dure.sim.sanitizer.findings import NotProved, Place
+from dure.sim.sanitizer.pieces import (
+    SLOTS,
+    Access,
+    Block,
+    Branch,
+    Control,
+    Cut,
+    Instruction,
+    Loop,
+    Partial,
+    Piece,
+    Scalar,
+    Straight,
+    Transfer,
+)
+from dure.sim.sanitizer.rings import Rings
 from dure.sim.storage import TilePlace, place_tile
-
-#: More slots than any buffer has.
-SLOTS = 1 << 20
-#: Existing elements of a transfer along each axis, None where that isn't known; "" if all exist.
-Cut: TypeAlias = "Box | str | None"
-
-
-@dataclass(eq=False, slots=True)
-class Access:
-    """One operand of an instruction at one slot: the cells it touches, and those it surely fills.
-
-    ``key`` numbers the buffer and slot; ``queue`` the queue.  ``slots`` has the same operand at
-    other slots.
-    """
-
-    place: Place
-    queue: int
-    key: int
-    cells: tuple[int, ...]
-    defines: frozenset[int]
-    accumulates: bool
-    buffer: Value
-    slots: dict[int, Access]
-
-
-@dataclass(eq=False, slots=True)
-class Instruction:
-    """An op of a queue at the slots of its buffers: what a queue executes."""
-
-    op: Op
-    slots: tuple[int, ...]
-    cut: Cut
-    queue: int
-    compute: bool
-    reads: tuple[Access, ...] = ()
-    writes: tuple[Access, ...] = ()
-    semaphore: int = -1
-    count: int = 0
-    home: int = -1
-
-
-@dataclass(eq=False, slots=True)
-class Straight:
-    """Ops without control, rotations among them; ``loop`` is the one whose iteration ends here."""
-
-    ops: tuple[Op, ...]
-    needs: frozenset[str]
-    loop: int = -1
-
-
-@dataclass(eq=False, slots=True)
-class Partial:
-    """A load that may reach over its tensor's edge, and leaves what is outside as it was.
-
-    ``axes`` are those along which it may, each with the condition that it doesn't.
-    """
-
-    op: Op
-    axes: tuple[tuple[int, Expr], ...]
-    needs: frozenset[str]
-
-
-@dataclass(eq=False, slots=True)
-class Scalar:
-    """A read of an index argument."""
-
-    op: Op
-    needs: frozenset[str]
-
-
-@dataclass(eq=False, slots=True)
-class Loop:
-    """``trips`` runs of the body with ``start + n * step``."""
-
-    op: Op
-    number: int
-    symbol: str
-    start: Expr
-    trips: Expr
-    step: int
-    body: Block
-    needs: frozenset[str]
-
-
-@dataclass(eq=False, slots=True)
-class Branch:
-    """Two blocks and what decides between them."""
-
-    op: Op
-    condition: Expr
-    then: Block
-    otherwise: Block
-    needs: frozenset[str]
-
-
-Piece: TypeAlias = Straight | Partial | Scalar | Loop | Branch
-
-
-@dataclass(eq=False, slots=True)
-class Control:
-    """An expression that decides what happens in a block.
-
-    By ``kind``: only its ``truth`` matters; its value does (``trips``, ``exact``); or it says that
-    a transfer of ``span`` elements along an axis lies inside its tensor (``cut``).
-    """
-
-    expr: Expr
-    kind: str
-    span: int = 0
-
-
-@dataclass(eq=False, slots=True)
-class Block:
-    """Pieces in order, and (``controls``) all that decides how they run, inner blocks included.
-
-    ``over`` has, for each piece, the block's own symbols that no later piece needs.
-    """
-
-    pieces: tuple[Piece, ...]
-    needs: frozenset[str]
-    defines: frozenset[str]
-    controls: tuple[Control, ...]
-    over: tuple[frozenset[str], ...]
-
-
-@dataclass(eq=False, slots=True)
-class Transfer:
-    """A DMA's descriptor in its home tensor, views resolved.
-
-    ``starts`` has None for an axis that a list rules; ``loops`` are those around it, outermost
-    first; ``inside`` says along which axes it provably never reaches over the tensor's edge.
-    """
-
-    op: Op
-    number: int
-    root: Value
-    starts: tuple[Expr | None, ...]
-    spans: tuple[int, ...]
-    strides: tuple[int, ...]
-    extents: tuple[Expr, ...]
-    store: bool
-    loops: tuple[Op, ...]
-    inside: tuple[bool, ...]
-    views: tuple[Expr, ...]
-
-    @property
-    def partial(self) -> bool:
-        """Whether it may leave a part of the buffer as it was."""
-        return not self.store and not self.op.attr("filling") and not all(self.inside)
-
-    def edges(self) -> tuple[tuple[int, Expr], ...]:
-        """Axes along which it may reach over the edge, with the condition that it doesn't."""
-        return tuple(
-            (axis, logic("and", view <= start, start + span <= extent))
-            for axis, (start, span, view, extent, inside) in enumerate(
-                zip(self.starts, self.spans, self.views, self.extents, self.inside, strict=True)
-            )
-            if start is not None and not inside
-        )
-
-    def needs(self) -> frozenset[str]:
-        """Symbols that decide how much of the tile exists."""
-        if not self.store and not self.partial:
-            return frozenset()
-        return frozenset(n for _, condition in self.edges() for n in names(condition))
 
 
 @dataclass(eq=False)
@@ -497,7 +347,8 @@ class Model:
     def instruction(self, op: Op, slots: tuple[int, ...], cut: Cut) -> Instruction:
         """An op of a queue; ``slots`` of its operands (-1 for others).
 
-        New cuts may need new cells: then the cells' table is gone, and all starts anew.
+        New cuts may need new cells: then the model is ``stale``, what is found means nothing, and
+        all starts anew with them.
         """
         key = (op, slots, cut)
         found = self.instructions.get(key)
@@ -535,7 +386,9 @@ class Model:
             parts = [self._parts(value, s, cut) for s in range(stages)]
             # All slots are cut alike, so that they stay like one another.
             if self.cells.add([r for pair in parts for part in pair for r in part]):
-                raise NewCells
+                self.stale = True
+            if self.stale:
+                parts = [(self.rectangles(value, s), list[Rectangle]()) for s in range(stages)]
             for s, (touched, defined) in enumerate(parts):
                 family[s] = self._made(op, value, s, write, touched, defined, family)
         return family[slot]
@@ -584,6 +437,7 @@ class Model:
     def build(self) -> None:
         """Number the cells, after all bytes that are touched have been entered."""
         self.cells.build()
+        self.stale = False
         self.instructions: dict[object, Instruction] = {}
         self.accesses: dict[object, dict[int, Access]] = {}
         self.rings = Rings(self)
@@ -647,105 +501,6 @@ class Model:
         movers = tuple(sorted({self.queue_number[str(o.attrs["queue"])] for o in self.transfers}))
         self.movers = groups.setdefault(movers, len(groups))
         self.groups = list(groups)
-
-
-class Rings:
-    """Buffers whose slots are all alike, so that a state in which they have turned is the state in
-    which they haven't, with the slots named otherwise.
-    """
-
-    def __init__(self, model: Model) -> None:
-        self.model = model
-        groups: dict[object, list[Value]] = {}
-        for value, op in model.buffers.items():
-            if int(op.attr("stages")) > 1:
-                place = tuple(op.attr(k) for k in ("memory", "offset", "pitch", "stages"))
-                groups.setdefault(place, []).append(value)
-        self.groups: list[list[Value]] = []
-        #: By group, the cell of the next slot by cell.
-        self.following: list[dict[int, int]] = []
-        used: dict[int, set[object]] = {}
-        for value, op in model.buffers.items():
-            for slot in range(int(op.attr("stages"))):
-                for cell in model.cells.of(model.rectangles(value, slot)):
-                    place = tuple(op.attr(k) for k in ("memory", "offset", "pitch", "stages"))
-                    used.setdefault(cell, set()).add((place, slot))
-        for group in groups.values():
-            self._enter(group, used)
-        self.known: dict[tuple[int, ...], list[int]] = {}
-        self.group_of = {v: n for n, group in enumerate(self.groups) for v in group}
-
-    def _enter(self, group: list[Value], used: dict[int, set[object]]) -> None:
-        model, op = self.model, self.model.buffers[group[0]]
-        stages, pitch = int(op.attr("stages")), int(op.attr("pitch"))
-        slots = [
-            {c for v in group for c in model.cells.of(model.rectangles(v, slot))}
-            for slot in range(stages)
-        ]
-        if any(len(used[c]) != 1 for cells in slots for c in cells):
-            return
-        forward, back = model.cells.moved(pitch), model.cells.moved(-pitch * (stages - 1))
-        following: dict[int, int] = {}
-        for slot, cells in enumerate(slots):
-            step = forward if slot + 1 < stages else back
-            following.update({c: step[c] for c in cells if c in step})
-        if len(following) == sum(map(len, slots)):
-            self.groups.append(group)
-            self.following.append(following)
-
-    def turned(self, turns: dict[Value, int]) -> tuple[int, ...]:
-        """How far each group has turned; 0 for one whose buffers have turned apart."""
-        found: list[int] = []
-        for group in self.groups:
-            own = {turns[v] for v in group}
-            found.append(own.pop() if len(own) == 1 else 0)
-        return tuple(found)
-
-    def order(self, turned: tuple[int, ...]) -> list[int]:
-        """For each cell, the one whose state it takes when the groups turn back."""
-        found = self.known.get(turned)
-        if found is None:
-            found = list(range(self.model.cells.count))
-            for turn, following in zip(turned, self.following, strict=True):
-                for cell in following:
-                    other = cell
-                    for _ in range(turn):
-                        other = following[other]
-                    found[cell] = other
-            self.known[turned] = found
-        return found
-
-    def _back(self, value: Value, slot: int, turned: tuple[int, ...]) -> int:
-        group = self.group_of.get(value)
-        if group is None:
-            return slot
-        return (slot - turned[group]) % int(self.model.buffers[value].attr("stages"))
-
-    def access(self, access: Access, turned: tuple[int, ...]) -> Access:
-        """An access when the groups turn back."""
-        slot = access.place.slot
-        return access.slots[self._back(access.buffer, slot, turned)]
-
-    def instruction(self, instruction: Instruction, turned: tuple[int, ...]) -> Instruction:
-        """An instruction when the groups turn back."""
-        slots = tuple(
-            slot if slot < 0 else self._back(value, slot, turned)
-            for value, slot in zip(instruction.op.operands, instruction.slots, strict=True)
-        )
-        if slots == instruction.slots:
-            return instruction
-        return self.model.instruction(instruction.op, slots, instruction.cut)
-
-    def key(self, key: int, turned: tuple[int, ...]) -> int:
-        """The number of a buffer and slot when the groups turn back."""
-        if key < 0:
-            return key
-        number, slot = divmod(key, SLOTS)
-        return number * SLOTS + self._back(self.model.names[number], slot, turned)
-
-
-class NewCells(Exception):
-    """An access that the table of cells doesn't have yet: it is entered; run again."""
 
 
 def _blocks(piece: Piece) -> Sequence[Block]:

@@ -35,13 +35,13 @@ from dure.sim.sanitizer.control import (
     value_of,
 )
 from dure.sim.sanitizer.findings import NotProved
-from dure.sim.sanitizer.model import (
+from dure.sim.sanitizer.model import Model
+from dure.sim.sanitizer.pieces import (
     Block,
     Branch,
     Control,
     Cut,
     Loop,
-    Model,
     Partial,
     Piece,
     Scalar,

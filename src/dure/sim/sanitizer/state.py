@@ -24,7 +24,8 @@ from typing import Any, TypeAlias
 from dure.sim.sanitizer.control import Decisions
 from dure.sim.sanitizer.findings import Finding, NotProved, Report, Stop
 from dure.sim.sanitizer.home import HomeRules
-from dure.sim.sanitizer.model import SLOTS, Access, Instruction, Model
+from dure.sim.sanitizer.model import Model
+from dure.sim.sanitizer.pieces import SLOTS, Access, Instruction
 
 Vector: TypeAlias = tuple[int, ...]
 #: When an access was executed (the count of its queue) and what it is.
@@ -88,8 +89,9 @@ class Work:
         self.compute = [q in model.compute_queues for q in range(queues)]
         self.counts = [0] * queues
         self.vectors = [[0] * queues for _ in range(queues)]
-        self.last: list[Record | None] = [None] * cells
-        self.reads: list[dict[int, Record]] = [{} for _ in range(cells)]
+        #: By cell, the last write, and the reads since by queue.
+        self.last: dict[int, Record] = {}
+        self.reads: dict[int, dict[int, Record]] = {}
         self.source = [UNWRITTEN] * cells
         self.tokens: list[deque[tuple[Vector, int]]] = []
         zero = (0,) * queues
@@ -126,19 +128,18 @@ class Work:
         def vector(v: Any) -> Vector:
             return tuple([bisect_left(order, n) for order, n in zip(orders, v, strict=True)])
 
-        last: list[Any] = []
+        touchers, writers = self.model.touchers, self.model.writers
+        last = [
+            (cell, ranks[access.queue][n], access)
+            for cell, (n, access) in sorted(self.last.items(), key=_first)
+            if n >= lows[touchers[cell]][access.queue]
+        ]
         reads: list[Any] = []
-        groups = zip(self.model.touchers, self.model.writers, strict=True)
-        for record, others, (touch, write) in zip(self.last, self.reads, groups, strict=True):
-            if record is None or record[0] < lows[touch][record[1].queue]:
-                last.append(None)
-            else:
-                last.append((ranks[record[1].queue][record[0]], record[1]))
-            low = lows[write]
-            kept = [
-                (q, ranks[q][n], access) for q, (n, access) in sorted(others.items()) if n >= low[q]
-            ]
-            reads.append(tuple(kept))
+        for cell, others in sorted(self.reads.items(), key=_first):
+            low = lows[writers[cell]]
+            kept = [(q, ranks[q][n], a) for q, (n, a) in sorted(others.items()) if n >= low[q]]
+            if kept:
+                reads.append((cell, tuple(kept)))
         tokens: list[Any] = []
         for fifo in self.tokens:
             entries: list[tuple[Vector, int]] = []
@@ -177,17 +178,17 @@ class Work:
         turned = rings.turned(self.turns)
         if not any(turned):
             return
-        order, last, reads, source = rings.order(turned), self.last, self.reads, self.source
-        self.last = [None] * len(order)
-        self.reads = [{} for _ in order]
-        for cell, other in enumerate(order):
-            record = last[other]
-            if record is not None:
-                self.last[cell] = (record[0], rings.access(record[1], turned))
-            self.reads[cell] = {
-                q: (n, rings.access(access, turned)) for q, (n, access) in reads[other].items()
-            }
-        self.source = [rings.key(source[other], turned) for other in order]
+        order, place = rings.order(turned)
+        self.last = {
+            place[cell]: (n, rings.access(access, turned))
+            for cell, (n, access) in self.last.items()
+        }
+        self.reads = {
+            place[cell]: {q: (n, rings.access(a, turned)) for q, (n, a) in others.items()}
+            for cell, others in self.reads.items()
+        }
+        keys = {key: rings.key(key, turned) for key in set(self.source)}
+        self.source = [keys[self.source[other]] for other in order]
         self.pending = [
             deque([rings.instruction(i, turned) for i in queue]) for queue in self.pending
         ]
@@ -199,12 +200,13 @@ class Work:
         """By queue, the counts that still tell states apart."""
         points: list[set[int]] = [set() for _ in self.counts]
         touchers, writers = self.model.touchers, self.model.writers
-        for record, touch in zip(self.last, touchers, strict=True):
-            if record is not None and record[0] >= lows[touch][record[1].queue]:
-                points[record[1].queue].add(record[0])
-        for others, write in zip(self.reads, writers, strict=True):
+        for cell, (n, access) in self.last.items():
+            if n >= lows[touchers[cell]][access.queue]:
+                points[access.queue].add(n)
+        for cell, others in self.reads.items():
+            low = lows[writers[cell]]
             for q, (n, _) in others.items():
-                if n >= lows[write][q]:
+                if n >= low[q]:
                     points[q].add(n)
         for s, entries in enumerate(self.waits):
             for n, _ in entries:
@@ -219,8 +221,8 @@ class Work:
         (counts, vectors, last, reads, source, tokens, waits, turns, pending, homes) = body
         self.counts = list(counts)
         self.vectors = [list(v) for v in vectors]
-        self.last = list(last)
-        self.reads = [{q: (n, a) for q, n, a in entries} for entries in reads]
+        self.last = {cell: (n, access) for cell, n, access in last}
+        self.reads = {cell: {q: (n, a) for q, n, a in entries} for cell, entries in reads}
         self.source = list(source)
         self.tokens = [deque(entries) for entries in tokens]
         self.waits = [list(entries) for entries in waits]
@@ -331,29 +333,31 @@ class Work:
     def _read(self, access: Access, at: int, vector: list[int]) -> None:
         q = access.queue
         for cell in access.cells:
-            record = self.last[cell]
+            record = self.last.get(cell)
             if record is not None and vector[record[1].queue] <= record[0]:
                 self._race(record[1], access)
             elif self.source[cell] == UNWRITTEN:
                 self._unwritten(access)
             elif self.source[cell] != access.key:
                 self._clobbered(access, cell)
-            self.reads[cell][q] = (at, access)
+            reads = self.reads.get(cell)
+            if reads is None:
+                reads = self.reads[cell] = {}
+            reads[q] = (at, access)
 
     def _write(self, access: Access, at: int, vector: list[int], compute: bool) -> None:
         q, defines, key = access.queue, access.defines, access.key
         for cell in access.cells:
-            record = self.last[cell]
+            record = self.last.get(cell)
             if record is not None and vector[record[1].queue] <= record[0]:
                 self._race(record[1], access)
-            reads = self.reads[cell]
+            reads = self.reads.pop(cell, None)
             if reads:
                 for reader, (n, other) in reads.items():
                     # A compute reads everything before it writes.
                     own = compute and reader == q and n == at
                     if vector[reader] <= n and not own:
                         self._race(other, access)
-                reads.clear()
             self.last[cell] = (at, access)
             if cell in defines:
                 self.source[cell] = key
@@ -470,3 +474,7 @@ class Work:
                 message = f"semaphore '{op.result.name}' ends at {value}, it started at {initial}"
                 missing = "as much waited for as is signalled"
                 self.report.add(Finding("semaphore-leak", message, (), op, missing))
+
+
+def _first(entry: tuple[int, Any]) -> int:
+    return entry[0]
