@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from dure.compiler.chip.tree import Block, Branch, Loop, Step, Structure
 from dure.errors import DureError
 from dure.ir.core import Function, Value
-from dure.ir.expr import Expr, Symbol, bounds, evaluate, symbols
+from dure.ir.expr import Compare, Expr, Symbol, bounds, evaluate, symbols
 from dure.ir.rewrite import expressions_in
 
 
@@ -29,6 +29,7 @@ class Counts:
     depends: dict[object, frozenset[Symbol]] = field(
         default_factory=dict[object, frozenset[Symbol]]
     )
+    turns: dict[Symbol, int] = field(default_factory=dict[Symbol, int])
 
     @classmethod
     def of(cls, function: Function) -> Counts:
@@ -72,7 +73,20 @@ class Counts:
             here = {**known, entries[0].name: value} if entries else known
             start, stop = number(loop.start, here), number(loop.stop, here)
             best = max(best, (max(0, -(-(stop - start) // loop.step)), start))
+        self.turns[loop.symbol] = max(1, best[0])
         return best
+
+    def share_of(self, branch: Branch, known: Mapping[str, int]) -> tuple[Block, float]:
+        """The side of a branch that counts, and in which part of its turns it is taken."""
+        if not branch.otherwise.items and any(branch.then.items):
+            entries = [s for s in symbols(branch.condition) if s in self.turns]
+            if (
+                isinstance(branch.condition, Compare)
+                and branch.condition.relation == "=="
+                and entries
+            ):
+                return branch.then, 1 / self.turns[entries[0]]
+        return usual(branch, known), 1.0
 
     def cores_in(self, expressions: Iterable[Expr]) -> frozenset[Symbol]:
         """The core coordinates that expressions depend on."""
@@ -94,7 +108,9 @@ class Counts:
             sharers *= 1 if entry in used else count
         return sharers
 
-    def steps(self, block: Block, times: int, known: dict[str, int]) -> Iterator[tuple[Step, int]]:
+    def steps(
+        self, block: Block, times: float, known: dict[str, int]
+    ) -> Iterator[tuple[Step, float]]:
         """Every instruction of a block with how often it runs."""
         for item in block.items:
             if isinstance(item, Structure):
@@ -104,7 +120,8 @@ class Counts:
                 inner = {**known, item.symbol.name: start + trips // 2 * item.step}
                 yield from self.steps(item.body, times * trips, inner)
             elif isinstance(item, Branch):
-                yield from self.steps(usual(item, known), times, known)
+                side, part = self.share_of(item, known)
+                yield from self.steps(side, times * part, known)
             elif isinstance(item, Step):
                 self.listed(item)
                 yield item, times
@@ -121,7 +138,20 @@ def usual(branch: Branch, known: Mapping[str, int]) -> Block:
     """The side of a branch that counts."""
     if any(isinstance(s, Step) and s.kind == "dma_load" for s in branch.otherwise.items):
         return branch.otherwise
+    if _is_first_turn(branch):
+        return branch.otherwise
     return branch.then if number(branch.condition, known) else branch.otherwise
+
+
+def _is_first_turn(branch: Branch) -> bool:
+    """Whether a branch does something at one turn of a loop only."""
+    condition = branch.condition
+    return (
+        not branch.otherwise.items
+        and isinstance(condition, Compare)
+        and condition.relation == "=="
+        and any(s.kind == "loop" for s in symbols(condition))
+    )
 
 
 def direct(body: Block) -> Iterator[Step]:

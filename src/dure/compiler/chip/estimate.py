@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, field
 
 from dure.compiler.chip.counts import Counts, direct, number, usual
-from dure.compiler.chip.tree import Block, Branch, Loop, Step, Structure, Tree
+from dure.compiler.chip.tree import Block, Branch, Buffer, Loop, Step, Structure, Tree
 from dure.ir.core import Function, Op
 from dure.machine.chip import Chip, Dma
 from dure.sim.cost import Costs, duration
@@ -60,7 +60,7 @@ class _Estimate:
         self.signal = duration(chip, chip.sync.latency)
         self.bound = Bound()
 
-    def block(self, block: Block, times: int, known: dict[str, int]) -> None:
+    def block(self, block: Block, times: float, known: dict[str, int]) -> None:
         """Add what a block does when it runs ``times`` times."""
         for item in block.items:
             if isinstance(item, Structure):
@@ -70,15 +70,17 @@ class _Estimate:
                 inner = {**known, item.symbol.name: start + trips // 2 * item.step}
                 self.loop(item.body, times * trips, inner)
             elif isinstance(item, Branch):
-                self.block(usual(item, known), times, known)
+                side, part = self.counts.share_of(item, known)
+                self.block(side, times * part, known)
             elif isinstance(item, Step):
                 self.step(item, times)
 
-    def loop(self, body: Block, times: int, known: dict[str, int]) -> None:
+    def loop(self, body: Block, times: float, known: dict[str, int]) -> None:
         """A loop's body: where a tile that arrives has a single slot, moving and computing take
         turns, so that the queues' times add up.
         """
         self._rings(body, times)
+        self._chains(body, times, known)
         if not _takes_turns(body):
             self.block(body, times, known)
             return
@@ -88,7 +90,7 @@ class _Estimate:
         for queue in own:
             self.bound.queue(queue, sum(own.values()))
 
-    def _rings(self, body: Block, times: int) -> None:
+    def _rings(self, body: Block, times: float) -> None:
         """The turns of a loop's rings, in which equal cores wait at the same times.
 
         A slot is computed on for ``turn`` of a period ``T``, and the S - turn / T others are on
@@ -113,6 +115,41 @@ class _Estimate:
         period = (whole + math.sqrt(max(0.0, whole * whole - 4 * slots * turn * b))) / (2 * slots)
         self.bound.resource("ring", times * period)
 
+    def _chains(self, body: Block, times: float, known: dict[str, int]) -> None:
+        """A queue that waits for another one inside a turn stands still: its turn is as long as the
+        way from its first instruction to its last.
+        """
+        often, seldom = list(direct(body)), list[Step]()
+        part = 0.0
+        for item in body.items:
+            if isinstance(item, Branch):
+                side, share = self.counts.share_of(item, known)
+                if share < 1:
+                    part = max(part, share)
+                    seldom += [s for s in side.items if isinstance(s, Step)]
+        lengths = self._lengths(often)
+        longer = self._lengths([*seldom, *often]) if seldom else lengths
+        for queue, length in lengths.items():
+            whole = (1 - part) * length + part * longer.get(queue, length)
+            self.bound.resource(f"chain {queue}", times * whole)
+
+    def _lengths(self, turn: list[Step]) -> dict[str, float]:
+        """From a queue's first start to its last end in one turn whose loads have arrived."""
+        ready: dict[Buffer, tuple[float, str]] = {}
+        first: dict[str, float] = {}
+        last: dict[str, float] = {}
+        for step in turn:
+            if step.kind != "compute":
+                continue
+            here = [ready.get(b.root, (0.0, step.queue)) for b in step.reads]
+            start = last.get(step.queue, 0.0)
+            for at, queue in here:
+                start = max(start, at + (self.signal if queue != step.queue else 0))
+            first.setdefault(step.queue, start)
+            last[step.queue] = start + self.compute(step)
+            ready.update((b.root, (last[step.queue], step.queue)) for b in step.writes)
+        return {queue: last[queue] - first[queue] for queue in last}
+
     def _share(self, step: Step, dma: Dma, moved: Footprint) -> float:
         """Bytes a second of a transfer while every core does the same."""
         rate = self.rate(dma, moved)
@@ -121,7 +158,7 @@ class _Estimate:
             return rate
         return min(rate, home / self.counts.total / self._part(step))
 
-    def step(self, step: Step, times: int) -> None:
+    def step(self, step: Step, times: float) -> None:
         """Add an instruction."""
         if step.kind == "compute":
             self.bound.queue(step.queue, times * self.compute(step))

@@ -42,7 +42,7 @@ def share_reads(tree: Tree, function: Function, chip: Chip) -> None:
         sharers = sharers if readers is None else min(sharers, readers)
         root = counts.root(step.tensor)
         found = reads.setdefault(root, _Reads(_bytes(root.tensor), 0, 0.0, []))
-        moved = times * counts.total * step.writes[0].type.bytes
+        moved = round(times * counts.total * step.writes[0].type.bytes)
         found.moved += moved
         found.delivered += moved / sharers
         found.steps.append((step, sharers))
