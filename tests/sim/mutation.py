@@ -94,15 +94,19 @@ class _Mutations:
         )
 
     def swap_buffer(self) -> tuple[str, Function] | None:
-        """Another buffer of the same type in an operand's place."""
+        """Another buffer of the same type and memory in an operand's place."""
         found = self.pick("dma_load", "dma_store", "compute")
         if found is None:
             return None
         path, op = found
-        buffers = [o.result for _, o in self.ops if o.name == "buffer"]
+        buffers = {o.result: o.attr("memory") for _, o in self.ops if o.name == "buffer"}
         place = self.rng.randrange(len(op.operands)) if op.name == "compute" else 1
         old = op.operands[place]
-        others = [b for b in buffers if b is not old and b.type == old.type]
+        others = [
+            b
+            for b, memory in buffers.items()
+            if b is not old and b.type == old.type and memory == buffers[old]
+        ]
         if not others:
             return None
         new = self.rng.choice(others)
