@@ -11,11 +11,15 @@ import math
 from dataclasses import dataclass, field
 
 from dure.compiler.chip.counts import Counts, direct, number, usual
-from dure.compiler.chip.tree import Block, Branch, Buffer, Loop, Step, Structure, Tree
+from dure.compiler.chip.tree import Block, Branch, Buffer, Loop, Step, Structure, Tree, steps
 from dure.ir.core import Function, Op
 from dure.machine.chip import Chip, Dma
 from dure.sim.cost import Costs, duration
 from dure.sim.footprint import Footprint, Reach, footprint
+
+
+#: Transfers that a ring keeps in flight, as a rule.
+_FLYING = 4
 
 
 @dataclass
@@ -81,6 +85,7 @@ class _Estimate:
         """
         self._rings(body, times)
         self._chains(body, times, known)
+        self._handoffs(body, times)
         if not _takes_turns(body):
             self.block(body, times, known)
             return
@@ -132,6 +137,23 @@ class _Estimate:
         for queue, length in lengths.items():
             whole = (1 - part) * length + part * longer.get(queue, length)
             self.bound.resource(f"chain {queue}", times * whole)
+
+    def _handoffs(self, body: Block, times: float) -> None:
+        """A single slot that queues hand to one another: while one works on it the others wait."""
+        touched: dict[Buffer, set[str]] = {}
+        for step in steps(body):
+            if step.kind == "compute":
+                for buffer in (*step.reads, *step.writes):
+                    if buffer.root.block is body and buffer.root.stages < 2:
+                        touched.setdefault(buffer.root, set()).add(step.queue)
+        shared = {b for b, queues in touched.items() if len(queues) > 1}
+        for step in direct(body) if shared else ():
+            if step.kind != "compute":
+                continue
+            own = {b.root for b in (*step.reads, *step.writes)} & shared
+            others = {q for b in own for q in touched[b]} - {step.queue}
+            for queue in others:
+                self.bound.queue(queue, times * self.compute(step))
 
     def _lengths(self, turn: list[Step]) -> dict[str, float]:
         """From a queue's first start to its last end in one turn whose loads have arrived."""
@@ -199,15 +221,14 @@ class _Estimate:
         return footprint(kind, reach, int(dma.granule.base) if dma.granule is not None else 1)
 
     def rate(self, dma: Dma, moved: Footprint) -> float:
-        """Bytes a second of transfers one after another in a queue."""
-        rate = self.chip.bytes_a_second(dma.bandwidth)
-        if dma.stream is not None and dma.outstanding.base < 2:
-            rate = min(rate, self.chip.bytes_a_second(dma.stream))
+        """Bytes a second of a queue's transfers, as many at once as may be in flight."""
+        whole = self.chip.bytes_a_second(dma.bandwidth)
+        one = whole if dma.stream is None else self.chip.bytes_a_second(dma.stream)
         if dma.efficiency is not None and moved.bytes:
             values = {n: q.base for n, q in dma.numbers.items()}
             values |= {"bytes": moved.bytes, "runs": moved.runs, "run": moved.bytes / moved.runs}
-            rate *= max(dma.efficiency(values), 1e-6)
-        return rate
+            one *= max(dma.efficiency(values), 1e-6)
+        return min(whole, one * min(_FLYING, dma.outstanding.base))
 
     def fill(self, body: Block) -> None:
         """The way in (until the first compute that reads) and out (the last store), unloaded."""

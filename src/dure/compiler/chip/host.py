@@ -1,4 +1,6 @@
-"""Arguments as a compiled program takes them: what the chip can't store is converted on the host."""
+"""Arguments as a compiled program takes them: what the chip can't store is converted by the host,
+and what it wants the other way round is turned.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,16 @@ Argument: TypeAlias = "Array | Blocks"
 
 def to_chip(function: Function, arguments: Sequence[Argument]) -> list[Argument]:
     """The arguments in the types of the program's parameters; the same objects where they agree."""
-    return [
-        _converted(a, p.value.tensor.dtype) for p, a in zip(function.params, arguments, strict=True)
-    ]
+    turned: object = function.attrs.get("transposed", ())
+    assert isinstance(turned, tuple)
+    found: list[Argument] = []
+    for param, argument in zip(function.params, arguments, strict=True):
+        converted = _converted(argument, param.value.tensor.dtype)
+        if param.value.name in turned:
+            assert isinstance(converted, np.ndarray)
+            converted = np.ascontiguousarray(converted.T)
+        found.append(converted)
+    return found
 
 
 def from_chip(

@@ -10,6 +10,7 @@ from dure.compiler.chip.emit import emit
 from dure.compiler.chip.hoist import hoist
 from dure.compiler.chip.legalise import Conversion, legalise
 from dure.compiler.chip.lower import lower
+from dure.compiler.chip.orient import orient
 from dure.compiler.chip.partition import Partition, core_splits, grid_extents, partition
 from dure.compiler.chip.resident import Reuse, keep, stage
 from dure.compiler.chip.share import share_reads
@@ -93,7 +94,7 @@ class Prepared:
 
 def prepare(function: Function, chip: Chip, plan: Partition, *, strict: bool = False) -> Prepared:
     """The passes on tile IR."""
-    function = simplify(partition(function, plan))
+    function = orient(simplify(partition(function, plan)), chip)
     legal = legalise(function, chip, strict=strict)
     return Prepared(hoist(legal.function), legal.conversions)
 

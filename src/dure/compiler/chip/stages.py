@@ -9,18 +9,24 @@ from dure.machine.chip import Chip
 
 
 def choose_stages(tree: Tree, chip: Chip, stages: int) -> None:
-    """``stages`` slots where queues hand a buffer over in a block that repeats, else one.
+    """``stages`` slots for what is loaded in a block that repeats, two where queues hand over what
+    they compute, else one.
 
-    Where a memory is too small for that, the largest of its rings give up slots first.
+    Where a memory is too small for that, what is computed gives up its second slot first, then the
+    largest of the rings.
     """
     queues: dict[Buffer, set[str]] = {}
+    loaded: set[Buffer] = set()
     for step in steps(tree.body):
+        if step.kind == "dma_load":
+            loaded.update(b.root for b in step.writes)
         for buffer in (*step.reads, *step.writes):
             queues.setdefault(buffer.root, set()).add(step.queue)
     roots = [b for b in tree.buffers if b.alias_of is None]
     for buffer in roots:
         shared = len(queues.get(buffer, ())) > 1
-        buffer.stages = stages if shared and buffer.block.repeated else 1
+        wanted = stages if buffer in loaded else 2
+        buffer.stages = wanted if shared and buffer.block.repeated else 1
         if buffer.slots is not None:
             buffer.stages = buffer.slots
     for name, memory in chip.memories.items():
@@ -30,7 +36,7 @@ def choose_stages(tree: Tree, chip: Chip, stages: int) -> None:
             rings = [b for b in own if b.stages > 1 and b.slots is None]
             if not rings:
                 break
-            largest = max(rings, key=lambda b: own[b] * b.stages)
+            largest = max(rings, key=lambda b: (b not in loaded, own[b] * b.stages))
             largest.stages -= 1
             excess -= own[largest]
     for buffer in tree.buffers:

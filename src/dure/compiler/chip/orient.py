@@ -1,0 +1,87 @@
+"""Arguments kept the way round that the matrix engine wants them.
+
+Where an engine takes the left operand of a dot with K along its rows, a two-dimensional argument
+that is only ever loaded as such an operand is kept transposed in the far memory, as the callers of
+such chips' own libraries do: whoever writes it writes it so, or the host turns it once.  The
+program then says so in its attribute ``transposed``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from dure.compiler.chip.legalise import dot_engine
+from dure.compiler.chip.usage import Usage, usage_of
+from dure.ir.core import Function, Op, Param, Region, Value, infer, walk
+from dure.ir.dtypes import BlockFormat
+from dure.machine.chip import Chip
+
+
+def orient(function: Function, chip: Chip) -> Function:
+    """The same program, with such arguments transposed."""
+    usage = usage_of(function)
+    turned = [
+        p.value
+        for p in function.params
+        if p.access == "in" and _always_left(p.value, function, usage, chip)
+    ]
+    if not turned:
+        return function
+    values: dict[Value, Value] = {}
+    params: list[Param] = []
+    for param in function.params:
+        kind = param.value.tensor
+        if param.value in turned:
+            value = Value(replace(kind, shape=kind.shape[::-1]), param.value.name)
+            values[param.value] = value
+            param = Param(value, param.access)
+        params.append(param)
+    body = _turned(function.body, values)
+    names = tuple(v.name for v in turned)
+    attrs = {**function.attrs, "transposed": names}
+    return replace(function, params=tuple(params), body=body, attrs=attrs)
+
+
+def _always_left(tensor: Value, function: Function, usage: Usage, chip: Chip) -> bool:
+    kind = tensor.tensor
+    plain = kind.layout is None and not isinstance(kind.dtype, BlockFormat) and kind.index is None
+    if kind.rank != 2 or not plain:
+        return False
+    found = False
+    for op in walk(function.body):
+        if tensor not in op.operands:
+            continue
+        if op.name != "load" or op.attr("list_axes"):
+            return False
+        found = True
+        for consumer in usage.consumers[op.result]:
+            if not isinstance(consumer, Op) or consumer.name != "dot":
+                return False
+            if consumer.operands[0] is not op.result or op.result in consumer.operands[1:]:
+                return False
+            name = dot_engine(chip, str(kind.dtype))
+            rules = chip.engines[name].dot if name is not None else None
+            if rules is None or not rules.stationary_k_first or "a" in rules.transposed:
+                return False
+            if consumer.operands[1].tile.dtype is not kind.dtype:
+                return False
+    return found
+
+
+def _turned(region: Region, values: dict[Value, Value]) -> Region:
+    return replace(region, ops=tuple(_ops(region, values)))
+
+
+def _ops(region: Region, values: dict[Value, Value]) -> Iterator[Op]:
+    swapped = ("index", "step", "offset", "stride", "shape")
+    for op in region.ops:
+        if op.name == "load" and op.operands[0] in values:
+            attrs = {k: tuple(v[::-1]) if k in swapped else v for k, v in op.attrs.items()}
+            made = infer("load", [values[op.operands[0]]], attrs, span=op.span)
+            yield made
+            yield Op("transpose", made.results, op.results, {"order": (1, 0)}, span=op.span)
+        elif op.regions:
+            yield replace(op, regions=tuple(_turned(r, values) for r in op.regions))
+        else:
+            yield op
