@@ -18,6 +18,7 @@ from dure.cli import (
     models,
     perplexity,
     pull,
+    report,
     run,
     sanitize,
     sim,
@@ -59,7 +60,7 @@ def build() -> typer.Typer:
     )
     app.callback()(_root)
     modules = (run, chat, pull, models, targets, bench, perplexity, cache)
-    chips = (sim, check, compile, sanitize, kernels, trace)
+    chips = (sim, check, compile, sanitize, kernels, trace, report)
     for module in (*modules, *chips):
         module.register(app)
     return app
