@@ -51,6 +51,7 @@ def estimate(tree: Tree, function: Function, chip: Chip, costs: Costs) -> Bound:
     """
     work = _Estimate(chip, costs, Counts.of(function))
     work.block(tree.body, 1, work.counts.start())
+    work.contend()
     work.fill(tree.body)
     return work.bound
 
@@ -229,6 +230,20 @@ class _Estimate:
             values |= {"bytes": moved.bytes, "runs": moved.runs, "run": moved.bytes / moved.runs}
             one *= max(dma.efficiency(values), 1e-6)
         return min(whole, one * min(_FLYING, dma.outstanding.base))
+
+    def contend(self) -> None:
+        """Engines that lose speed while bytes flow take as much longer as that is of the flow."""
+        lost = max(
+            (m.contention.base for m in self.chip.memories.values() if m.contention is not None),
+            default=0.0,
+        )
+        flow = self.bound.resources.get(self.chip.home, 0.0)
+        if not lost or not flow:
+            return
+        for queue in self.bound.queues:
+            if queue not in self.dma:
+                own = self.bound.queues[queue]
+                self.bound.queues[queue] = own + lost * min(flow, own / (1 - lost))
 
     def fill(self, body: Block) -> None:
         """The way in (until the first compute that reads) and out (the last store), unloaded."""

@@ -8,7 +8,7 @@ has one buffer, which the body updates in place where no one still needs the old
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dure.compiler.chip.engines import Engines
@@ -68,6 +68,8 @@ class _Lowering:
         self.wanted: dict[Value, Buffer] = {}
         self.occupant: dict[Buffer, Value] = {}
         self.loaded: set[Buffer] = set()
+        #: Accumulators that their dot starts: the constant, and the loop.
+        self.begins: dict[Value, tuple[Value, Op]] = {}
         #: What loops carry, by the block that renews it.
         self.renewed: dict[Value, Block] = {}
         self.turn = 0
@@ -383,15 +385,46 @@ class _Lowering:
             target = self.writer.buffer(
                 op.result.tile, memory, block, op.result.name or "product", op.span
             )
+        begin = self.begins.get(accumulator)
+        if begin is None or self.renewed.get(accumulator) is not block:
+            self._product(op, op.operands, target, name, block)
+        else:
+            self._first_or_not(op, begin, target, name, block)
+        self.done.add(op)
+        self.put(op.result, target)
+
+    def _product(
+        self, op: Op, operands: tuple[Value, ...], target: Buffer, name: str, block: Block
+    ) -> None:
+        """One dot instruction into ``target``."""
+        engine = self.engines.chip.engines[name]
+        assert engine.dot is not None
         self.writer.compute(
-            block, [op], [(op.result, target)], engine.queue, accumulators=rules.accumulators
+            block,
+            [replace(op, operands=operands)],
+            [(op.result, target)],
+            engine.queue,
+            accumulators=engine.dot.accumulators,
         )
         step = block.items[-1]
         assert isinstance(step, Step)
         others = tuple(n for n in step.attrs["engines"] if n != name)
         step.attrs["engines"] = (name, *others)
-        self.done.add(op)
-        self.put(op.result, target)
+
+    def _first_or_not(
+        self, op: Op, begin: tuple[Value, Op], target: Buffer, name: str, block: Block
+    ) -> None:
+        """A dot that starts its accumulator at the loop's first turn, and continues it later."""
+        initial, loop = begin
+        counter, start = loop.regions[0].symbols[0], as_expr(loop.attr("start"))
+        first = Block(parent=block, repeated=block.repeated)
+        self._product(op, (*op.operands[:2], initial), target, name, first)
+        if proves(as_expr(loop.attr("stop")) <= start + loop.attr("step")):
+            block.items += first.items
+            return
+        later = Block(parent=block, repeated=block.repeated)
+        self._product(op, op.operands, target, name, later)
+        block.items.append(Branch(compare("==", counter, start), first, later, op.span))
 
     def _operand(self, value: Value, memories: frozenset[str], block: Block) -> None:
         """Make sure that a dot's operand, or what it is reindexed from, is where it is read."""
@@ -441,6 +474,12 @@ class _Lowering:
         self.flush(block)
         for initial, argument, last in zip(op.operands, region.args, region.yields, strict=True):
             memory = self._carried_memory(argument, last)
+            if self._begins(op, initial, argument, last):
+                self.begins[argument] = (initial, op)
+                found.append(
+                    self.writer.buffer(argument.tile, memory, block, argument.name, op.span)
+                )
+                continue
             source = self.writer.find(initial, [memory])
             own = source is not None and self.owned(initial, source, block)
             if own and source not in found and not self.remaining(initial, [op]):
@@ -453,6 +492,16 @@ class _Lowering:
         for pairs in copies.values():
             self.writer.copy(block, pairs, op)
         return found
+
+    def _begins(self, op: Op, initial: Value, argument: Value, last: Value) -> bool:
+        """Whether a loop carries an accumulator that its one dot can start by itself."""
+        maker = self.usage.makers.get(last)
+        if maker is None or maker.name != "dot" or maker.operands[2] is not argument:
+            return False
+        inside = any(maker is inner for inner in op.regions[0].ops)
+        alone = self.usage.consumers.get(argument, set()) == {maker}
+        runs = proves(as_expr(op.attr("start")) < as_expr(op.attr("stop")))
+        return inside and alone and runs and self.usage.is_constant(initial)
 
     def _carried_memory(self, argument: Value, last: Value) -> str:
         maker = self.usage.makers.get(last)
