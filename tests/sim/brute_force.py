@@ -348,7 +348,12 @@ class Machine:
             while any(self._step(queue) for queue in self.queues) or self._arrive():
                 pass
             flowing = [
-                t for q in self.queues for t in q.transfers if not t.flowed and t.start <= self.now
+                t
+                for q in self.queues
+                for n, t in enumerate(q.transfers)
+                if not t.flowed
+                and t.start <= self.now
+                and not (t.dma.serial and any(not e.flowed for e in q.transfers[:n]))
             ]
             self._share(flowing)
             times = [q.free for q in self.queues] + [a[0] for a in self.arriving]

@@ -30,6 +30,7 @@ def random_chip(rng: random.Random) -> Chip:
         dma["bandwidth"] = number(rng.choice([33, 90, 400]), "GB/s")
         dma["latency"] = number(rng.choice([50, 300, 777]), rng.choice(["ns", "cycle"]))
         dma["issue"] = number(rng.choice([1, 7, 40]), rng.choice(["ns", "cycle"]))
+        dma["serial"] = rng.random() < 0.3
         dma["route"] = rng.sample(["hbm", "bus", "ring"], rng.randint(0, 3))
         dma["efficiency"] = {
             **law(rng.choice(["1", "min(1, run / (run + overhead))"])),

@@ -83,3 +83,20 @@ def test_a_memory_that_loses_everything_is_refused() -> None:
     tables["memories"]["sram"]["contention"] = number(1)
     with pytest.raises(TargetError, match="instructions lose 1 of their speed in 'sram'"):
         check_chip(Chip.model_validate(tables), "toy")
+
+
+def test_transfers_of_a_serial_engine_flow_one_after_another() -> None:
+    p = Program("two loads")
+    x = p.tensor("x", (64, 64))
+    first, second = p.buffer("first", (64, 64)), p.buffer("second", (64, 64))
+    p.load("in", x, first, (0, 0))
+    p.load("in", x, second, (0, 0))
+    loader = toy_tables()["dma"]["loader"]
+    alone = Program("one load")
+    y = alone.tensor("x", (64, 64))
+    alone.load("in", y, alone.buffer("first", (64, 64)), (0, 0))
+    side = simulate(p.build(), toy_chip(), record=True).spans
+    line = simulate(p.build(), toy_chip(dma__loader={**loader, "serial": True}), record=True).spans
+    [one] = simulate(alone.build(), toy_chip(), record=True).spans
+    assert line[0].end == one.end < side[0].end
+    assert line[1].flow == line[0].end

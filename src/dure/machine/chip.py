@@ -169,6 +169,8 @@ class Dma(_Table):
     route: tuple[str, ...] = ()
     fills: bool = False
     lists: bool = True
+    # Bytes of its transfers flow one after another, in the order of issue, not side by side.
+    serial: bool = False
 
 
 class Fabric(_Table):
@@ -193,6 +195,15 @@ class Sync(_Table):
     semaphores: Count
     maximum: Count
     latency: Duration
+
+
+class Toolchain(_Table):
+    """The vendor's compiler, as far as measurements show what it does: it stages one operand of a
+    matmul whole, and streams the rest through a ``pipeline`` of so many bytes of the scratchpad.
+    """
+
+    name: str
+    pipeline: Bytes
 
 
 class Peaks(_Table):
@@ -247,6 +258,8 @@ class Chip(_Table):
     formats: dict[str, NumberFormat] = Field(default_factory=dict)
     peaks: Peaks
     ceiling: Ceiling = Field(default_factory=Ceiling)
+    # What measurements of the chip were compiled with, for those that are compared with it.
+    toolchain: Toolchain | None = None
     power: dict[str, Power] = Field(default_factory=dict)
     notes: tuple[str, ...] = ()
 

@@ -168,7 +168,7 @@ def _flight(flight: Flight, now: int) -> _State:
     if flight.end is not None:
         return (-1, max(flight.end - now, 0), signals)
     if flight.group is None:
-        return (-2, flight.start - now, signals)
+        return (-2, max(flight.start - now, 0), signals)
     return (flight.group.number, flight.finish - flight.group.service, signals)
 
 

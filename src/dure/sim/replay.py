@@ -12,7 +12,7 @@ replay of the dependencies.
 - a DMA is issued when fewer than ``outstanding`` of its queue's transfers are in flight, keeps the
   queue busy for ``issue``, and its bytes flow after ``delay``.  It is complete when they have
   flowed and all earlier transfers of the queue are complete; one without bytes, as soon as it is
-  issued and they are;
+  issued and they are.  Of a ``serial`` engine, bytes flow when those of its earlier transfers have;
 - a signal fires when all that its queue issued before is complete, without keeping the queue, and
   arrives ``sync.latency`` later.
 """
@@ -104,7 +104,8 @@ class Replay:
     """All core classes' streams, run together.
 
     ``groups(core class, transfer)`` gives the :class:`Group` that a transfer flows in;
-    ``outstanding`` is by DMA engine; ``contention`` is there where a memory has any.
+    ``outstanding`` is by DMA engine; ``contention`` is there where a memory has any;
+    ``serial`` are DMA engines whose transfers flow one after another.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class Replay:
         groups: Groups,
         record: bool,
         contention: Contention | None = None,
+        serial: frozenset[str] = frozenset(),
     ) -> None:
         self.queues = [
             [Queue(core, number, stream) for number, stream in enumerate(queues)]
@@ -129,6 +131,7 @@ class Replay:
         self.groups = groups
         self.record = record
         self.contention = contention
+        self.serial = serial
         self.events = 0
         self._ready = [queue for queues in self.queues for queue in queues]
         self.starts: list[tuple[int, int, Flight]] = []
@@ -266,6 +269,8 @@ class Replay:
 
     def _take_off(self, flight: Flight, now: int) -> None:
         queue, transfer = flight.queue, flight.transfer
+        if transfer.dma in self.serial and (flight.group or queue.flying[0] is not flight):
+            return
         flight.group = group = self.groups.of(queue.core, transfer)
         flight.finish = self.flows.start(group, transfer.units, flight)
         if not queue.flowing:
@@ -298,6 +303,8 @@ class Replay:
                 queue.held = False
                 queue.time = max(queue.time, done)
                 self._ready.append(queue)
+        if flying and flying[0].start <= now and flight.transfer.dma in self.serial:
+            self._take_off(flying[0], now)
 
     def _happened(self, queue: Queue, item: Item, start: int, end: int) -> Happened:
         made = Happened(item, start, end, None, tuple(queue.waits))

@@ -152,6 +152,7 @@ def simulate(
         Groups(flows, ways.uses),
         record,
         Contention(streams.losses) if streams.losses else None,
+        frozenset(name for name, dma in chip.dma.items() if dma.serial),
     )
     flows.log = [] if record else None
     makespan = replay.run()
