@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dure.compiler.chip.pipeline import Compiled, compile_for
+from dure.compiler.chip.pipeline import Compiled, Options, compile_for
 from dure.lang.tune import choose_for_types
 from dure.library import elementwise
 from dure.library.build import index_values, tile_function
@@ -27,7 +27,7 @@ from dure.sim.timing import Timing, simulate
 from dure.targets.cpu.chip import host_chip
 from dure.targets.cpu.cost import HostCosts
 from dure.targets.cpu.launch import compile_kernel
-from dure.targets.cpu.microbench import HostRates, Runner, fastest, measure
+from dure.targets.cpu.microbench import Bench, HostRates, Runner, fastest
 
 #: Operators, dims and dtypes that are predicted and measured.
 SHAPES: tuple[tuple[str, str, str], ...] = (
@@ -80,6 +80,8 @@ SHAPES: tuple[tuple[str, str, str], ...] = (
     ("rope", "128x8x64", "f32"),
     ("kv_write", "256x8x64", "f32"),
 )
+#: Runs of at least so many bytes (a page) are followed by prefetchers.
+PREFETCHED = 4096
 _FUNCTIONS = ("gelu_tanh", "silu", "exp")
 _ROUNDS = 40
 
@@ -138,9 +140,15 @@ def predict(launch: KernelCall, rates: HostRates) -> Predicted:
     consts = host_tiles(launch)
     footprint = sum(stored_bytes(t) for t in launch.types if t is not None)
     chip = host_chip(rates, footprint)
-    compiled = compile_for(tile_function(launch, consts), chip)
+    tiled = tile_function(launch, consts)
+    compiled = compile_for(tiled, chip)
+    costs = HostCosts(chip, rates, compiled.function, footprint)
+    if costs.runs() < PREFETCHED:
+        # Prefetchers don't follow short runs: loads, arithmetic and stores take turns.
+        compiled = compile_for(tiled, chip, Options(stages=1))
     function = compiled.function
     costs = HostCosts(chip, rates, function, footprint)
+    chip = host_chip(rates, footprint, costs.direct())
     timing = simulate(function, chip, indices=index_values(launch, function), costs=costs)
     return Predicted(chip, consts, compiled, timing)
 
@@ -166,25 +174,28 @@ def validate_cpu(
     *,
     shapes: Sequence[tuple[str, str, str]] = SHAPES,
     workers: int | None = 1,
-    rates: HostRates | None = None,
+    rounds: int = _ROUNDS,
 ) -> list[CpuRow]:
-    """Predict every shape, then measure it.
+    """Predict every shape, and measure it.
 
-    ``progress`` is told what happens.  ``workers`` of None are those of the machine.
+    Microbenchmarks and kernels take turns, so that both see the machine alike where other programs
+    use it too; a prediction is made from the microbenchmarks alone.  ``progress`` is told what
+    happens.  ``workers`` of None are those of the machine.
     """
     say = progress or (lambda _: None)
-    say("measuring the host's rates")
-    known = rates or measure(workers)
+    bench = Bench(workers)
     launches = [(shape, one) for shape in shapes for one in calls_of(*shape)]
-    say(f"predicting {len(shapes)} kernels")
-    predicted: dict[tuple[str, str, str], float] = dict.fromkeys(shapes, 0.0)
-    for shape, one in launches:
-        predicted[shape] += predict(one, known).timing.ns
-    say(f"measuring {len(shapes)} kernels")
-    makers = [lambda one=one: runner(one, known.workers) for _, one in launches]
+    micros = bench.makers()
+    makers = [lambda one=one: runner(one, bench.workers) for _, one in launches]
+    say(f"measuring the host's rates and {len(shapes)} kernels in turns")
+    found = fastest([*micros, *makers], rounds, between=bench.probe)
+    say("predicting from the host's rates")
+    rates = bench.rates(found[: len(micros)])
     measured: dict[tuple[str, str, str], float] = dict.fromkeys(shapes, 0.0)
-    for (shape, _), value in zip(launches, fastest(makers, _ROUNDS), strict=True):
+    predicted: dict[tuple[str, str, str], float] = dict.fromkeys(shapes, 0.0)
+    for (shape, one), value in zip(launches, found[len(micros) :], strict=True):
         measured[shape] += value
+        predicted[shape] += predict(one, rates).timing.ns
     return [CpuRow(*shape, measured[shape], predicted[shape]) for shape in shapes]
 
 

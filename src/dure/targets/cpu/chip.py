@@ -18,12 +18,14 @@ from dure.targets.cpu.microbench import HostRates
 _SOURCE = "microbenchmarks of this host, in this process"
 
 
-def host_chip(rates: HostRates, footprint: int) -> Chip:
+def host_chip(rates: HostRates, footprint: int, store_issue: float = 0.0) -> Chip:
     """The host for kernels whose tensors are ``footprint`` bytes together.
+
+    ``store_issue``: nanoseconds of a store's own loop, where it stores what was loaded.
 
     Cycles are nanoseconds: the clock is 1 GHz, as no virtual machine tells its own.
     """
-    chip = Chip.model_validate(_table(rates, footprint))
+    chip = Chip.model_validate(_table(rates, footprint, store_issue))
     check_chip(chip, "the host")
     return chip
 
@@ -36,13 +38,12 @@ def _law(text: str) -> dict[str, str]:
     return {"law": text, "unit": "cycle", "status": "derived", "source": _SOURCE}
 
 
-def _table(rates: HostRates, footprint: int) -> dict[str, Any]:
+def _table(rates: HostRates, footprint: int, store_issue: float) -> dict[str, Any]:
     read, write, both = rates.bandwidths(footprint)
     whole = "as large as addresses: caches hold what is used, whatever its address"
     free = "not a step of its own on a CPU"
     move = {
         "latency": _number(0.001, "ns", free),
-        "issue": _number(0.001, "ns", free),
         "outstanding": _number(64, "1", "lines that are on their way don't limit a tile"),
         "fills": True,
         "lists": True,
@@ -81,6 +82,8 @@ def _table(rates: HostRates, footprint: int) -> dict[str, Any]:
                 "moves": [["memory", "cache"]],
                 "bandwidth": _number(read, "GB/s"),
                 "route": ["memory"],
+                "issue": _number(0.001, "ns", free),
+                **_runs(rates.gap("read", footprint)),
                 **move,
             },
             "store": {
@@ -88,6 +91,8 @@ def _table(rates: HostRates, footprint: int) -> dict[str, Any]:
                 "moves": [["cache", "memory"]],
                 "bandwidth": _number(write, "GB/s"),
                 "route": ["memory"],
+                "issue": _number(store_issue, "ns"),
+                **_runs(rates.gap("write", footprint)),
                 **move,
             },
         },
@@ -101,6 +106,12 @@ def _table(rates: HostRates, footprint: int) -> dict[str, Any]:
             "bandwidth": _number(read * rates.workers, "GB/s"),
         },
     }
+
+
+def _runs(gap: float) -> dict[str, object]:
+    """What is left of a stream's rate where bytes come in runs."""
+    law = {"law": "run / (run + gap)", "unit": "1", "status": "derived", "source": _SOURCE}
+    return {"efficiency": law, "numbers": {"gap": _number(gap)}}
 
 
 def _engine(rates: HostRates, names: list[str]) -> dict[str, Any]:

@@ -64,6 +64,40 @@ class HostCosts(Costs):
             found = self._known[op] = ComputeCost(ps, {"core": ps})
         return found
 
+    def direct(self) -> float:
+        """Nanoseconds of the loops that store what was loaded, of a store on average: no compute
+        instruction stands for these.
+        """
+        total = 0.0
+        for buffer, store in self.stores.items():
+            load = self.loads.get(buffer)
+            if load is None:
+                continue
+            shape, bits = buffer.tile.shape, int(buffer.tile.dtype.bits)
+            each = self.rates.loop
+            each += self.rates.mask("load", bits) if self.masked(load, buffer) else 0.0
+            each += self.rates.mask("store", bits) if self.masked(store, buffer) else 0.0
+            total += self.vectors(shape) * each + self.rows(shape) * self.rates.row
+        return total / max(1, len(self.stores))
+
+    def runs(self) -> float:
+        """The shortest run of bytes of a transfer that repeats, in bytes."""
+        found = [float("inf")]
+        for moves in (self.loads, self.stores):
+            for buffer, move in moves.items():
+                kind = self.roots.get(move.operands[0], move.operands[0]).type
+                assert isinstance(kind, TensorType)
+                shape = buffer.tile.shape
+                run = kind.dtype.bits / 8
+                for axis in range(len(shape) - 1, -1, -1):
+                    size = static_extent(kind.shape[axis]) or 1
+                    run *= min(shape[axis], size)
+                    if shape[axis] < size:
+                        break
+                if prod(shape) * kind.dtype.bits / 8 > run:
+                    found.append(float(run))
+        return min(found)
+
     # --- what is known of the operands -----------------------------------------------------------
 
     def masked(self, move: Op, buffer: Value) -> bool:
@@ -74,7 +108,7 @@ class HostCosts(Costs):
         if axis >= kind.rank:
             return False
         size, tile = static_extent(kind.shape[axis]), buffer.tile.shape[axis]
-        if axis in move.attr("list_axes"):
+        if move.attr("list_axes"):
             return True
         return size is None or bool(size % tile)
 
@@ -155,7 +189,7 @@ class _Instruction:
         if maker is not None and maker.name in ("reduce", "reduce_with", "dot", "cumsum"):
             return total
         if self._turned(value):
-            return total + vectors * (self.r.loop + self.r.gather)
+            return total + vectors * (self.r.loop + self._gather(value))
         return total + vectors * self.r.loop + self.c.rows(shape) * self.r.row
 
     def _turned(self, value: Value) -> bool:
@@ -169,6 +203,22 @@ class _Instruction:
                 return False
             maker = self.makers.get(maker.operands[0])
         return False
+
+    def _gather(self, value: Value) -> float:
+        """A vector whose lanes lie in a column: as slow as their lines come."""
+        maker = self.makers.get(value)
+        while maker is not None and maker.operands:
+            value = maker.operands[0]
+            maker = self.makers.get(value)
+        shape = value.tile.shape
+        deep = shape[-2] if len(shape) > 1 else 1
+        stride = int(shape[-1] * value.tile.dtype.bits) // 8
+        buffer = self.sources.get(value)
+        move = self.c.loads.get(buffer) if buffer is not None else None
+        if move is not None:
+            stride = self.c.row_bytes(move)[1]
+        lines = self.r.lanes * self.r.rewalk(deep, stride, 1)
+        return max(self.r.gather, lines)
 
     # --- ops -------------------------------------------------------------------------------------
 
@@ -227,6 +277,7 @@ class _Instruction:
         *batch, m, k = left.tile.shape
         n = right.tile.shape[-1]
         total = self._stored_operand(left) + self._stored_operand(right)
+        k = self._depth(right, k)
         first, again, mask = self._lines(right)
         kind = right.tile.dtype
         dtype = "float32" if isinstance(kind, BlockFormat) or kind.bits >= 32 else kind.name
@@ -269,9 +320,20 @@ class _Instruction:
             return 0.0, self.r.rewalk(k, int(n * buffer.tile.dtype.bits) // 8), 0.0
         rows, stride = self.c.row_bytes(move)
         masked = self.c.masked(move, buffer)
-        mask = self.r.mask("load", int(buffer.tile.dtype.bits)) if masked else 0.0
+        # A mask of whole words is computed once for a panel; narrower lanes are tested one by one.
+        bits = int(buffer.tile.dtype.bits)
+        mask = self.r.mask("load", bits) if masked and bits < 32 else 0.0
         whole = max(rows, k)
         return self.r.walk(self.c.footprint, stride), self.r.rewalk(whole, stride), mask
+
+    def _depth(self, right: Value, k: int) -> int:
+        """The steps of K of a dot: loops over K end with the tensor."""
+        buffer = self._plain(right)
+        move = self.c.loads.get(buffer) if buffer is not None else None
+        if move is None:
+            return k
+        rows = self.c.row_bytes(move)[0]
+        return max(1, round(rows / ceil(rows / k)))
 
     def _plain(self, value: Value) -> Value | None:
         """The buffer that an operand is read from as it is."""
@@ -286,6 +348,6 @@ class _Instruction:
         if self._plain(value) is not None:
             return 0.0
         vectors = self.c.vectors(value.tile.shape)
-        turned = self.r.gather if self._turned(value) else 0.0
+        turned = self._gather(value) if self._turned(value) else 0.0
         return vectors * (self.r.loop + turned)
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import dure.ir.tile  # noqa: F401  (declares the ops that the texts name)
 from dure.ir.parser import parse_function
 from dure.runtime.bandwidth import BandwidthProbe
-from dure.runtime.host import default_workers
+from dure.runtime.host import default_workers, host_features
 from dure.runtime.memory import Buffer
 from dure.runtime.pool import shared_pool
 from dure.targets.cpu.launch import CompiledKernel, compile_kernel
@@ -32,6 +32,7 @@ from dure.targets.cpu.microkernels import (
     copying,
     dot,
     masked,
+    patches,
     reduction,
     rewalk,
     rows,
@@ -45,10 +46,17 @@ from dure.targets.cpu.microkernels import (
 #: Bytes of the working sets of which bandwidth is measured.
 SIZES = (1 << 16, 1 << 18, 1 << 20, 1 << 22, 3 << 22, 1 << 26)
 #: Rows of the columns that are walked again.
-DEPTHS = (64, 256, 1024, 4096)
-#: Sets of a second cache of 512 KiB and eight ways, and how many of them are few.
-_SETS = 1024
-_FEW_SETS = 64
+DEPTHS = (64, 128, 256, 1024, 4096)
+#: Working sets and columns of patches: their rows are short runs of bytes.
+PATCHES = (1 << 18, 1 << 20, 1 << 22, 1 << 25)
+COLUMNS = (32, 128)
+#: Sets of caches of 32 and of 512 KiB with eight ways, and how many of the latter are few.
+_WAYS = 8
+_L1_SETS = 64
+_L2_SETS = 1024
+_FEW_SETS = 256
+HEIGHTS = (4, 1)
+_PATCHED = tuple((way, columns) for way in ("read", "write") for columns in COLUMNS)
 _ROUNDS = 60
 #: Nanoseconds of a burst at least.
 _BURST = 60_000.0
@@ -63,7 +71,8 @@ class HostRates:
     instance; ``launch``: a kernel that does nothing.  ``dots``: a step of K of a block of (rows,
     vectors) of a type, and what a block takes beside.  ``walks``: a
     step of K down a column of a matrix of so many bytes, and ``rewalks`` down one of so many rows
-    over and over, by whether rows are a power of two apart.
+    over and over (by dots of 4 rows or 1), by whether rows are a power of two apart.  ``gaps``:
+    the bytes that could have been read (or written) while a short run of bytes is found.
     """
 
     workers: int
@@ -87,7 +96,10 @@ class HostRates:
     writes: dict[int, float] = field(default_factory=dict[int, float])
     copies: dict[int, float] = field(default_factory=dict[int, float])
     walks: dict[bool, dict[int, float]] = field(default_factory=dict[bool, dict[int, float]])
-    rewalks: dict[bool, dict[int, float]] = field(default_factory=dict[bool, dict[int, float]])
+    rewalks: dict[tuple[bool, int], dict[int, float]] = field(
+        default_factory=dict[tuple[bool, int], dict[int, float]]
+    )
+    gaps: dict[str, dict[int, float]] = field(default_factory=dict[str, dict[int, float]])
 
     def op(self, name: str) -> float:
         """Nanoseconds of a vector of an elementwise operation."""
@@ -123,20 +135,29 @@ class HostRates:
 
     def walk(self, footprint: int, stride: int) -> float:
         """Nanoseconds of a line down a column of rows ``stride`` bytes apart, the first time."""
-        return interpolate(self.walks[same_sets(stride) <= _FEW_SETS], footprint)
+        return interpolate(self.walks[sets_of(stride, _L2_SETS) <= _FEW_SETS], footprint)
 
-    def rewalk(self, deep: int, stride: int) -> float:
-        """Nanoseconds of a line down a column of ``deep`` rows that was walked just before."""
-        sets = same_sets(stride)
+    def rewalk(self, deep: int, stride: int, height: int = 4) -> float:
+        """Nanoseconds of a line down a column of ``deep`` rows that was walked just before; 0 where
+        all lines stay in the nearest cache.
+        """
+        if deep <= _WAYS * sets_of(stride, _L1_SETS):
+            return 0.0
+        sets = sets_of(stride, _L2_SETS)
         if sets > _FEW_SETS:
-            return interpolate(self.rewalks[False], deep)
+            return interpolate(self.rewalks[False, height], deep)
         # Rows of 4 KiB were measured: these have sets for more or fewer lines.
-        return interpolate(self.rewalks[True], max(1, deep * same_sets(4096) // sets))
+        measured = sets_of(4096, _L2_SETS)
+        return interpolate(self.rewalks[True, height], max(1, deep * measured // sets))
+
+    def gap(self, way: str, footprint: int) -> float:
+        """Bytes that a stream moves while a ``read`` or ``write`` finds its next run."""
+        return interpolate(self.gaps[way], footprint)
 
 
-def same_sets(stride: int) -> int:
-    """Sets of the second cache that lines ``stride`` bytes apart fall into."""
-    return _SETS // math.gcd(max(1, stride // 64), _SETS)
+def sets_of(stride: int, sets: int) -> int:
+    """Sets of a cache of so many that lines ``stride`` bytes apart fall into."""
+    return min(sets, sets * 64 // math.gcd(max(1, stride), sets * 64))
 
 
 def interpolate(curve: dict[int, float], size: int) -> float:
@@ -184,9 +205,12 @@ class Runner:
 
 
 def fastest(
-    runners: Sequence[Callable[[], Runner]], rounds: int = _ROUNDS, burst: float = _BURST
+    runners: Sequence[Callable[[], Runner]],
+    rounds: int = _ROUNDS,
+    burst: float = _BURST,
+    between: Callable[[], None] = lambda: None,
 ) -> list[float]:
-    """The fastest launch of each, in nanoseconds; they take turns."""
+    """The fastest launch of each, in nanoseconds; they take turns, with ``between`` after each."""
     ready = [make() for make in runners]
     counts = []
     for runner in ready:
@@ -196,6 +220,7 @@ def fastest(
     for _ in range(rounds):
         for place, (runner, count) in enumerate(zip(ready, counts, strict=True)):
             best[place] = min(best[place], runner.burst(count))
+        between()
     return best
 
 
@@ -211,30 +236,66 @@ def _runner(micro: Micro, workers: int) -> Callable[[], Runner]:
     return make
 
 
+class Bench:
+    """The microbenchmarks of a host, to be run in turns with whatever else is measured."""
+
+    def __init__(self, workers: int | None = None) -> None:
+        """``workers`` of None are those of the machine."""
+        self.workers = default_workers() if workers is None else workers
+        self.lanes = host_features().vector_bits // 32
+        self._jobs = _jobs(self.workers, self.lanes)
+        self._probes = {size: BandwidthProbe(size, shared_pool(self.workers)) for size in SIZES}
+        self._reads: dict[int, float] = dict.fromkeys(SIZES, 0.0)
+
+    def makers(self) -> list[Callable[[], Runner]]:
+        """What makes each runner, for :func:`fastest`."""
+        return [_runner(micro, count) for micro, count in self._jobs.values()]
+
+    def probe(self) -> None:
+        """One burst of reading each working set; it belongs to each round."""
+        for size, probe in self._probes.items():
+            self._reads[size] = max(self._reads[size], probe.burst(max(1, (1 << 20) // size)))
+
+    def rates(self, found: Sequence[float]) -> HostRates:
+        """The rates that the fastest launches of :meth:`makers` amount to."""
+        launch = found[list(self._jobs).index(("empty", 0))]
+        ns = {
+            key: max(0.001, value - launch) / micro.units
+            for (key, (micro, _)), value in zip(self._jobs.items(), found, strict=True)
+        }
+        return _rates(self.workers, self.lanes, launch, ns, self._reads)
+
+
 @functools.cache
 def measure(workers: int | None = None) -> HostRates:
     """The host's rates with so many workers (default: those of the machine)."""
-    count = default_workers() if workers is None else workers
-    from dure.runtime.host import host_features
+    bench = Bench(workers)
+    return bench.rates(fastest(bench.makers(), between=bench.probe))
 
-    lanes = host_features().vector_bits // 32
-    micros = _all(lanes)
-    names = list(micros)
-    found = fastest([_runner(micros[n], 1) for n in names])
-    launch = found[names.index("empty")]
-    ns = {
-        name: max(0.0, value - launch) / micros[name].units
-        for name, value in zip(names, found, strict=True)
-    }
-    curves = _curves(count, launch)
-    return _rates(count, lanes, launch, ns, curves)
+
+def _jobs(workers: int, lanes: int) -> dict[tuple[str, int], tuple[Micro, int]]:
+    """Every microbenchmark by its name and size, and the workers that run it."""
+    jobs = {(name, 0): (micro, 1) for name, micro in _all(lanes).items()}
+    for size in SIZES:
+        jobs["write", size] = writing(size, workers), workers
+        jobs["copy", size] = copying(size, workers), workers
+    for aliased, wide in WIDTHS.items():
+        for size in SIZES:
+            jobs[f"walk {aliased}", size] = walk(size, wide), 1
+        for deep in DEPTHS:
+            for height in HEIGHTS:
+                jobs[f"rewalk {aliased} {height}", deep] = rewalk(deep, wide, height), 1
+    for way, columns in _PATCHED:
+        for size in (0, *PATCHES):
+            jobs[f"{way} {columns}", size] = patches(way, size, columns), 1
+    return jobs
 
 
 def _all(lanes: int) -> dict[str, Micro]:
     found: dict[str, Micro] = {
         "empty": small(1),
         "small": small(2000),
-        "copy": chain("add", 0, lanes),
+        "line": chain("add", 0, lanes),
         "rows": rows(lanes),
         "streams": streams(lanes),
         "transposed": transposed(lanes),
@@ -264,52 +325,31 @@ def _all(lanes: int) -> dict[str, Micro]:
     return found
 
 
-@dataclass(frozen=True)
-class _Curves:
-    reads: dict[int, float]
-    writes: dict[int, float]
-    copies: dict[int, float]
-    walks: dict[bool, dict[int, float]]
-    rewalks: dict[bool, dict[int, float]]
-
-
-def _curves(workers: int, launch: float) -> _Curves:
-    """Bandwidths of all workers by working set, and lines of columns of one."""
-    jobs: dict[tuple[str, int], tuple[Micro, int]] = {}
-    for size in SIZES:
-        jobs["write", size] = writing(size, workers), workers
-        jobs["copy", size] = copying(size, workers), workers
-    for aliased, wide in WIDTHS.items():
-        for size in SIZES:
-            jobs[f"walk {aliased}", size] = walk(size, wide), 1
-        for deep in DEPTHS:
-            jobs[f"rewalk {aliased}", deep] = rewalk(deep, wide), 1
-    found = fastest([_runner(micro, count) for micro, count in jobs.values()], 20)
-    each: dict[str, dict[int, float]] = {}
-    for ((kind, size), (micro, _)), value in zip(jobs.items(), found, strict=True):
-        each.setdefault(kind, {})[size] = max(1.0, value - launch) / micro.units
-    probes = {size: BandwidthProbe(size, shared_pool(workers)) for size in SIZES}
-    reads: dict[int, float] = dict.fromkeys(SIZES, 0.0)
-    for _ in range(20):
-        for size, probe in probes.items():
-            reads[size] = max(reads[size], probe.burst(max(1, (1 << 20) // size)))
-    return _Curves(
-        reads,
-        {size: 1 / value for size, value in each["write"].items()},
-        {size: 2 / value for size, value in each["copy"].items()},
-        {aliased: each[f"walk {aliased}"] for aliased in WIDTHS},
-        {aliased: each[f"rewalk {aliased}"] for aliased in WIDTHS},
-    )
+def _gaps(
+    way: str, ns: dict[tuple[str, int], float], stream: dict[int, float]
+) -> dict[int, float]:
+    """Bytes lost before each run: what patches take beside arithmetic, against a stream's rate."""
+    found: dict[int, float] = {}
+    for size in PATCHES:
+        lost: list[float] = []
+        for columns in COLUMNS:
+            key = f"{way} {columns}"
+            slower = max(0.0, ns[key, size] - ns[key, 0]) * interpolate(stream, size) - 1.0
+            lost.append(max(0.0, slower * 4 * columns))
+        found[size] = sum(lost) / len(lost)
+    return found
 
 
 def _rates(
     workers: int,
     lanes: int,
     launch: float,
-    ns: dict[str, float],
-    curves: _Curves,
+    found: dict[tuple[str, int], float],
+    reads: dict[int, float],
 ) -> HostRates:
-    base = ns["copy"]
+    ns = {name: value for (name, size), value in found.items() if size == 0}
+    base = ns["line"]
+    writes = {size: 1 / found["write", size] for size in SIZES}
     ops = {
         name: max(0.0, ns[f"{name} long"] - ns[f"{name} short"]) / (long - short)
         for name, (short, long) in CHAINS.items()
@@ -358,9 +398,14 @@ def _rates(
         ends=ends,
         dots=dots,
         blocks=block,
-        reads=curves.reads,
-        writes=curves.writes,
-        copies=curves.copies,
-        walks=curves.walks,
-        rewalks=curves.rewalks,
+        reads=dict(reads),
+        writes=writes,
+        copies={size: 2 / found["copy", size] for size in SIZES},
+        walks={a: {size: found[f"walk {a}", size] for size in SIZES} for a in WIDTHS},
+        rewalks={
+            (a, h): {deep: found[f"rewalk {a} {h}", deep] for deep in DEPTHS}
+            for a in WIDTHS
+            for h in HEIGHTS
+        },
+        gaps={"read": _gaps("read", found, reads), "write": _gaps("write", found, writes)},
     )

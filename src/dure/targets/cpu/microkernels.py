@@ -21,14 +21,14 @@ CHAINS: dict[str, tuple[int, int]] = {
     "max": (2, 6),
     "div": (2, 6),
     "where": (2, 6),
-    "exp": (1, 3),
-    "log": (1, 3),
-    "sqrt": (1, 3),
-    "rsqrt": (1, 3),
-    "tanh": (1, 3),
-    "sigmoid": (1, 3),
-    "erf": (1, 3),
-    "sin": (1, 3),
+    "exp": (0, 1),
+    "log": (0, 1),
+    "sqrt": (0, 1),
+    "rsqrt": (0, 1),
+    "tanh": (0, 1),
+    "sigmoid": (0, 1),
+    "erf": (0, 1),
+    "sin": (0, 1),
 }
 
 #: Operations that take what another one takes.
@@ -263,19 +263,45 @@ def copying(size: int, workers: int) -> Micro:
     return _kernel(tensors, grid, body, parts * workers * columns * 4 * grid[1])
 
 
-def _column(deep: int, wide: int, where: str, grid: Sequence[int]) -> Micro:
+def patches(way: str, size: int, columns: int, wide: int = 1024) -> Micro:
+    """Patches of 64 rows of ``columns`` out of a matrix read, or written; units: bytes.
+
+    With a ``size`` of 0 it is one patch again and again, which stays in the nearest cache.
+    """
+    deep = max(64, size // 4 // wide)
+    patch = (64, columns)
+    grid = [wide // columns, deep // 64, max(1, (1 << 18) // size)] if size else [1, 1, 200]
+    place = ("i1", "i0") if size else ("0", "0")
+    shape = (deep, wide)
+    tall = (64, 1)
+    if way == "read":
+        tensors = [("in", "x", shape, "float32"), ("out", "y", tall, "float32")]
+        body = [
+            _load("a", "x", place, patch, "float32"),
+            f'  %b = reduce(%a) {{axis = 1, combiner = "sum"}} : {_tile(tall, "float32")}',
+            _store("b", "y", ("0", "0"), tall),
+        ]
+    else:
+        tensors = [("out", "y", shape, "float32")]
+        full = f"full() {{dtype = float32, shape = (64, {columns}), value = 1.0}}"
+        body = [f"  %a = {full} : {_tile(patch, 'float32')}", _store("a", "y", place, patch)]
+    return _kernel(tensors, grid, body, grid[0] * grid[1] * grid[2] * 64 * columns * 4)
+
+
+def _column(deep: int, wide: int, where: str, grid: Sequence[int], height: int) -> Micro:
     tensors = [
-        ("in", "x", (1, deep), "float32"),
+        ("in", "x", (height, deep), "float32"),
         ("in", "w", (deep, wide), "float32"),
-        ("out", "y", (1, wide), "float32"),
+        ("out", "y", (height, wide), "float32"),
     ]
-    kind = _tile((1, 16), "float32")
+    block = (height, 16)
+    kind = _tile(block, "float32")
     body = [
-        _load("a", "x", ("0", "0"), (1, deep), "float32"),
+        _load("a", "x", ("0", "0"), (height, deep), "float32"),
         _load("b", "w", ("0", where), (deep, 16), "float32"),
-        f"  %c = full() {{dtype = float32, shape = (1, 16), value = 0.0}} : {kind}",
+        f"  %c = full() {{dtype = float32, shape = {block}, value = 0.0}} : {kind}",
         f"  %d = dot(%a, %b, %c) : {kind}",
-        _store("d", "y", ("0", where), (1, 16)),
+        _store("d", "y", ("0", where), block),
     ]
     units = deep
     for extent in grid:
@@ -286,9 +312,9 @@ def _column(deep: int, wide: int, where: str, grid: Sequence[int]) -> Micro:
 def walk(size: int, wide: int) -> Micro:
     """Columns of a line's width down all rows of a matrix, one after another; units: lines."""
     deep = max(16, size // 4 // wide)
-    return _column(deep, wide, "i0", [wide // 16, _passes(size)])
+    return _column(deep, wide, "i0", [wide // 16, _passes(size)], 1)
 
 
-def rewalk(deep: int, wide: int) -> Micro:
-    """One such column again and again; units: lines."""
-    return _column(deep, wide, "0", [max(4, 40960 // deep)])
+def rewalk(deep: int, wide: int, height: int) -> Micro:
+    """One such column again and again, by dots of ``height`` rows; units: lines."""
+    return _column(deep, wide, "0", [max(4, 40960 // deep)], height)
