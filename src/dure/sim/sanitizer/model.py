@@ -237,6 +237,9 @@ class Model:
         body = self._block(op.regions[0], (*loops, op))
         counter = op.regions[0].symbols[0].name
         controls.append(Control(trips, "trips"))
+        if names(start) and counter in body.needs:
+            # What depends on the counter depends on where it starts.
+            controls.append(Control(start, "exact"))
         # Where the body needs the counter, it needs where the counter starts.
         own = names(trips) | (names(start) if counter in body.needs else set[str]())
         needs = frozenset(own) | (body.needs - {counter})
@@ -292,6 +295,10 @@ class Model:
             )
             starts.append(local + views[axis])
             below = proves(local + spans[-1] <= extents[axis])
+            room = extents[axis] - local
+            if isinstance(room, Const) and proves(as_expr(0) <= local):
+                # What hangs over the edge isn't touched.
+                spans[-1] = max(0, min(spans[-1], room.value))
             inside.append(below and proves(as_expr(0) <= local))
         found = Transfer(
             op,
