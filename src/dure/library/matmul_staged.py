@@ -49,23 +49,54 @@ def gated_matmul_staged(
     bk: dl.const,
     activation: dl.const,
 ):
-    """``y = (activation(gate) * up) @ w`` for x (M, 2 K) of gate then up, w (K, N), y (M, N).
-
-    ``bk`` divides K.
-    """
+    """``y = (activation(gate) * up) @ w`` for x (M, 2 K) of gate then up, w (K, N), y (M, N)."""
     i, j = dl.program_id(0), dl.program_id(1)
-    half = x.shape[1] // 2 // bk
-    acc = dl.dot(gated(x, i, 0, half, bm, bk, activation), dl.load(w, (0, j), (bk, bn)))
-    for k in dl.range(1, half):
-        acc = dl.dot(gated(x, i, k, half, bm, bk, activation), dl.load(w, (k, j), (bk, bn)), acc)
+    gate, up = x[:, : w.shape[0]], x[:, w.shape[0] :]
+    acc = dl.dot(
+        gated(dl.load(gate, (i, 0), (bm, bk)), dl.load(up, (i, 0), (bm, bk)), activation),
+        dl.load(w, (0, j), (bk, bn)),
+    )
+    for k in dl.range(1, dl.cdiv(w.shape[0], bk)):
+        acc = dl.dot(
+            gated(dl.load(gate, (i, k), (bm, bk)), dl.load(up, (i, k), (bm, bk)), activation),
+            dl.load(w, (k, j), (bk, bn)),
+            acc,
+        )
     dl.store(y, (i, j), convert(acc, y.dtype))
 
 
-def gated(x: Any, i: Any, k: Any, half: Any, bm: int, bk: int, activation: Any) -> Any:
-    """A tile of ``activation(gate) * up``, in x's type."""
-    gate = dl.load(x, (i, k), (bm, bk)).to(dl.float32)
-    up = dl.load(x, (i, k + half), (bm, bk)).to(dl.float32)
-    return (activation(gate) * up).to(x.dtype)
+def gated(gate: Any, up: Any, activation: Any) -> Any:
+    """``activation(gate) * up``, in their type."""
+    return (activation(gate.to(dl.float32)) * up.to(dl.float32)).to(gate.dtype)
+
+
+@dure.kernel
+def gated_ffn_staged(
+    x: dl.Tensor,
+    w: dl.Tensor,
+    down: dl.Tensor,
+    y: dl.Tensor,
+    bm: dl.const,
+    bf: dl.const,
+    bd: dl.const,
+    activation: dl.const,
+):
+    """``y = (activation(x @ gate) * (x @ up)) @ down``, whose hidden tensor never leaves the
+    scratchpad: a block of ``bf`` columns of it at a time.
+
+    x is (M, D), w (D, 2 F) of gate then up, down (F, D), y (M, D); ``bd`` is D.
+    """
+    i = dl.program_id(0)
+    gate, up = w[:, : down.shape[0]], w[:, down.shape[0] :]
+    rows = dl.load(x, (i, 0), (bm, bd))
+    hidden = activation(dl.dot(rows, dl.load(gate, (0, 0), (bd, bf))))
+    hidden = hidden * dl.dot(rows, dl.load(up, (0, 0), (bd, bf)))
+    acc = dl.dot(hidden.to(x.dtype), dl.load(down, (0, 0), (bf, bd)))
+    for f in dl.range(1, dl.cdiv(down.shape[0], bf)):
+        hidden = activation(dl.dot(rows, dl.load(gate, (0, f), (bd, bf))))
+        hidden = hidden * dl.dot(rows, dl.load(up, (0, f), (bd, bf)))
+        acc = dl.dot(hidden.to(x.dtype), dl.load(down, (f, 0), (bf, bd)), acc)
+    dl.store(y, (i, 0), convert(acc, y.dtype))
 
 
 @dure.kernel
@@ -74,45 +105,26 @@ def ffn_staged(
     w: dl.Tensor,
     down: dl.Tensor,
     y: dl.Tensor,
-    *biases: dl.Tensor,
+    first_bias: dl.Tensor,
+    last_bias: dl.Tensor,
     bm: dl.const,
     bf: dl.const,
     bd: dl.const,
     activation: dl.const,
-    gate: dl.const,
 ):
-    """``y = hidden @ down`` for x (M, D), down (F, D), y (M, D), where ``hidden`` (M, F) never
-    leaves the scratchpad; ``bd`` is D, ``bf`` divides F.
+    """``y = activation(x @ w + first_bias) @ down + last_bias``, with the hidden tensor as in
+    :func:`gated_ffn_staged`.
 
-    With ``gate``, w is (D, 2 F) of gate then up, and hidden is ``activation(x @ gate) * (x @ up)``;
-    without, w is (D, F) and hidden is ``activation(x @ w + bias)``, and y has a bias too.
+    x is (M, D), w (D, F), down (F, D), y (M, D); ``bd`` is D.
     """
     i = dl.program_id(0)
-    half = down.shape[0] // bf
     rows = dl.load(x, (i, 0), (bm, bd))
-    hidden = _hidden(rows, w, biases, 0, half, bf, bd, activation, gate)
+    added = dl.load(first_bias, (0,), (bf,)).to(dl.float32)[None, :]
+    hidden = activation(dl.dot(rows, dl.load(w, (0, 0), (bd, bf))) + added)
     acc = dl.dot(hidden.to(x.dtype), dl.load(down, (0, 0), (bf, bd)))
-    for f in dl.range(1, half):
-        hidden = _hidden(rows, w, biases, f, half, bf, bd, activation, gate)
+    for f in dl.range(1, dl.cdiv(down.shape[0], bf)):
+        added = dl.load(first_bias, (f,), (bf,)).to(dl.float32)[None, :]
+        hidden = activation(dl.dot(rows, dl.load(w, (0, f), (bd, bf))) + added)
         acc = dl.dot(hidden.to(x.dtype), dl.load(down, (f, 0), (bf, bd)), acc)
-    if not gate:
-        acc = acc + dl.load(biases[1], (0,), (bd,)).to(dl.float32)[None, :]
+    acc = acc + dl.load(last_bias, (0,), (bd,)).to(dl.float32)[None, :]
     dl.store(y, (i, 0), convert(acc, y.dtype))
-
-
-def _hidden(
-    rows: Any,
-    w: Any,
-    biases: Any,
-    f: Any,
-    half: Any,
-    bf: int,
-    bd: int,
-    activation: Any,
-    gate: bool,
-) -> Any:
-    """A block of hidden columns, in float32."""
-    first = dl.dot(rows, dl.load(w, (0, f), (bd, bf)))
-    if gate:
-        return activation(first) * dl.dot(rows, dl.load(w, (0, f + half), (bd, bf)))
-    return activation(first + dl.load(biases[0], (f,), (bf,)).to(dl.float32)[None, :])

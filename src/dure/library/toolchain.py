@@ -21,7 +21,12 @@ from dure.ir.dtypes import bfloat16
 from dure.library.activation import gelu_erf, silu
 from dure.library.build import Built, build, tile_function
 from dure.library.call import KernelCall, tensor
-from dure.library.matmul_staged import ffn_staged, gated_matmul_staged, matmul_staged
+from dure.library.matmul_staged import (
+    ffn_staged,
+    gated_ffn_staged,
+    gated_matmul_staged,
+    matmul_staged,
+)
 from dure.library.operators_common import Shape, call
 from dure.machine.chip import Chip, Dma
 from dure.sim.timing import simulate
@@ -279,12 +284,13 @@ def _ffn_kept(dims: Shape, chip: Chip, gate: bool, staged: str) -> Built:
     ]
     if not gate:
         types += [tensor(bfloat16, f), tensor(bfloat16, d)]
-    consts = {"bd": d, "gate": gate, "activation": silu if gate else gelu_erf}
+    kernel = gated_ffn_staged if gate else ffn_staged
+    consts = {"bd": d, "activation": silu if gate else gelu_erf}
     choices: list[tuple[KernelCall, Options]] = []
     for rows in _sizes(m, 128):
         for columns in _sizes(f, 256):
             if f % columns == 0 and rows * columns <= _MOST and d * max(rows, columns) <= _MOST:
-                made = call(ffn_staged, types, {"bm": rows, "bf": columns}, consts)
+                made = call(kernel, types, {"bm": rows, "bf": columns}, consts)
                 choices.append((made, Options(Partition((1,), (0,)))))
     return fastest(chip, choices)
 
