@@ -130,6 +130,8 @@ def _details(result: Answer) -> None:
             show(f"  and {len(shown) - _CONVERSIONS} conversions more\n")
     if result.confidence.guesses:
         show("  rests on guesses: " + ", ".join(result.confidence.guesses) + "\n")
+    if result.confidence.untried:
+        show("  and may rest on guesses: " + ", ".join(result.confidence.untried) + "\n")
     if result.confidence.overridden:
         show("  rests on --set: " + ", ".join(result.confidence.overridden) + "\n")
 

@@ -22,8 +22,6 @@ from dure.machine.chip import Chip
 from dure.sim.sensitivity import sensitivity
 from dure.targets import chip, chip_names
 
-#: Statuses of numbers from the worst to the best.
-TRUST = ("guessed", "derived", "published")
 #: A result rests on a number whose change by a tenth moves it by more than this.
 RESTS = 0.01
 
@@ -31,12 +29,14 @@ RESTS = 0.01
 @dataclass(frozen=True)
 class Confidence:
     """The worst status among the numbers that the time rests on; and which of them are guesses,
-    and which were set by the user.
+    and which were set by the user.  ``untried`` are guesses that may be among them: of a program
+    that takes long to simulate not all are tried, and what wasn't counts as one.
     """
 
     status: str
     guesses: tuple[str, ...]
     overridden: tuple[str, ...]
+    untried: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,7 @@ class Answer:
             "fraction_of_roofline": self.fraction_of_roofline,
             "confidence": self.confidence.status,
             "guesses": list(self.confidence.guesses),
+            "untried": list(self.confidence.untried),
             "overridden": list(self.confidence.overridden),
             "compile_s": sum(part.compile_s for part in self.parts),
             "sim_s": sum(part.sim_s for part in self.parts),
@@ -167,22 +168,33 @@ def confidence(parts: Sequence[Built], chip: Chip) -> Confidence:
     Guesses are tried first: where the time rests on one, no other number can be worse.
     """
     total = total_ps(parts)
-    resting = {s: _resting(parts, chip, s, total) for s in ("guessed", "overridden")}
-    status = "guessed" if resting["guessed"] else ""
-    if not status:
-        status = "derived" if _resting(parts, chip, "derived", total) else "published"
-    return Confidence(status, resting["guessed"], resting["overridden"])
+    guesses, untried = _resting(parts, chip, "guessed", total)
+    overridden, _ = _resting(parts, chip, "overridden", total)
+    status = "guessed"
+    if not guesses and not untried:
+        derived, rest = _resting(parts, chip, "derived", total)
+        status = "derived" if derived or rest else "published"
+    return Confidence(status, guesses, overridden, untried)
 
 
-def _resting(parts: Sequence[Built], chip: Chip, status: str, total: int) -> tuple[str, ...]:
-    """The numbers of a status that the time rests on, those that move it most first."""
+def _resting(
+    parts: Sequence[Built], chip: Chip, status: str, total: int
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The numbers of a status that the time rests on, those that move it most first; and those that
+    weren't tried.
+    """
     moved: Counter[str] = Counter()
+    untried: dict[str, None] = {}
     for part in parts:
         function = part.compiled.function
         lists = index_values(part.call, function)
         for found in sensitivity(function, chip, part.timing, indices=lists, statuses=(status,)):
-            moved[found.path] += ceil(found.ps)
-    return tuple(path for path, ps in moved.most_common() if ps > RESTS * total)
+            if found.ps is None:
+                untried[found.path] = None
+            else:
+                moved[found.path] += ceil(found.ps)
+    resting = tuple(path for path, ps in moved.most_common() if ps > RESTS * total)
+    return resting, tuple(path for path in untried if path not in resting)
 
 
 def check_fits(work: Work, chip: Chip) -> None:
