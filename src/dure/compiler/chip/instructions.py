@@ -77,7 +77,9 @@ class Writer:
 
         ``accumulators`` are memories that it reads besides those of its queue.
         """
-        body = _Body(self, self.engines.reads(queue), frozenset(accumulators), block)
+        turns = any(op.name == "dot" for op in ops) or self.engines.doer(queue, "transpose")
+        turns = turns or any(self.transposes(value) for value, _ in outputs)
+        body = _Body(self, self.engines.reads(queue), frozenset(accumulators), block, bool(turns))
         for op in ops:
             body.add(op)
         yields = tuple(body.use(value) for value, _ in outputs)
@@ -128,7 +130,7 @@ class Writer:
         memory = self._nearest(memories)
         made = self.buffer(value.tile, memory, block, value.name or base.name, None)
         maker = self.usage.makers.get(value)
-        transposes = self._transposes(value)
+        transposes = self.transposes(value)
         if transposes:
             self._transposed(value, made, block, maker)
         else:
@@ -152,7 +154,8 @@ class Writer:
     def _only_reshaped(self, value: Value) -> bool:
         return all(op.name == "reshape" for op in self._chain(value))
 
-    def _transposes(self, value: Value) -> bool:
+    def transposes(self, value: Value) -> bool:
+        """Whether a value is another one transposed, as far as free ops go."""
         return any(op.name == "transpose" for op in self._chain(value))
 
     def _chain(self, value: Value) -> list[Op]:
@@ -173,8 +176,10 @@ class _Body:
         memories: frozenset[str],
         accumulators: frozenset[str],
         block: Block,
+        turns: bool,
     ) -> None:
         self.writer = writer
+        self.turns = turns
         self.memories = memories
         self.accumulators = accumulators
         self.block = block
@@ -191,11 +196,12 @@ class _Body:
         buffer = self.writer.find(value, self.memories)
         buffer = buffer or self.writer.find(value, self.accumulators)
         maker = self.writer.usage.makers.get(value)
-        if buffer is None and maker is not None and is_cheap(maker):
+        stuck = maker is not None and maker.name == "transpose" and not self.turns
+        if buffer is None and maker is not None and is_cheap(maker) and not stuck:
             self.add(maker)
             return self.inside[value]
         if buffer is None:
-            if not self.writer.stored.get(value):
+            if not self.writer.stored.get(value) and not stuck:
                 raise KernelError(
                     f"a tile '{value.name}' of {value.type} is used before it is computed",
                     where=maker.span.render() if maker is not None and maker.span else "",
@@ -222,17 +228,18 @@ def _span_of(outputs: Sequence[tuple[Value, Buffer]]) -> Span | None:
     return next((b.span for _, b in outputs if b.span is not None), None)
 
 
-def vector_runs(engines: Engines, group: Sequence[Op]) -> list[tuple[str, list[Op]]]:
+def vector_runs(writer: Writer, group: Sequence[Op]) -> list[tuple[str, list[Op]]]:
     """A group of ops cut into runs that one queue can do each, as few as a greedy cut gives.
 
     Raises :class:`TargetError` for an op that no queue has.
     """
+    engines = writer.engines
     runs: list[tuple[str, list[Op]]] = []
     rest = list(group)
     while rest:
         best: tuple[int, str] = (0, "")
         for queue in engines.queues:
-            length = _prefix(engines, queue, rest)
+            length = _prefix(writer, queue, rest)
             if length > best[0]:
                 best = (length, queue)
         if not best[0]:
@@ -243,8 +250,11 @@ def vector_runs(engines: Engines, group: Sequence[Op]) -> list[tuple[str, list[O
     return runs
 
 
-def _prefix(engines: Engines, queue: str, ops: Sequence[Op]) -> int:
+def _prefix(writer: Writer, queue: str, ops: Sequence[Op]) -> int:
     """How many of the first ops the queue's engines do in one instruction."""
+    engines = writer.engines
+    turns = engines.doer(queue, "transpose") is not None
+    inside: set[Value] = set()
     count = 0
     limit: float = float("inf")
     for op in ops:
@@ -254,7 +264,12 @@ def _prefix(engines: Engines, queue: str, ops: Sequence[Op]) -> int:
         chain = engines.chip.engines[name].chain
         if chain is not None:
             limit = min(limit, chain.base)
-        if count >= limit:
+        # What is computed here and used transposed must be stored in between.
+        stuck = not turns and any(
+            writer.usage.base(o) in inside and writer.transposes(o) for o in op.operands
+        )
+        if count >= limit or stuck:
             break
+        inside.update(op.results)
         count += 1
     return count

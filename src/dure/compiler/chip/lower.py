@@ -109,7 +109,7 @@ class _Lowering:
     def flush(self, block: Block) -> None:
         """Compute what waits."""
         group, self.pending = self.pending, []
-        for queue, run in vector_runs(self.engines, group):
+        for queue, run in vector_runs(self.writer, group):
             outputs: list[tuple[Value, Buffer]] = []
             for op in run:
                 for result in op.results:
