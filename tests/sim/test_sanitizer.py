@@ -15,6 +15,7 @@ from explorer import TooLarge, explore
 from mutation import Mutant, mutant, mutants
 from programs import Program, copy_program, matmul_program, number, toy_chip
 from sanitizer_programs import (
+    ROWS,
     SHAPE,
     correct_programs,
     edge_copy,
@@ -25,6 +26,7 @@ from sanitizer_programs import (
 )
 
 from dure.ir.core import Function
+from dure.ir.expr import as_expr
 from dure.sim.sanitizer import Verdict, sanitize
 
 CHIP = toy_chip()
@@ -242,3 +244,27 @@ def test_home_tensors_conflict_but_across_instances() -> None:
     # Different instances touch different elements, by the proof at the tile level.
     assert sanitize(_in_place(True, True, 1), CHIP).ok
     assert sanitize(_in_place(True, False, 1), CHIP).ok
+
+
+def test_a_counter_that_starts_at_another_one_is_followed() -> None:
+    """The inner loop's condition holds in some of the outer iterations alone."""
+    p = Program("nested")
+    x = p.tensor("x", (ROWS, 2))
+    y = p.tensor("y", (ROWS, 2), access="out")
+    tile = p.buffer("tile", SHAPE)
+    done, own = p.semaphore("done", 0, 1), p.semaphore("own", 0, 1)
+    p.load("in", x, tile, (0, 0))
+    p.signal("in", done)
+    p.wait("out", done)
+    with p.loop(4, name="i") as i, p.loop(i + 1, start=i, name="j") as j, p.when(j < 3):
+        p.store("out", y, tile, (j, 0))
+        p.signal("out", own)
+        p.wait("out", own)
+    function = p.build()
+    assert sanitize(function, CHIP).ok and not explore(function, CHIP)
+    # Only the last iteration leaves the signal that nobody waits for.
+    with p.loop(4, name="k") as k, p.loop(k + 1, start=k, name="m") as m, p.when(as_expr(3) <= m):
+        p.signal("out", own)
+    function = p.build()
+    assert [f.kind for f in sanitize(function, CHIP).findings] == ["semaphore-leak"]
+    assert explore(function, CHIP) == {"leak"}

@@ -82,8 +82,35 @@ class Proof:
         key = (id(block), state, _known(block.needs, environment))
         found = self.memo.get(key)
         if found is None:
-            found = self.memo[key] = self._block(block, state, environment)
+            # Other numbers, cores among them, that control treats alike give the same.
+            alike = (id(block), state, None, self._treated(block, environment))
+            found = self.memo.get(alike)
+            if found is None:
+                found = self.memo[alike] = self._block(block, state, environment)
+            self.memo[key] = found
         return found
+
+    def _treated(self, block: Block, environment: Environment) -> object:
+        """What all that is known does to a block's control: a comparison's outcome where it is the
+        same for all counters inside, else the expression that is left.
+        """
+        found: list[object] = []
+        for control in block.controls:
+            if all(n not in environment for n in names(control.expr)):
+                continue
+            if control.kind in ("trips", "exact"):
+                found.append(value_of(control.expr, environment))
+                continue
+            left, relation, right = parts(control.expr)
+            form = value_of(left - right, environment)
+            low, high = (form, form) if isinstance(form, int) else bounds(form)
+            outcome: object = form
+            if relation in ("<", "<=") and low is not None and high is not None:
+                first, last = holds(relation, low), holds(relation, high)
+                if first == last and (first or control.kind == "truth"):
+                    outcome = first
+            found.append((control.kind, outcome))
+        return tuple(found)
 
     def _block(self, block: Block, state: State, environment: Environment) -> Found:
         scope: dict[str, int | Expr] = dict(environment)
