@@ -108,7 +108,7 @@ def _write(work: Work, chip: Chip, folder: Path, strict: bool) -> list[dict[str,
 def _save(path: Path, text: str) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n", encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise DureError(
             f"{path} can't be written: {error.strerror}",
