@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,6 +22,9 @@ from dure.cli.subject import (
     work_of,
 )
 from dure.errors import DureError, UsageError
+
+if TYPE_CHECKING:
+    from dure.prof.records import Profile
 
 Targets = Annotated[
     str,
@@ -73,7 +76,7 @@ def report(
     from dure.library.answer import answer
     from dure.library.profile import profile
 
-    profiles = []
+    profiles: list[Profile] = []
     errors: list[DureError] = []
     failed: list[tuple[str, str]] = []
     for chip in chips:

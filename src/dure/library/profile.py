@@ -44,6 +44,8 @@ from dure.sim.timing import Timing, simulate
 
 #: The most instructions that are recorded.
 MOST = 400_000
+#: Ops that only arrange what others compute.
+_SHAPING = frozenset({"reshape", "broadcast"})
 
 
 def profile(answer: Answer) -> Profile:
@@ -294,10 +296,15 @@ def _instruction(span: Executed, extra: _Extra) -> Instruction:
 
 
 def _name(span: Executed) -> str:
-    name = span.label.partition(" ")[0]
-    if name in ("dma_load", "dma_store"):
-        return f"{name.removeprefix('dma_')} {span.buffers[0]}"
-    return name
+    """What an instruction does: a transfer's tensor, or the ops that it computes."""
+    op = span.op
+    if op.name != "compute":
+        return f"{op.name.removeprefix('dma_')} {span.buffers[0]}"
+    found = list(dict.fromkeys(inner.name for inner in op.regions[0].ops))
+    found = [name for name in found if name not in _SHAPING] or found or ["copy"]
+    found.sort(key=lambda name: name != "dot")
+    more = [f"{len(found) - 3} more"] if len(found) > 4 else found[3:]
+    return " + ".join([*found[:3], *more])
 
 
 def _source(span: Span | None) -> Source | None:

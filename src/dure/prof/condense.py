@@ -1,14 +1,14 @@
 """An execution as columns of numbers that a page of a bounded size can hold.
 
-Up to :data:`EXACT` instructions are kept as they are.  Of more, neighbours in a queue that do the
-same for the same line, and lie closer together than a reader could tell apart, become one block;
-waits shorter than that are left out.
+Up to :data:`EXACT` instructions are kept as they are.  Of more, those in a queue that are shorter
+and closer together than a reader could tell apart become one block (of transfers, those of the same
+line); waits shorter than that are left out.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 from dure.prof.records import Instruction, Life, Profile, Source
@@ -18,7 +18,9 @@ EXACT = 12_000
 #: What a reader can tell apart, as a part of the whole time, where there are more.
 PARTS = 3_000
 #: Points of a curve.
-POINTS = 3_000
+POINTS = 1_500
+#: Core classes whose instructions are kept.
+CLASSES = 8
 
 Columns: TypeAlias = "dict[str, Any]"
 
@@ -54,13 +56,13 @@ def tracks(profile: Profile, names: Names, sources: Names) -> list[Columns]:
     found: list[Columns] = []
     places: dict[int, tuple[int, int]] = {}
     pending: list[tuple[Columns, int, Instruction]] = []
-    for core_class, _ in enumerate(profile.classes):
+    for core_class in range(min(len(profile.classes), CLASSES)):
         for number, queue in enumerate(profile.queues):
             entries = profile.of(core_class, queue.name)
             if not entries:
                 continue
             track = _track(core_class, number)
-            for members in _blocks(entries, fine):
+            for members in _blocks(entries, fine, queue.kind == "dma"):
                 block = len(track["start"])
                 _add(track, [entry for _, entry in members], names, sources)
                 for index, entry in members:
@@ -82,37 +84,35 @@ def _track(core_class: int, queue: int) -> Columns:
 
 
 def _blocks(
-    entries: Sequence[tuple[int, Instruction]], fine: int
-) -> Iterable[list[tuple[int, Instruction]]]:
-    """Neighbours that become one."""
-    block: list[tuple[int, Instruction]] = []
-    end = 0
+    entries: Sequence[tuple[int, Instruction]], fine: int, moving: bool
+) -> list[list[tuple[int, Instruction]]]:
+    """Instructions that become one, in the order of the first of each."""
+    found: list[list[tuple[int, Instruction]]] = []
+    growing: dict[object, list[tuple[int, Instruction]]] = {}
     for pair in entries:
         entry = pair[1]
-        if block and fine:
-            first = block[0][1]
-            same = (first.name, first.source) == (entry.name, entry.source)
-            short = entry.end - entry.start <= fine
-            if same and short and entry.start - end <= fine // 4:
+        key = (entry.name, entry.source) if moving else None
+        block = growing.get(key)
+        if block is not None and entry.end - entry.start <= fine:
+            close = entry.start - block[-1][1].end <= fine // 4
+            if close and entry.end - block[0][1].start <= 2 * fine:
                 block.append(pair)
-                end = max(end, entry.end)
                 continue
-        if block:
-            yield block
-        block, end = [pair], entry.end
-    if block:
-        yield block
+        growing[key] = [pair]
+        found.append(growing[key])
+    return found
 
 
 def _add(track: Columns, block: Sequence[Instruction], names: Names, sources: Names) -> None:
     first = block[0]
+    longest = max(block, key=lambda entry: entry.end - entry.start)
     flows = [entry.flow for entry in block if entry.flow is not None]
     track["start"].append(first.start)
     track["length"].append(max(entry.end for entry in block) - first.start)
     track["issued"].append(first.issued - first.start)
     track["flow"].append(flows[0] - first.start if flows else -1)
-    track["name"].append(names.of(first.name))
-    track["source"].append(sources.of(first.source))
+    track["name"].append(names.of(longest.name))
+    track["source"].append(sources.of(longest.source))
     track["bytes"].append(sum(entry.bytes for entry in block))
     track["count"].append(len(block))
 

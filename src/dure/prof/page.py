@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dure.prof import analysis
-from dure.prof.condense import Names, curve, lives, resolution, tracks
+from dure.prof.condense import CLASSES, Names, curve, lives, resolution, tracks
 from dure.prof.output import check_path, write
 from dure.prof.records import Buffer, Profile, Source
 
@@ -70,6 +70,7 @@ def _chip(profile: Profile) -> dict[str, Any]:
         "notes": list(profile.notes),
         "launches": profile.launches,
         "classes": [entry.name for entry in profile.classes],
+        "shown": CLASSES,
         "queues": [
             {"name": q.name, "kind": q.kind, "engines": list(q.engines)} for q in profile.queues
         ],
@@ -131,18 +132,37 @@ def _path(profile: Profile, path: Sequence[analysis.Step]) -> list[dict[str, obj
     ]
 
 
-def _steps(profile: Profile, path: Sequence[analysis.Step]) -> list[list[object]]:
-    """The path as (what, start, end), neighbours of the same kind together."""
+def _steps(profile: Profile, path: Sequence[analysis.Step]) -> list[tuple[str, int, int]]:
+    """The path as (what, start, end), neighbours of the same kind together.
+
+    Where a reader can't tell the steps apart, equal times are what most of them is.
+    """
     fine = resolution(profile)
-    found: list[list[Any]] = []
-    for step in path:
-        last = found[-1] if found else None
-        tiny = step.end - step.start < fine
-        if last is not None and last[2] == step.start and (last[0] == step.what or tiny):
-            last[2] = step.end
+    steps = [(step.what, step.start, step.end) for step in path]
+    if fine:
+        steps = _binned(steps, profile.total, fine)
+    found: list[tuple[str, int, int]] = []
+    for what, start, end in steps:
+        if found and found[-1][0] == what and found[-1][2] == start:
+            found[-1] = what, found[-1][1], end
         else:
-            found.append([step.what, step.start, step.end])
+            found.append((what, start, end))
     return found
+
+
+def _binned(
+    steps: Sequence[tuple[str, int, int]], total: int, width: int
+) -> list[tuple[str, int, int]]:
+    """For each piece of ``width``, what most of it is."""
+    shares: dict[int, Counter[str]] = {}
+    for what, start, end in steps:
+        for part in range(start // width, -(-end // width)):
+            inside = min(end, (part + 1) * width) - max(start, part * width)
+            shares.setdefault(part, Counter())[what] += inside
+    return [
+        (share.most_common(1)[0][0], part * width, min(total, (part + 1) * width))
+        for part, share in sorted(shares.items())
+    ]
 
 
 def _uses(profile: Profile) -> list[dict[str, object]]:
@@ -161,6 +181,7 @@ def _uses(profile: Profile) -> list[dict[str, object]]:
             ],
         }
         for use in analysis.queue_uses(profile)
+        if use.core_class < CLASSES
     ]
 
 

@@ -2,7 +2,7 @@
 
 function roofline(chip) {
   const roof = chip.roofline;
-  const width = 560, height = 320, left = 62, right = 14, top = 14, bottom = 40;
+  const width = 560, height = 320, left = 62, right = 24, top = 14, bottom = 40;
   const speed = roof.flops / roof.seconds, best = Math.max(roof.peak, ...Object.values(roof.peaks));
   const intensities = [roof.bytes, roof.moved].filter((b) => b > 0).map((b) => roof.flops / b);
   if (!roof.flops || !intensities.length) {

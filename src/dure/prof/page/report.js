@@ -64,7 +64,7 @@ function timeline(chip) {
     }
     return rows;
   };
-  const pick = make("select", {}, chip.classes.map((name, n) => make("option", { value: n }, name)));
+  const pick = make("select", {}, chip.classes.slice(0, chip.shown).map((name, n) => make("option", { value: n }, name)));
   const button = (text, act) => { const b = make("button", { type: "button" }, text); b.onclick = act; return b; };
   const scratch = new Chart(view, scratchpadRows(chip));
   const show = () => {
@@ -76,8 +76,8 @@ function timeline(chip) {
   pick.onchange = show;
   show();
   const names = [...order].slice(0, 12).map(([name, color]) => [color, chip.names[name]]);
-  const merged = chip.resolution ? `${chip.count.toLocaleString("en")} instructions: neighbours of the same kind ` +
-    `within ${time(chip.resolution)} are one block; dure trace keeps them all. ` : "";
+  const merged = chip.resolution ? `${chip.count.toLocaleString("en")} instructions: those of less than ` +
+    `${time(chip.resolution)} are drawn together; dure trace keeps them all. ` : "";
   return [
     make("h3", {}, "Timeline"),
     make("div", { class: "tools" }, button("zoom in", () => view.zoom(0.5)), button("zoom out", () => view.zoom(2)),
@@ -101,7 +101,8 @@ function scratchpadRows(chip) {
   }
   for (const memory of chip.memories) {
     const mine = chip.buffers.filter((b) => b.memory === memory.name);
-    rows.push(curveRow(`${memory.name} in use`, memory.points, memory.capacity, bytes, "#8c6bb1", chip.total));
+    const scale = memory.used < memory.capacity / 4 ? memory.used : memory.capacity;
+    rows.push(curveRow(`${memory.name} in use`, memory.points, scale, bytes, "#8c6bb1", chip.total));
     const largest = Math.max(...mine.map((b) => b.bytes));
     for (const buffer of mine) rows.push(slotRows(chip, buffer, places.get(buffer.source), largest));
   }
@@ -128,7 +129,7 @@ function bottlenecks(chip) {
   const queues = grid([
     ...(several ? [["CORES", (u) => chip.classes[u.class]]] : []),
     ["QUEUE", (u) => u.queue], ["BUSY", (u) => percent(part(u.busy)), "right"],
-    ["", (u) => bar([[part(u.busy), "var(--good)", "busy"], [part(u.waiting), "var(--wait)", "waiting, not busy"]])],
+    ["", (u) => bar([[part(u.busy), "var(--good)", "busy"], [part(u.waiting), "var(--pause)", "waiting, not busy"]])],
     ["WAITING", (u) => percent(part(u.waiting)), "right"],
     ["INSTRUCTIONS", (u) => u.instructions.toLocaleString("en"), "right"],
     ["BYTES", (u) => u.bytes ? bytes(u.bytes) : "", "right"],

@@ -28,6 +28,7 @@ class Chart {
     this.canvas.style.height = `${this.height}px`;
     view.charts.push(this);
     this.listen();
+    addEventListener("theme", () => this.draw());
     new ResizeObserver(() => this.draw()).observe(this.canvas);
   }
 
