@@ -60,6 +60,12 @@ def capacity(memory: Memory) -> int:
     return size - (int(memory.reserved.base) if memory.reserved is not None else 0)
 
 
+def limit_of(name: str, chip: Chip, budget: int | None) -> int:
+    """Bytes of a memory that a program may use, where it has a budget of the scratchpad."""
+    whole = capacity(chip.memories[name])
+    return whole if budget is None or name != chip.scratchpad else min(budget, whole)
+
+
 @dataclass
 class _Arena:
     """Bytes of one memory, and slots that may be used again."""
@@ -84,7 +90,7 @@ class _Arena:
         self.free.append((offset, size))
 
 
-def allocate(tree: Tree, chip: Chip) -> dict[str, int]:
+def allocate(tree: Tree, chip: Chip, budget: int | None = None) -> dict[str, int]:
     """Give every buffer its offset and pitch; the bytes used of each memory.
 
     Raises :class:`ScratchpadError` with a map of the memory that is too small.
@@ -103,7 +109,7 @@ def allocate(tree: Tree, chip: Chip) -> dict[str, int]:
             buffer.offset, buffer.pitch = buffer.root.offset, buffer.root.pitch
     used = {name: arena.end for name, arena in arenas.items()}
     for name, end in used.items():
-        limit = capacity(chip.memories[name])
+        limit = limit_of(name, chip, budget)
         if end > limit:
             raise _overflow(name, tree, chip, end, limit, shared_end[name])
     return used
@@ -201,7 +207,8 @@ def _holder(buffer: Buffer) -> str:
     where = f"{buffer.span.file}:{buffer.span.line}" if buffer.span is not None else ""
     text = buffer.span.text.strip() if buffer.span is not None else ""
     slots = f" x {buffer.stages}" if buffer.stages > 1 else ""
-    return f"  {_bytes(buffer.pitch * buffer.stages):>10}  {buffer.name} {buffer.type}{slots}  {where}  {text}"
+    size = _bytes(buffer.pitch * buffer.stages)
+    return f"  {size:>10}  {buffer.name} {buffer.type}{slots}  {where}  {text}"
 
 
 def _bytes(count: int) -> str:

@@ -17,7 +17,6 @@ from dure.machine.chip import Chip, Dma
 from dure.sim.cost import Costs, duration
 from dure.sim.footprint import Footprint, Reach, footprint
 
-
 #: Transfers that a ring keeps in flight, as a rule.
 _FLYING = 4
 

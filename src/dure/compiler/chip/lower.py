@@ -111,10 +111,9 @@ class _Lowering:
         group, self.pending = self.pending, []
         for queue, run in vector_runs(self.writer, group):
             outputs: list[tuple[Value, Buffer]] = []
-            for op in run:
-                for result in op.results:
-                    if self.remaining(result, run):
-                        outputs.append((result, self.destination(result, run, queue, block)))
+            for result in (r for op in run for r in op.results if self.remaining(r, run)):
+                target = self.destination(result, run, queue, block)
+                outputs += [(result, target)]
             if outputs:
                 self.writer.compute(block, run, outputs, queue)
             self.done.update(run)
@@ -153,7 +152,7 @@ class _Lowering:
         return buffer.block is block or self.renewed.get(value) is block
 
     def memory_of(self, value: Value) -> str:
-        """The memory that a value's consumers want it in: where dots accumulate, or the scratchpad."""
+        """Where a value's consumers want it: in a dot's accumulators, or the scratchpad."""
         for consumer in self.usage.consumers.get(value, ()):
             if not isinstance(consumer, Op) or consumer.name != "dot":
                 continue
@@ -349,7 +348,11 @@ class _Lowering:
         attrs = {k: op.attr(k) for k in (*_DESCRIPTOR, "combine")}
         block.items.append(
             Step(
-                *("dma_store", self.engines.chip.dma[dma].queue, [buffer, *lists], [], attrs),
+                "dma_store",
+                self.engines.chip.dma[dma].queue,
+                [buffer, *lists],
+                list[Buffer](),
+                attrs,
                 tensor=tensor,
                 lists=lists,
                 span=op.span,

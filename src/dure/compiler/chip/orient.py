@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 from dure.compiler.chip.legalise import dot_engine
 from dure.compiler.chip.usage import Usage, usage_of
@@ -77,7 +78,8 @@ def _ops(region: Region, values: dict[Value, Value]) -> Iterator[Op]:
     swapped = ("index", "step", "offset", "stride", "shape")
     for op in region.ops:
         if op.name == "load" and op.operands[0] in values:
-            attrs = {k: tuple(v[::-1]) if k in swapped else v for k, v in op.attrs.items()}
+            attrs: dict[str, Any] = dict(op.attrs)
+            attrs.update((k, tuple(reversed(attrs[k]))) for k in swapped)
             made = infer("load", [values[op.operands[0]]], attrs, span=op.span)
             yield made
             yield Op("transpose", made.results, op.results, {"order": (1, 0)}, span=op.span)

@@ -1,8 +1,8 @@
 """Grid instances onto cores: each core runs a contiguous block of each grid axis, in loops.
 
 The grid of the result counts cores.  Axis ``a`` of the kernel's grid, of ``g`` instances, is cut
-over ``c`` cores into blocks ``[core * g // c, (core + 1) * g // c)``, whose lengths differ by one at
-most.  The loops over instances carry ``instances = true``: the verifier has proved at the tile
+over ``c`` cores into blocks ``[core * g // c, (core + 1) * g // c)``, whose lengths differ by at
+most one.  The loops over instances carry ``instances = true``: the verifier has proved at the tile
 level that instances don't depend on one another.
 """
 

@@ -26,7 +26,8 @@ from dure.machine.chip import Chip
 class Options:
     """How a kernel is compiled: cores and loop order (None: balanced, as written), slots a ring,
     whether conversions are errors, operands that stay in the scratchpad over a loop that would load
-    them again, and one that is staged whole before anything else.
+    them again, one that is staged whole before anything else, and how many bytes of the scratchpad
+    the program may use (of each partition, where there are any; None: all).
     """
 
     plan: Partition | None = None
@@ -34,6 +35,7 @@ class Options:
     strict: bool = False
     resident: tuple[Reuse, ...] = ()
     stage: Reuse | None = None
+    budget: int | None = None
 
 
 @dataclass(frozen=True)
@@ -76,10 +78,10 @@ def compile_for(function: Function, chip: Chip, options: Options | None = None) 
     keep(tree, options.resident)
     if options.stage is not None:
         stage(tree, options.stage)
-    choose_stages(tree, chip, options.stages)
+    choose_stages(tree, chip, options.stages, options.budget)
     share_reads(tree, prepared.function, chip)
     synchronise(tree, chip, _inout(prepared.function))
-    used = allocate(tree, chip)
+    used = allocate(tree, chip, options.budget)
     made = emit(prepared.function, tree, chip)
     return Compiled(made, prepared.conversions, used, options)
 

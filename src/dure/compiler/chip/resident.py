@@ -32,7 +32,7 @@ from dure.ir.rewrite import clone_region, expressions_in
 
 @dataclass(frozen=True, slots=True)
 class Reuse:
-    """A tensor whose tiles a loop loads again: its name, and how many loops are around that loop."""
+    """A tensor whose tiles a loop loads again: its name, and how many loops are around the loop."""
 
     tensor: str
     depth: int

@@ -73,14 +73,16 @@ def choose(
     *,
     indices: Mapping[str, Array] | None = None,
     strict: bool = False,
+    budget: int | None = None,
 ) -> Choice:
     """The fastest program found for a kernel whose consts ``names`` are open.
 
     ``specialize`` gives the tile function for values of the open consts.  ``indices`` are values
-    of index arguments that the time depends on.  Raises the error of the last try where none
-    compiles.
+    of index arguments that the time depends on; ``budget`` is how much of the scratchpad the
+    program may use (bytes; of each partition where there are any).  Raises the error of the last
+    try where none compiles.
     """
-    search = _Search(specialize, tuple(names), chip, strict)
+    search = _Search(specialize, tuple(names), chip, strict, budget)
     search.walk()
     return search.decide(indices)
 
@@ -129,11 +131,15 @@ class _Search:
     names: tuple[str, ...]
     chip: Chip
     strict: bool
+    budget: int | None = None
     costs: Costs = field(init=False)
     #: (picoseconds, bytes of tiles) of every point that was looked at.
     bounds: dict[_Point, Bound] = field(default_factory=dict["_Point", "Bound"])
     functions: dict[tuple[int, ...], Function | None] = field(
         default_factory=dict[tuple[int, ...], "Function | None"]
+    )
+    programs: dict[tuple[int, Partition], Function] = field(
+        default_factory=dict[tuple[int, Partition], Function]
     )
     reuses: dict[_Point, list[Reuse]] = field(default_factory=dict[_Point, list[Reuse]])
     error: DureError | None = None
@@ -205,14 +211,23 @@ class _Search:
         plan = None if function is None else self.plan(function, point)
         if function is None or plan is None:
             return _NONE
-        prepared = prepare(function, self.chip, plan, strict=self.strict).function
+        prepared = self.prepared(function, plan)
         tree = lower(prepared, self.chip)
         self.reuses[point] = reuses(tree)
         keep(tree, point.resident)
-        choose_stages(tree, self.chip, point.stages)
+        choose_stages(tree, self.chip, point.stages, self.budget)
         share_reads(tree, prepared, self.chip)
-        used = allocate(tree, self.chip)
+        used = allocate(tree, self.chip, self.budget)
         return estimate(tree, prepared, self.chip, self.costs).ps, sum(used.values())
+
+    def prepared(self, function: Function, plan: Partition) -> Function:
+        """The tile program of one core."""
+        key = (id(function), plan)
+        found = self.programs.get(key)
+        if found is None:
+            found = prepare(function, self.chip, plan, strict=self.strict).function
+            self.programs[key] = found
+        return found
 
     def function(self, tiles: tuple[int, ...]) -> Function | None:
         if tiles not in self.functions:
@@ -262,7 +277,9 @@ class _Search:
         assert function is not None
         plan = self.plan(function, point)
         return compile_for(
-            function, self.chip, Options(plan, point.stages, self.strict, point.resident)
+            function,
+            self.chip,
+            Options(plan, point.stages, self.strict, point.resident, budget=self.budget),
         )
 
     def failure(self) -> DureError:

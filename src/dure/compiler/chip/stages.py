@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dure.compiler.chip.allocate import capacity, storage_bytes
+from dure.compiler.chip.allocate import limit_of, storage_bytes
 from dure.compiler.chip.tree import Buffer, Tree, steps
 from dure.ir.expr import as_expr
 from dure.machine.chip import Chip
 
 
-def choose_stages(tree: Tree, chip: Chip, stages: int) -> None:
+def choose_stages(tree: Tree, chip: Chip, stages: int, budget: int | None = None) -> None:
     """``stages`` slots for what is loaded in a block that repeats, two where queues hand over what
     they compute, else one.
 
@@ -31,7 +31,7 @@ def choose_stages(tree: Tree, chip: Chip, stages: int) -> None:
             buffer.stages = buffer.slots
     for name, memory in chip.memories.items():
         own = {b: storage_bytes(b.type, memory) for b in roots if b.memory == name}
-        excess = sum(size * b.stages for b, size in own.items()) - capacity(memory)
+        excess = sum(size * b.stages for b, size in own.items()) - limit_of(name, chip, budget)
         while excess > 0:
             rings = [b for b in own if b.stages > 1 and b.slots is None]
             if not rings:

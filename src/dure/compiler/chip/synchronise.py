@@ -250,15 +250,14 @@ def _implied(edge: Edge, others: list[Edge], repeated: bool) -> bool:
         queue, turn, place = pending.pop()
         arrived = not first
         first = False
-        if arrived and queue == edge.after:
-            if turn < edge.distance or (turn == edge.distance and place <= edge.target):
-                return True
+        reached = turn < edge.distance or (turn == edge.distance and place <= edge.target)
+        if arrived and queue == edge.after and reached:
+            return True
         if turn > edge.distance or best.get((queue, turn), place + 1) <= place:
             continue
         best[queue, turn] = place
-        for other in others:
-            if other.before == queue and other.source >= place:
-                pending.append((other.after, turn + other.distance, other.target))
+        onward = (o for o in others if o.before == queue and o.source >= place)
+        pending += [(o.after, turn + o.distance, o.target) for o in onward]
         if repeated and turn < edge.distance:
             later = (o for o in others if o.before == queue)
             pending += [(o.after, turn + 1 + o.distance, o.target) for o in later]
