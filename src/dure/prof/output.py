@@ -36,10 +36,11 @@ def write(path: Path, data: bytes) -> None:
     try:
         part.write_bytes(data)
         part.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
+    except (OSError, ValueError) as error:
+        with contextlib.suppress(OSError, ValueError):
             part.unlink()
+        reason = error.strerror if isinstance(error, OSError) else error
         raise UsageError(
-            f"{ascii(str(path))[1:-1]} can't be written: {error.strerror}",
+            f"{ascii(str(path))[1:-1]} can't be written: {reason}",
             fix="give the path of a file in a folder with room and permission to write",
         ) from error
