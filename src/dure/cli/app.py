@@ -24,6 +24,7 @@ from dure.cli import (
     sim,
     targets,
     trace,
+    validate,
 )
 from dure.cli.main import EXIT_USER
 from dure.errors import DureError
@@ -60,7 +61,7 @@ def build() -> typer.Typer:
     )
     app.callback()(_root)
     modules = (run, chat, pull, models, targets, bench, perplexity, cache)
-    chips = (sim, check, compile, sanitize, kernels, trace, report)
+    chips = (sim, check, compile, sanitize, kernels, trace, report, validate)
     for module in (*modules, *chips):
         module.register(app)
     return app

@@ -68,16 +68,17 @@ def matmul_blocked(
     y: dl.Tensor,
     rows: dl.const,
     bm: dl.const = 512,
-    bn: dl.const = 1024,
-    bk: dl.const = 512,
+    bn: dl.const = 512,
+    bk: dl.const = 1024,
 ):
     """``y = x.T @ w``: all three axes are blocked, and a block of columns of y stays in the
     scratchpad.
 
     ``rows`` is how many blocks of ``bm`` rows cover M.  For each block of columns K is walked once;
-    a block of w (bk, bn) meets every block of x (bk, bm) before the next one is loaded.  With
-    4096 rows of float32 the guide's own blocks (2048 rows of M, 1024 of K) need 28 MiB of a
-    scratchpad of 24; these leave room for two of each operand.
+    a block of w (bk, bn) meets every block of x (bk, bm) before the next one is loaded.  As in the
+    guide a block of K is summed where the tensor engine leaves its products, then added to y's.
+    With 4096 rows of float32 the guide's own blocks (2048 rows of M, 1024 columns of N) need 28 MiB
+    of a scratchpad of 24; these leave room for two of each operand.
     """
     for n in dl.range(dl.cdiv(y.shape[1], bn)):
         sums = ()
@@ -88,7 +89,7 @@ def matmul_blocked(
             added = ()
             for m in dl.static_range(rows):
                 left = dl.load(x, (k, m), (bk, bm))
-                added = (*added, dl.dot(left.T, right, sums[m]))
+                added = (*added, sums[m] + dl.dot(left.T, right))
             sums = added
         for m in dl.static_range(rows):
             dl.store(y, (m, n), convert(sums[m], y.dtype))

@@ -1,10 +1,11 @@
 """How a vendor's toolchain runs a matmul where that is known: what it stages, tile by tile.
 
-A chip's file may have a ``toolchain``: measurements of the chip were made with programs of it.  It
-copies one whole operand into the scratchpad before the first product, the largest that leaves room
-for a pipeline, and streams the other one and the result through that pipeline in tiles, double
-buffered.  Of two operands of one size the left one stays; a single row is never staged.  Its choice
-of tiles isn't published: the fastest program is taken that keeps to these rules.
+A chip's file may have a ``toolchain``: measurements of the chip were made with programs of it.  One
+with a ``pipeline`` copies one whole operand into the scratchpad before the first product, the
+largest that leaves room for the pipeline, and streams the other one and the result through that in
+tiles, double buffered.  Of two operands of one size the left one stays; a single row is never
+staged.  Its choice of tiles isn't published: the fastest program is taken that keeps to these
+rules.
 """
 
 from __future__ import annotations
@@ -80,10 +81,15 @@ class Tiles:
         return Options(Partition((1, 1), order), 2, False, (), reuse)
 
 
+def pipeline_bytes(chip: Chip) -> float:
+    """Bytes of the pipeline."""
+    assert chip.toolchain is not None and chip.toolchain.pipeline is not None
+    return chip.toolchain.pipeline.base
+
+
 def room(chip: Chip) -> int:
     """Bytes that a staged operand stays below."""
-    assert chip.toolchain is not None
-    return int(chip.memories[chip.scratchpad].size.base - chip.toolchain.pipeline.base)
+    return int(chip.memories[chip.scratchpad].size.base - pipeline_bytes(chip))
 
 
 def staged_operand(chip: Chip, product: Product) -> str:
@@ -96,8 +102,7 @@ def staged_operand(chip: Chip, product: Product) -> str:
 
 def candidates(chip: Chip, product: Product, staged: str) -> Iterator[Tiles]:
     """Tiles with which the pipeline fits."""
-    assert chip.toolchain is not None
-    budget, size = chip.toolchain.pipeline.base, product.bits // 8
+    budget, size = pipeline_bytes(chip), product.bits // 8
     for m in _sizes(product.m, 128):
         for n in _sizes(product.n, 256):
             for k in _sizes(product.k, 256):
@@ -207,9 +212,10 @@ def ranked(chip: Chip, product: Product, staged: str) -> list[Tiles]:
 # --- operators -----------------------------------------------------------------------------------
 
 
-def compiles(op: str, dtype: str) -> bool:
-    """Whether what the toolchain makes of an operator is known."""
-    return op in _OPERATORS and dtype == "bf16"
+def compiles(op: str, dtype: str, chip: Chip) -> bool:
+    """Whether what the chip's toolchain makes of an operator is known."""
+    staging = chip.toolchain is not None and chip.toolchain.pipeline is not None
+    return staging and op in _OPERATORS and dtype == "bf16"
 
 
 def compiled_by(op: str, dims: Shape, chip: Chip) -> tuple[Built, ...]:

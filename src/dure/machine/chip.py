@@ -198,12 +198,15 @@ class Sync(_Table):
 
 
 class Toolchain(_Table):
-    """The vendor's compiler, as far as measurements show what it does: it stages one operand of a
-    matmul whole, and streams the rest through a ``pipeline`` of so many bytes of the scratchpad.
+    """The vendor's compiler, as far as measurements show what it does.
+
+    With a ``pipeline`` it stages one operand of a matmul whole, and streams the rest through so
+    many bytes of the scratchpad.  ``slots``: how many of a tile it keeps in a loop.
     """
 
     name: str
-    pipeline: Bytes
+    pipeline: Bytes | None = None
+    slots: Count | None = None
 
 
 class Peaks(_Table):

@@ -334,6 +334,7 @@ class Groups:
             uses = tuple(
                 (resource, (transfer.weight if weight is None else weight) * times)
                 for resource, weight, times in self.uses[core, transfer.dma]
+                if transfer.weight or weight is not None
             )
             found = self._known[key] = self.flows.group(transfer.limit, uses)
         return found

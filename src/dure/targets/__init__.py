@@ -44,6 +44,11 @@ def chip_names() -> tuple[str, ...]:
     return tuple(name for name in target_names() if name not in hosts)
 
 
+def chip_folder(name: str) -> Path | None:
+    """The folder of one of the package's own targets, in which its measurements lie too."""
+    return _packaged().get(name)
+
+
 def describe(name: str) -> Machine:
     """The machine of a target that dure runs on, with what can be detected without measuring.
 

@@ -1,0 +1,29 @@
+"""Predictions beside public measurements of operators, and how far apart they are.
+
+:mod:`measurements` reads them, :mod:`prediction` predicts each, :mod:`summary` sums up the errors
+and writes them down.
+"""
+
+from dure.library.validation.measurements import (
+    Measured,
+    Measurement,
+    Published,
+    packaged,
+    read_measured,
+)
+from dure.library.validation.prediction import Prediction, predict
+from dure.library.validation.summary import Result, markdown, results_json, validate
+
+__all__ = [
+    "Measured",
+    "Measurement",
+    "Prediction",
+    "Published",
+    "Result",
+    "markdown",
+    "packaged",
+    "predict",
+    "read_measured",
+    "results_json",
+    "validate",
+]
