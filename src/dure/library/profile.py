@@ -316,6 +316,8 @@ def _source(span: Span | None) -> Source | None:
 def _shown(file: str) -> str:
     """A file's path from here, or from the package."""
     path = Path(file)
+    if not path.is_absolute():
+        return path.as_posix()
     for root in (Path.cwd(), Path(__file__).parents[2]):
         if path.is_relative_to(root):
             return path.relative_to(root).as_posix()

@@ -66,7 +66,7 @@ function timeline(chip) {
   };
   const pick = make("select", {}, chip.classes.slice(0, chip.shown).map((name, n) => make("option", { value: n }, name)));
   const button = (text, act) => { const b = make("button", { type: "button" }, text); b.onclick = act; return b; };
-  const scratch = new Chart(view, scratchpadRows(chip));
+  const scratch = new Chart(view, scratchpadRows(chip, colors));
   const show = () => {
     view.charts = [scratch];
     const chart = new Chart(view, rowsOf(Number(pick.value)));
@@ -93,18 +93,19 @@ function timeline(chip) {
   ];
 }
 
-function scratchpadRows(chip) {
+// A buffer has the colour of the loads into it, where there are any.
+function scratchpadRows(chip, colors) {
   const rows = [];
-  const places = new Map();
-  for (const buffer of chip.buffers) {
-    if (!places.has(buffer.source)) places.set(buffer.source, PALETTE[places.size % PALETTE.length]);
-  }
+  const colorOf = (buffer, place) => {
+    const load = chip.names.indexOf(`load ${buffer.name.split(" ")[0]}`);
+    return load >= 0 ? colors(load) : PALETTE[(place + 5) % PALETTE.length];
+  };
   for (const memory of chip.memories) {
     const mine = chip.buffers.filter((b) => b.memory === memory.name);
     const scale = memory.used < memory.capacity / 4 ? memory.used : memory.capacity;
     rows.push(curveRow(`${memory.name} in use`, memory.points, scale, bytes, "#8c6bb1", chip.total));
     const largest = Math.max(...mine.map((b) => b.bytes));
-    for (const buffer of mine) rows.push(slotRows(chip, buffer, places.get(buffer.source), largest));
+    mine.forEach((buffer, place) => rows.push(slotRows(chip, buffer, colorOf(buffer, place), largest)));
   }
   return rows;
 }

@@ -49,7 +49,7 @@ class Chart {
     for (const row of this.rows) {
       row.y = y;
       c.save();
-      c.beginPath(); c.rect(GUTTER, y - 1, this.width - GUTTER, row.height + 2); c.clip();
+      c.beginPath(); c.rect(GUTTER, y - 1, this.width - GUTTER - 8, row.height + 2); c.clip();
       c.fillStyle = style("--track");
       if (!row.bare) c.fillRect(GUTTER, y, this.width - GUTTER - 8, row.height);
       row.draw(c, this, y);
