@@ -1,0 +1,259 @@
+"""The compiler for chips: programs that verify, print, are proved, and compute the right values."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import dure
+import dure.lang as dl
+from dure.compiler.chip.allocate import ScratchpadError
+from dure.compiler.chip.host import from_chip, to_chip
+from dure.compiler.chip.partition import Partition, core_splits, partition
+from dure.compiler.chip.pipeline import Compiled, Options, compile_for, prepare
+from dure.compiler.chip.resident import Reuse
+from dure.compiler.chip.search import choose
+from dure.errors import KernelError
+from dure.ir import dtypes
+from dure.ir.core import Function, Op, Region
+from dure.ir.dtypes import DType
+from dure.ir.interpret import run
+from dure.ir.parser import parse_function
+from dure.ir.printer import print_function
+from dure.ir.types import TensorType, shape_of
+from dure.ir.verifier import verify
+from dure.library.matmul import matmul_kn
+from dure.machine.chip import Chip
+from dure.sim.sanitizer import sanitize
+from dure.sim.timing import simulate
+from dure.sim.values import run_values
+from dure.targets import chip as find_chip
+from dure.targets import chip_names
+
+Array = np.ndarray[Any, Any]
+CHIPS = chip_names()
+
+
+@cache
+def chip(name: str) -> Chip:
+    return find_chip(name)
+
+
+def product(m: int, n: int, k: int, tile: int, dtype: DType = dtypes.bfloat16) -> Function:
+    def tensor(*shape: int) -> TensorType:
+        return TensorType(shape_of(*shape), dtype)
+
+    return matmul_kn.specialize(
+        [tensor(m, k), tensor(k, n), tensor(m, n)], {"bm": tile, "bn": tile, "bk": tile}
+    )
+
+
+def matrices(m: int, n: int, k: int) -> tuple[Array, Array, Array]:
+    rng = np.random.default_rng([m, n, k])
+    x, w = (rng.standard_normal(s).astype(ml_dtypes.bfloat16) for s in ((m, k), (k, n)))
+    return x, w, np.zeros((m, n), ml_dtypes.bfloat16)
+
+
+def check(compiled: Compiled, target: Chip, m: int, n: int, k: int, seed: int = 0) -> None:
+    """Verify, prove, run on bytes and compare with float64."""
+    verify(compiled.function)
+    verdict = sanitize(compiled.function, target)
+    assert verdict.ok, verdict.render()
+    x, w, y = matrices(m, n, k)
+    passed = to_chip(compiled.function, [x, w, y])
+    run_values(compiled.function, target, passed, seed=seed)
+    from_chip(compiled.function, passed, [x, w, y])
+    expected = x.astype(np.float64) @ w.astype(np.float64)
+    scale = max(1.0, float(np.abs(expected).max(initial=0)))
+    np.testing.assert_allclose(y.astype(np.float64) / scale, expected / scale, atol=8e-3)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    name=st.sampled_from(CHIPS),
+    m=st.sampled_from([1, 3, 16, 40, 65]),
+    n=st.sampled_from([1, 5, 32, 70]),
+    k=st.sampled_from([1, 7, 32, 90]),
+    tile=st.sampled_from([8, 16, 32]),
+    stages=st.integers(2, 4),
+    order=st.permutations([0, 1]),
+    seed=st.integers(0, 99),
+)
+def test_a_matmul_of_any_size_in_any_plan(
+    name: str, m: int, n: int, k: int, tile: int, stages: int, order: list[int], seed: int
+) -> None:
+    target = chip(name)
+    function = product(m, n, k, tile)
+    grid = (-(-m // tile), -(-n // tile))
+    split = list(core_splits(grid, int(target.cores.base)))[seed % 3 : seed % 3 + 1] or [(1, 1)]
+    options = Options(Partition(split[0], (order[0], order[1])), stages)
+    check(compile_for(function, target, options), target, m, n, k, seed)
+
+
+@pytest.mark.parametrize("name", CHIPS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        Options(resident=(Reuse("x", 1),)),
+        Options(resident=(Reuse("w", 0),)),
+        Options(resident=(Reuse("x", 1), Reuse("w", 0))),
+        Options(stage=Reuse("w", 0)),
+        Options(resident=(Reuse("x", 1),), stage=Reuse("w", 0), stages=3),
+    ],
+)
+def test_operands_that_stay(name: str, options: Options) -> None:
+    target = chip(name)
+    function = product(70, 50, 40, 16)
+    alone = replace(options, plan=Partition((1, 1), (0, 1)))
+    check(compile_for(function, target, alone), target, 70, 50, 40)
+
+
+def test_what_stays_is_loaded_once() -> None:
+    target = chip("rngd")
+    function, plan = product(512, 512, 256, 128), Partition((1, 1), (0, 1))
+    usual = simulate(compile_for(function, target, Options(plan)).function, target)
+    kept = Options(plan, resident=(Reuse("x", 1), Reuse("w", 0)))
+    once = simulate(compile_for(function, target, kept).function, target)
+    inputs = 2 * (512 * 256 + 256 * 512)
+    assert once.bytes == inputs + 2 * 512 * 512
+    assert usual.bytes == 4 * inputs + 2 * 512 * 512
+
+
+def test_what_cannot_stay_is_named() -> None:
+    with pytest.raises(KernelError, match="'y' can't stay") as caught:
+        compile_for(product(64, 64, 64, 16), chip("rngd"), Options(resident=(Reuse("y", 0),)))
+    assert "loads again" in caught.value.rule or "same tiles" in caught.value.rule
+
+
+@pytest.mark.parametrize("name", CHIPS)
+def test_a_program_prints_and_parses_back(name: str) -> None:
+    compiled = compile_for(product(100, 70, 50, 32), chip(name))
+    parsed = parse_function(compiled.text)
+    verify(parsed)
+    assert print_function(parsed) == compiled.text
+    assert sanitize(parsed, chip(name)).ok
+    assert simulate(parsed, chip(name)).ps == simulate(compiled.function, chip(name)).ps
+
+
+@pytest.mark.parametrize("name", CHIPS)
+def test_no_semaphore_is_superfluous(name: str) -> None:
+    """Without any one of them, the program isn't proved any more."""
+    target = chip(name)
+    plan = Partition((1, 1), (0, 1))
+    compiled = compile_for(product(96, 96, 96, 32), target, Options(plan))
+    assert sanitize(compiled.function, target).ok
+    semaphores = [op for op in compiled.function.body.ops if op.name == "semaphore"]
+    assert semaphores
+    for semaphore in semaphores:
+        less = replace(compiled.function, body=_without(compiled.function.body, semaphore))
+        assert not sanitize(less, target).ok, f"{semaphore.result.name} isn't needed"
+
+
+def _without(region: Region, semaphore: Op) -> Region:
+    kept = [
+        replace(op, regions=tuple(_without(r, semaphore) for r in op.regions))
+        for op in region.ops
+        if op is not semaphore and semaphore.result not in op.operands
+    ]
+    return replace(region, ops=tuple(kept))
+
+
+def test_partition_runs_each_instance_once() -> None:
+    function = product(100, 70, 30, 16, dtypes.float32)
+    x, w = (
+        np.random.default_rng(1).standard_normal(s).astype(np.float32)
+        for s in ((100, 30), (30, 70))
+    )
+    expected, found = np.zeros((100, 70), np.float32), np.zeros((100, 70), np.float32)
+    run(function, [x, w, expected])
+    for split in ((1, 1), (3, 2), (7, 5), (2, 1)):
+        found[...] = np.nan
+        cut = partition(function, Partition(split, (1, 0)))
+        run(cut, [x, w, found])
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_a_scratchpad_that_overflows_shows_who_holds_it() -> None:
+    with pytest.raises(ScratchpadError) as caught:
+        compile_for(product(4096, 4096, 4096, 2048), chip("mtia-v2"))
+    message = str(caught.value)
+    assert "matmul.py:" in message and "2048 x 2048" in message and "MiB" in message
+    assert caught.value.needed > caught.value.size
+
+
+def test_a_budget_is_kept() -> None:
+    target = chip("tpu-v6e")
+    function = product(512, 512, 512, 128)
+    whole = compile_for(function, target)
+    budget = whole.used["vmem"] - 50_000
+    less = compile_for(function, target, Options(budget=budget))
+    assert less.used["vmem"] <= budget < whole.used["vmem"]
+    check(less, target, 512, 512, 512)
+    with pytest.raises(ScratchpadError):
+        compile_for(function, target, Options(budget=1000))
+
+
+def test_strict_refuses_conversions() -> None:
+    function = product(32, 32, 32, 16, dtypes.float16)
+    target = chip("tpu-v6e")
+    assert compile_for(function, target).conversions
+    with pytest.raises(KernelError, match="float16"):
+        compile_for(function, target, Options(strict=True))
+
+
+@pytest.mark.parametrize("name", CHIPS)
+def test_the_search_fits_and_is_no_slower_than_a_plain_choice(name: str) -> None:
+    target = chip(name)
+
+    def tensor(*shape: int) -> TensorType:
+        return TensorType(shape_of(*shape), dtypes.bfloat16)
+
+    types = [tensor(512, 768), tensor(768, 640), tensor(512, 640)]
+    found = choose(lambda c: matmul_kn.specialize(types, c), ("bm", "bn", "bk"), target)
+    assert sanitize(found.compiled.function, target).ok
+    plain = compile_for(product(512, 640, 768, 64), target)
+    assert found.timing.ps <= simulate(plain.function, target).ps
+
+
+@dure.kernel
+def _chain(x: dl.Tensor, y: dl.Tensor, bm: dl.const, n: dl.const):
+    i = dl.program_id(0)
+    tile = dl.load(x, (i, 0), (bm, n)).to(dl.float32)
+    for _ in dl.range(3):
+        top = dl.max(tile, 1, keepdims=True)
+        tile = dl.exp(tile - top)
+        tile = tile / dl.sum(tile, 1, keepdims=True)
+    dl.store(y, (i, 0), tile.to(y.dtype))
+
+
+@pytest.mark.parametrize("name", CHIPS)
+def test_a_chain_that_a_loop_carries(name: str) -> None:
+    target = chip(name)
+    x = np.random.default_rng(0).standard_normal((20, 16)).astype(np.float32)
+    kind = TensorType(shape_of(20, 16), dtypes.float32)
+    function = _chain.specialize([kind, kind], {"bm": 8, "n": 16})
+    expected, found = np.zeros_like(x), np.zeros_like(x)
+    run(function, [x, expected])
+    compiled = compile_for(function, target)
+    assert sanitize(compiled.function, target).ok
+    for seed in range(3):
+        run_values(compiled.function, target, [x, found], seed=seed)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_tile_program_of_a_core_computes_the_same() -> None:
+    target = chip("trainium2")
+    prepared = prepare(product(100, 64, 64, 32), target, Partition((2, 2), (0, 1)))
+    x, w, found = matrices(100, 64, 64)
+    run(prepared.function, [np.ascontiguousarray(x.T), w, found])
+    expected = np.zeros_like(found)
+    run(product(100, 64, 64, 32), [x, w, expected])
+    np.testing.assert_array_equal(found, expected)
+    assert prepared.function.attrs["transposed"] == ("x",)
