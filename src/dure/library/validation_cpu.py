@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dure.compiler.chip.pipeline import Compiled, Options, compile_for
+from dure.compiler.chip.pipeline import Compiled, compile_for
 from dure.lang.tune import choose_for_types
 from dure.library import elementwise
 from dure.library.build import index_values, tile_function
@@ -80,8 +80,6 @@ SHAPES: tuple[tuple[str, str, str], ...] = (
     ("rope", "128x8x64", "f32"),
     ("kv_write", "256x8x64", "f32"),
 )
-#: Runs of at least so many bytes (a page) are followed by prefetchers.
-PREFETCHED = 4096
 _FUNCTIONS = ("gelu_tanh", "silu", "exp")
 _ROUNDS = 40
 
@@ -140,15 +138,10 @@ def predict(launch: KernelCall, rates: HostRates) -> Predicted:
     consts = host_tiles(launch)
     footprint = sum(stored_bytes(t) for t in launch.types if t is not None)
     chip = host_chip(rates, footprint)
-    tiled = tile_function(launch, consts)
-    compiled = compile_for(tiled, chip)
-    costs = HostCosts(chip, rates, compiled.function, footprint)
-    if costs.runs() < PREFETCHED:
-        # Prefetchers don't follow short runs: loads, arithmetic and stores take turns.
-        compiled = compile_for(tiled, chip, Options(stages=1))
+    compiled = compile_for(tile_function(launch, consts), chip)
     function = compiled.function
     costs = HostCosts(chip, rates, function, footprint)
-    chip = host_chip(rates, footprint, costs.direct())
+    chip = host_chip(rates, footprint, costs.direct(), inside=costs.multiplies())
     timing = simulate(function, chip, indices=index_values(launch, function), costs=costs)
     return Predicted(chip, consts, compiled, timing)
 

@@ -18,14 +18,17 @@ from dure.targets.cpu.microbench import HostRates
 _SOURCE = "microbenchmarks of this host, in this process"
 
 
-def host_chip(rates: HostRates, footprint: int, store_issue: float = 0.0) -> Chip:
+def host_chip(
+    rates: HostRates, footprint: int, store_issue: float = 0.0, *, inside: bool = False
+) -> Chip:
     """The host for kernels whose tensors are ``footprint`` bytes together.
 
     ``store_issue``: nanoseconds of a store's own loop, where it stores what was loaded.
+    ``inside``: what loads take is counted in the dots that read tensors where they lie.
 
     Cycles are nanoseconds: the clock is 1 GHz, as no virtual machine tells its own.
     """
-    chip = Chip.model_validate(_table(rates, footprint, store_issue))
+    chip = Chip.model_validate(_table(rates, footprint, store_issue, inside))
     check_chip(chip, "the host")
     return chip
 
@@ -38,8 +41,10 @@ def _law(text: str) -> dict[str, str]:
     return {"law": text, "unit": "cycle", "status": "derived", "source": _SOURCE}
 
 
-def _table(rates: HostRates, footprint: int, store_issue: float) -> dict[str, Any]:
+def _table(rates: HostRates, footprint: int, store_issue: float, inside: bool) -> dict[str, Any]:
     read, write, both = rates.bandwidths(footprint)
+    if inside:
+        read, both = 1000 * read, 1000 * both
     whole = "as large as addresses: caches hold what is used, whatever its address"
     free = "not a step of its own on a CPU"
     move = {
@@ -83,7 +88,6 @@ def _table(rates: HostRates, footprint: int, store_issue: float) -> dict[str, An
                 "bandwidth": _number(read, "GB/s"),
                 "route": ["memory"],
                 "issue": _number(0.001, "ns", free),
-                **_runs(rates.gap("read", footprint)),
                 **move,
             },
             "store": {
@@ -92,7 +96,6 @@ def _table(rates: HostRates, footprint: int, store_issue: float) -> dict[str, An
                 "bandwidth": _number(write, "GB/s"),
                 "route": ["memory"],
                 "issue": _number(store_issue, "ns"),
-                **_runs(rates.gap("write", footprint)),
                 **move,
             },
         },
@@ -106,12 +109,6 @@ def _table(rates: HostRates, footprint: int, store_issue: float) -> dict[str, An
             "bandwidth": _number(read * rates.workers, "GB/s"),
         },
     }
-
-
-def _runs(gap: float) -> dict[str, object]:
-    """What is left of a stream's rate where bytes come in runs."""
-    law = {"law": "run / (run + gap)", "unit": "1", "status": "derived", "source": _SOURCE}
-    return {"efficiency": law, "numbers": {"gap": _number(gap)}}
 
 
 def _engine(rates: HostRates, names: list[str]) -> dict[str, Any]:

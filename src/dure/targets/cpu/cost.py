@@ -9,7 +9,7 @@ of K.  A dot is as slow as the lines of its right operand arrive.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import ceil, prod
+from math import ceil, inf, prod
 from typing import Any
 
 from dure.ir.core import Function, Op, Region, Value, walk
@@ -19,9 +19,13 @@ from dure.ir.types import TensorType, TileType, static_extent
 from dure.machine.chip import Chip
 from dure.sim.cost import ComputeCost, Costs
 from dure.targets.cpu.microbench import HostRates
+from dure.targets.cpu.microkernels import CHUNK
 from dure.targets.cpu.values import lane_axis
 
 _FREE = frozenset({"full", "iota", "reshape", "broadcast", "transpose"})
+
+#: Runs of at least so many bytes are followed by prefetchers.
+_STREAM = 256
 
 
 class HostCosts(Costs):
@@ -33,6 +37,8 @@ class HostCosts(Costs):
         self.footprint = footprint
         self.loads: dict[Value, Op] = {}
         self.stores: dict[Value, Op] = {}
+        #: Loads of what another load has brought just before.
+        self.again: set[Op] = set()
         #: The part of a tile of this extent that lies inside what is stored, on average.
         self.used: dict[int, float] = {}
         self._known: dict[Op, ComputeCost] = {}
@@ -41,11 +47,14 @@ class HostCosts(Costs):
             if op.name == "view":
                 roots[op.result] = roots.get(op.operands[0], op.operands[0])
             elif op.name == "dma_load":
+                if any(o.operands[0] is op.operands[0] for o in self.loads.values()):
+                    self.again.add(op)
                 self.loads[op.operands[1]] = op
             elif op.name == "dma_store":
                 self.stores[op.operands[1]] = op
                 self._edges(op, roots)
         self.roots = roots
+        self._multiplies = any(op.name == "dot" for op in walk(function.body))
 
     def _edges(self, op: Op, roots: Mapping[Value, Value]) -> None:
         kind = roots.get(op.operands[0], op.operands[0]).type
@@ -78,25 +87,46 @@ class HostCosts(Costs):
             each += self.rates.mask("load", bits) if self.masked(load, buffer) else 0.0
             each += self.rates.mask("store", bits) if self.masked(store, buffer) else 0.0
             total += self.vectors(shape) * each + self.rows(shape) * self.rates.row
+            total += self.waits("read", load, shape, 0.0) + self.waits("write", store, shape, 0.0)
         return total / max(1, len(self.stores))
 
-    def runs(self) -> float:
-        """The shortest run of bytes of a transfer that repeats, in bytes."""
-        found = [float("inf")]
-        for moves in (self.loads, self.stores):
-            for buffer, move in moves.items():
-                kind = self.roots.get(move.operands[0], move.operands[0]).type
-                assert isinstance(kind, TensorType)
-                shape = buffer.tile.shape
-                run = kind.dtype.bits / 8
-                for axis in range(len(shape) - 1, -1, -1):
-                    size = static_extent(kind.shape[axis]) or 1
-                    run *= min(shape[axis], size)
-                    if shape[axis] < size:
-                        break
-                if prod(shape) * kind.dtype.bits / 8 > run:
-                    found.append(float(run))
-        return min(found)
+    def multiplies(self) -> bool:
+        """Whether dots read tensors where they lie: then the lines' times are the dots'."""
+        return self._multiplies
+
+    def run(self, move: Op, shape: Sequence[int]) -> float:
+        """The bytes that lie side by side where a transfer of a tile reads or writes; infinite
+        where the whole tile does.
+        """
+        kind = self.tensor(move)
+        run = kind.dtype.bits / 8
+        for axis in range(len(shape) - 1, -1, -1):
+            size = static_extent(kind.shape[axis]) or 1
+            run *= min(shape[axis], size)
+            if shape[axis] < size and any(e > 1 for e in shape[:axis]):
+                return float(run)
+        return inf
+
+    def waits(self, way: str, move: Op, shape: Sequence[int], busy: float) -> float:
+        """Nanoseconds that a tile's short runs are waited for, with ``busy`` nanoseconds of
+        arithmetic on the tile.
+        """
+        if self.run(move, shape) >= _STREAM:
+            return 0.0
+        kind = self.tensor(move)
+        chunks = prod(shape) * kind.dtype.bits / 8 / CHUNK
+        rows, stride = self.row_bytes(move)
+        footprint = self.footprint
+        if way == "read" and move in self.again:
+            footprint = min(footprint, max(1, prod(shape[:-1])) * stride * 2)
+        each = self.rates.chunk(way, footprint, stride, busy / max(chunks, 1.0))
+        return chunks * each * self.used.get(shape[-2] if len(shape) > 1 else 1, 1.0)
+
+    def tensor(self, move: Op) -> TensorType:
+        """The tensor that a transfer reads or writes."""
+        kind = self.roots.get(move.operands[0], move.operands[0]).type
+        assert isinstance(kind, TensorType)
+        return kind
 
     # --- what is known of the operands -----------------------------------------------------------
 
@@ -166,7 +196,40 @@ class _Instruction:
             self.region.yields, self.op.operands[len(self.sources) :], strict=True
         ):
             total += self._written(value, buffer)
-        return total
+        return total + self._waits(total)
+
+    def _waits(self, busy: float) -> float:
+        """What the instruction waits for tensors whose bytes come in short runs.
+
+        Several tensors are waited for together.
+        """
+        reads = [0.0]
+        for argument, buffer in self.sources.items():
+            move = self.c.loads.get(buffer)
+            if move is not None and not self._multiplied(argument):
+                reads.append(self.c.waits("read", move, argument.tile.shape, busy))
+        writes = [0.0]
+        for value, buffer in zip(
+            self.region.yields, self.op.operands[len(self.sources) :], strict=True
+        ):
+            move = self.c.stores.get(buffer)
+            if move is not None:
+                writes.append(self.c.waits("write", move, value.tile.shape, busy))
+        return max(reads) + max(writes)
+
+    def _multiplied(self, argument: Value) -> bool:
+        """Whether a dot reads an argument where it lies."""
+        return any(
+            o.name == "dot" and argument in {self._base(v) for v in o.operands[:2]}
+            for o in self.region.ops
+        )
+
+    def _base(self, value: Value) -> Value:
+        maker = self.makers.get(value)
+        while maker is not None and maker.name in ("reshape", "cast"):
+            value = maker.operands[0]
+            maker = self.makers.get(value)
+        return value
 
     def _masks(self, argument: Value, buffer: Value) -> float:
         move = self.c.loads.get(buffer)
@@ -217,8 +280,8 @@ class _Instruction:
         move = self.c.loads.get(buffer) if buffer is not None else None
         if move is not None:
             stride = self.c.row_bytes(move)[1]
-        lines = self.r.lanes * self.r.rewalk(deep, stride, 1)
-        return max(self.r.gather, lines)
+        line = self.r.rewalk(deep, stride, 1) - self.r.dot_step("float32", 1, 2)
+        return self.r.gather + self.r.lanes * max(0.0, line)
 
     # --- ops -------------------------------------------------------------------------------------
 
@@ -302,29 +365,34 @@ class _Instruction:
         total, line = 0.0, first
         for height, count in ((4, m // 4), (2, m % 4 // 2), (1, m % 2)):
             step = self.r.dot_step(dtype, height, vectors) + mask * vectors
-            for _ in range(min(count, 2)):
-                total += k * max(step, line) + self.r.blocks
+            if count:
+                total += k * (step + line) + self.r.blocks
                 line = again
-            total += max(0, count - 2) * (k * max(step, again) + self.r.blocks)
+                total += (count - 1) * (k * (step + again) + self.r.blocks)
         return total
 
     def _lines(self, right: Value) -> tuple[float, float, float]:
-        """Nanoseconds of a line of the right operand: the first time, and again; masks of each."""
+        """What a line of the right operand adds to a step of K: the first time, and again; and what
+        masks of each vector add.
+        """
         buffer = self._plain(right)
         k, n = right.tile.shape[-2:]
-        if buffer is None:
-            stride = int(n * max(8, right.tile.dtype.bits)) // 8
-            return 0.0, self.r.rewalk(k, stride), 0.0
-        move = self.c.loads.get(buffer)
+        move = self.c.loads.get(buffer) if buffer is not None else None
         if move is None:
-            return 0.0, self.r.rewalk(k, int(n * buffer.tile.dtype.bits) // 8), 0.0
+            bits = right.tile.dtype.bits if buffer is None else buffer.tile.dtype.bits
+            return 0.0, self._again(k, int(n * max(8, bits)) // 8), 0.0
+        assert buffer is not None
         rows, stride = self.c.row_bytes(move)
-        masked = self.c.masked(move, buffer)
         # A mask of whole words is computed once for a panel; narrower lanes are tested one by one.
         bits = int(buffer.tile.dtype.bits)
-        mask = self.r.mask("load", bits) if masked and bits < 32 else 0.0
-        whole = max(rows, k)
-        return self.r.walk(self.c.footprint, stride), self.r.rewalk(whole, stride), mask
+        masked = self.c.masked(move, buffer) and bits < 32
+        mask = self.r.mask("load", bits) if masked else 0.0
+        first = self.r.walk(self.c.footprint, stride) - self.r.dot_step("float32", 1, 2)
+        again = self._again(max(rows, k), stride)
+        return max(0.0, first), again, mask
+
+    def _again(self, deep: int, stride: int) -> float:
+        return max(0.0, self.r.rewalk(deep, stride) - self.r.dot_step("float32", 4, 2))
 
     def _depth(self, right: Value, k: int) -> int:
         """The steps of K of a dot: loops over K end with the tensor."""

@@ -46,17 +46,18 @@ from dure.targets.cpu.microkernels import (
 #: Bytes of the working sets of which bandwidth is measured.
 SIZES = (1 << 16, 1 << 18, 1 << 20, 1 << 22, 3 << 22, 1 << 26)
 #: Rows of the columns that are walked again.
-DEPTHS = (64, 128, 256, 1024, 4096)
-#: Working sets and columns of patches: their rows are short runs of bytes.
-PATCHES = (1 << 18, 1 << 20, 1 << 22, 1 << 25)
-COLUMNS = (32, 128)
+DEPTHS = (128, 256, 1024, 4096)
+#: Working sets of patches: their rows are short runs of bytes.
+PATCHES = (1 << 17, 1 << 19, 1 << 21, 1 << 23, 1 << 25)
+#: Nanoseconds of work that a core looks ahead, so that it hides a line's way in.
+_AHEAD = 15.0
 #: Sets of caches of 32 and of 512 KiB with eight ways, and how many of the latter are few.
 _WAYS = 8
 _L1_SETS = 64
 _L2_SETS = 1024
 _FEW_SETS = 256
 HEIGHTS = (4, 1)
-_PATCHED = tuple((way, columns) for way in ("read", "write") for columns in COLUMNS)
+_WAYS_OF_PATCHES = ("read", "write", "exp")
 _ROUNDS = 60
 #: Nanoseconds of a burst at least.
 _BURST = 60_000.0
@@ -71,8 +72,9 @@ class HostRates:
     instance; ``launch``: a kernel that does nothing.  ``dots``: a step of K of a block of (rows,
     vectors) of a type, and what a block takes beside.  ``walks``: a
     step of K down a column of a matrix of so many bytes, and ``rewalks`` down one of so many rows
-    over and over (by dots of 4 rows or 1), by whether rows are a power of two apart.  ``gaps``:
-    the bytes that could have been read (or written) while a short run of bytes is found.
+    over and over (by dots of 4 rows or 1), by whether rows are a power of two apart.  ``patches``:
+    what 128 bytes of short runs take more than in the nearest cache, read, written, or both around
+    long arithmetic, which hides none of it.
     """
 
     workers: int
@@ -99,7 +101,9 @@ class HostRates:
     rewalks: dict[tuple[bool, int], dict[int, float]] = field(
         default_factory=dict[tuple[bool, int], dict[int, float]]
     )
-    gaps: dict[str, dict[int, float]] = field(default_factory=dict[str, dict[int, float]])
+    patches: dict[tuple[str, bool], dict[int, float]] = field(
+        default_factory=dict[tuple[str, bool], dict[int, float]]
+    )
 
     def op(self, name: str) -> float:
         """Nanoseconds of a vector of an elementwise operation."""
@@ -150,9 +154,17 @@ class HostRates:
         measured = sets_of(4096, _L2_SETS)
         return interpolate(self.rewalks[True, height], max(1, deep * measured // sets))
 
-    def gap(self, way: str, footprint: int) -> float:
-        """Bytes that a stream moves while a ``read`` or ``write`` finds its next run."""
-        return interpolate(self.gaps[way], footprint)
+    def chunk(self, way: str, footprint: int, stride: int, busy: float) -> float:
+        """Nanoseconds that 128 bytes of a short run are waited for, read or written between
+        ``busy`` nanoseconds of arithmetic.
+        """
+        few = sets_of(stride, _L2_SETS) <= _FEW_SETS
+        light = interpolate(self.patches[way, few], footprint)
+        if way == "write":
+            return light
+        both = interpolate(self.patches["exp", few], footprint)
+        heavy = max(light, both - interpolate(self.patches["write", few], footprint))
+        return light + (heavy - light) * min(1.0, max(0.0, busy / _AHEAD - 1.0))
 
 
 def sets_of(stride: int, sets: int) -> int:
@@ -219,6 +231,7 @@ def fastest(
     best = [math.inf] * len(ready)
     for _ in range(rounds):
         for place, (runner, count) in enumerate(zip(ready, counts, strict=True)):
+            runner.once()
             best[place] = min(best[place], runner.burst(count))
         between()
     return best
@@ -254,6 +267,7 @@ class Bench:
     def probe(self) -> None:
         """One burst of reading each working set; it belongs to each round."""
         for size, probe in self._probes.items():
+            probe.burst()
             self._reads[size] = max(self._reads[size], probe.burst(max(1, (1 << 20) // size)))
 
     def rates(self, found: Sequence[float]) -> HostRates:
@@ -285,9 +299,9 @@ def _jobs(workers: int, lanes: int) -> dict[tuple[str, int], tuple[Micro, int]]:
         for deep in DEPTHS:
             for height in HEIGHTS:
                 jobs[f"rewalk {aliased} {height}", deep] = rewalk(deep, wide, height), 1
-    for way, columns in _PATCHED:
-        for size in (0, *PATCHES):
-            jobs[f"{way} {columns}", size] = patches(way, size, columns), 1
+        for way in _WAYS_OF_PATCHES:
+            for size in (0, *PATCHES):
+                jobs[f"{way} {aliased}", size] = patches(way, size, wide), 1
     return jobs
 
 
@@ -322,21 +336,6 @@ def _all(lanes: int) -> dict[str, Micro]:
             for vectors in (2, 1):
                 found[f"dot {dtype} {height} {vectors}"] = dot(dtype, height, vectors, 192, lanes)
     found["dot shallow"] = dot("float32", 4, 2, 16, lanes)
-    return found
-
-
-def _gaps(
-    way: str, ns: dict[tuple[str, int], float], stream: dict[int, float]
-) -> dict[int, float]:
-    """Bytes lost before each run: what patches take beside arithmetic, against a stream's rate."""
-    found: dict[int, float] = {}
-    for size in PATCHES:
-        lost: list[float] = []
-        for columns in COLUMNS:
-            key = f"{way} {columns}"
-            slower = max(0.0, ns[key, size] - ns[key, 0]) * interpolate(stream, size) - 1.0
-            lost.append(max(0.0, slower * 4 * columns))
-        found[size] = sum(lost) / len(lost)
     return found
 
 
@@ -407,5 +406,12 @@ def _rates(
             for a in WIDTHS
             for h in HEIGHTS
         },
-        gaps={"read": _gaps("read", found, reads), "write": _gaps("write", found, writes)},
+        patches={
+            (way, a): {
+                size: max(0.0, found[f"{way} {a}", size] - found[f"{way} {a}", 0])
+                for size in PATCHES
+            }
+            for way in _WAYS_OF_PATCHES
+            for a in WIDTHS
+        },
     )

@@ -232,7 +232,7 @@ def dot(dtype: str, height: int, vectors: int, depth: int, lanes: int) -> Micro:
 _PART = 1024
 #: Floats of a row of the matrices whose columns are walked: neighbours in a column fall into the
 #: same set of a cache where rows are a power of two, and into others where they are not.
-WIDTHS = {True: 1024, False: 1040}
+WIDTHS = {True: 1024, False: 1056}
 
 
 def _passes(size: int) -> int:
@@ -263,29 +263,35 @@ def copying(size: int, workers: int) -> Micro:
     return _kernel(tensors, grid, body, parts * workers * columns * 4 * grid[1])
 
 
-def patches(way: str, size: int, columns: int, wide: int = 1024) -> Micro:
-    """Patches of 64 rows of ``columns`` out of a matrix read, or written; units: bytes.
+#: Columns of a patch, and its bytes a row: two lines, which come together.
+PATCH = 32
+CHUNK = 128
+
+
+def patches(way: str, size: int, wide: int) -> Micro:
+    """Patches of 64 rows of a chunk out of a matrix read, written, or an ``exp`` of each; units:
+    chunks.
 
     With a ``size`` of 0 it is one patch again and again, which stays in the nearest cache.
     """
-    deep = max(64, size // 4 // wide)
-    patch = (64, columns)
-    grid = [wide // columns, deep // 64, max(1, (1 << 18) // size)] if size else [1, 1, 200]
+    deep = max(64, size // 4 // wide // 64 * 64)
+    patch, tall, shape = (64, PATCH), (64, 1), (deep, wide)
+    grid = [wide // PATCH, deep // 64, max(1, (1 << 18) // size)] if size else [1, 1, 200]
     place = ("i1", "i0") if size else ("0", "0")
-    shape = (deep, wide)
-    tall = (64, 1)
+    x, y = ("in", "x", shape, "float32"), ("out", "y", shape, "float32")
+    kind = _tile(patch, "float32")
+    body = [_load("a", "x", place, patch, "float32")]
     if way == "read":
-        tensors = [("in", "x", shape, "float32"), ("out", "y", tall, "float32")]
-        body = [
-            _load("a", "x", place, patch, "float32"),
-            f'  %b = reduce(%a) {{axis = 1, combiner = "sum"}} : {_tile(tall, "float32")}',
-            _store("b", "y", ("0", "0"), tall),
-        ]
+        y = ("out", "y", tall, "float32")
+        body.append(f'  %b = reduce(%a) {{axis = 1, combiner = "sum"}} : {_tile(tall, "float32")}')
+        body.append(_store("b", "y", ("0", "0"), tall))
+    elif way == "exp":
+        body += [f"  %b = exp(%a) : {kind}", _store("b", "y", place, patch)]
     else:
-        tensors = [("out", "y", shape, "float32")]
-        full = f"full() {{dtype = float32, shape = (64, {columns}), value = 1.0}}"
-        body = [f"  %a = {full} : {_tile(patch, 'float32')}", _store("a", "y", place, patch)]
-    return _kernel(tensors, grid, body, grid[0] * grid[1] * grid[2] * 64 * columns * 4)
+        full = f"full() {{dtype = float32, shape = {patch}, value = 1.0}}"
+        body = [f"  %a = {full} : {kind}", _store("a", "y", place, patch)]
+    tensors = [y] if way == "write" else [x, y]
+    return _kernel(tensors, grid, body, grid[0] * grid[1] * grid[2] * 64)
 
 
 def _column(deep: int, wide: int, where: str, grid: Sequence[int], height: int) -> Micro:
