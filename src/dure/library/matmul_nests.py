@@ -66,30 +66,30 @@ def matmul_blocked(
     x: dl.Tensor,
     w: dl.Tensor,
     y: dl.Tensor,
-    rows: dl.const,
-    bm: dl.const = 512,
+    rows: dl.const = 1,
+    bm: dl.const = 1024,
     bn: dl.const = 512,
-    bk: dl.const = 1024,
+    bk: dl.const = 512,
 ):
-    """``y = x.T @ w``: all three axes are blocked, and a block of columns of y stays in the
-    scratchpad.
+    """``y = x.T @ w``: all three axes are blocked, and a tile of w (bk, bn) meets ``rows`` tiles of
+    x (bk, bm) before the next one is loaded.
 
-    ``rows`` is how many blocks of ``bm`` rows cover M.  For each block of columns K is walked once;
-    a block of w (bk, bn) meets every block of x (bk, bm) before the next one is loaded.  As in the
-    guide a block of K is summed where the tensor engine leaves its products, then added to y's.
-    With 4096 rows of float32 the guide's own blocks (2048 rows of M, 1024 columns of N) need 28 MiB
-    of a scratchpad of 24; these leave room for two of each operand.
+    ``rows * bm`` divides M rounded up to whole ``bm``.  The guide walks K outside all blocks of M,
+    and adds every block of K to sums in the scratchpad, for which its own blocks need 28 MiB of 24
+    there; here K is walked for each block of M, and its sum stays where the tensor engine leaves
+    it, which holds one such tile.
     """
     for n in dl.range(dl.cdiv(y.shape[1], bn)):
-        sums = ()
-        for _ in dl.static_range(rows):
-            sums = (*sums, dl.zeros((bm, bn), dl.float32))
-        for k in dl.range(dl.cdiv(x.shape[0], bk)):
-            right = dl.load(w, (k, n), (bk, bn))
-            added = ()
-            for m in dl.static_range(rows):
-                left = dl.load(x, (k, m), (bk, bm))
-                added = (*added, sums[m] + dl.dot(left.T, right))
-            sums = added
-        for m in dl.static_range(rows):
-            dl.store(y, (m, n), convert(sums[m], y.dtype))
+        for m in dl.range(dl.cdiv(y.shape[0], rows * bm)):
+            sums = ()
+            for _ in dl.static_range(rows):
+                sums = (*sums, dl.zeros((bm, bn), dl.float32))
+            for k in dl.range(dl.cdiv(x.shape[0], bk)):
+                right = dl.load(w, (k, n), (bk, bn))
+                added = ()
+                for r in dl.static_range(rows):
+                    left = dl.load(x, (k, m * rows + r), (bk, bm))
+                    added = (*added, dl.dot(left.T, right, sums[r]))
+                sums = added
+            for r in dl.static_range(rows):
+                dl.store(y, (m * rows + r, n), convert(sums[r], y.dtype))

@@ -120,7 +120,7 @@ def nest_plan(kernel: Any, shape: Shape, dtype: str) -> Plan:
     if kernel is matmul_hoisted:
         consts["depth"] = unrolled(-(-k // 128), "K", 128)
     if kernel is matmul_blocked:
-        consts["rows"] = unrolled(-(-m // 512), "M", 512)
+        consts["rows"] = 1
     return single(call(kernel, types, {}, consts), 2 * m * k * n)
 
 
