@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dure.compiler.chip.pipeline import Compiled, compile_for
+from dure.compiler.chip.pipeline import Compiled, Options, compile_for
+from dure.ir.core import Function
 from dure.lang.tune import choose_for_types
 from dure.library import elementwise
 from dure.library.build import index_values, tile_function
@@ -136,14 +137,29 @@ def predict(launch: KernelCall, rates: HostRates) -> Predicted:
     Raises :class:`~dure.errors.DureError` for a kernel that doesn't compile.
     """
     consts = host_tiles(launch)
+    function = tile_function(launch, consts)
     footprint = sum(stored_bytes(t) for t in launch.types if t is not None)
-    chip = host_chip(rates, footprint)
-    compiled = compile_for(tile_function(launch, consts), chip)
-    function = compiled.function
-    costs = HostCosts(chip, rates, function, footprint)
-    chip = host_chip(rates, footprint, costs.direct(), inside=costs.multiplies())
-    timing = simulate(function, chip, indices=index_values(launch, function), costs=costs)
+    if launch.indices:
+        # Of what is indexed, only what the indices name is touched.
+        footprint = min(footprint, _replay(launch, function, rates, footprint)[2].bytes)
+    chip, compiled, timing = _replay(launch, function, rates, footprint)
     return Predicted(chip, consts, compiled, timing)
+
+
+def _replay(
+    launch: KernelCall, function: Function, rates: HostRates, footprint: int
+) -> tuple[Chip, Compiled, Timing]:
+    """The kernel on the host, its tensors ``footprint`` bytes together."""
+    chip = host_chip(rates, footprint)
+    compiled = compile_for(function, chip)
+    costs = HostCosts(chip, rates, compiled.function, footprint)
+    if costs.alternates():
+        compiled = compile_for(function, chip, Options(stages=1))
+        costs = HostCosts(chip, rates, compiled.function, footprint)
+    program = compiled.function
+    chip = host_chip(rates, footprint, costs.direct(), inside=costs.multiplies())
+    timing = simulate(program, chip, indices=index_values(launch, program), costs=costs)
+    return chip, compiled, timing
 
 
 def runner(launch: KernelCall, workers: int) -> Runner:

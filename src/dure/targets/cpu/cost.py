@@ -17,6 +17,7 @@ from dure.ir.dtypes import BlockFormat
 from dure.ir.expr import as_expr
 from dure.ir.types import TensorType, TileType, static_extent
 from dure.machine.chip import Chip
+from dure.runtime.host import host_features
 from dure.sim.cost import ComputeCost, Costs
 from dure.targets.cpu.microbench import HostRates
 from dure.targets.cpu.microkernels import CHUNK
@@ -26,6 +27,7 @@ _FREE = frozenset({"full", "iota", "reshape", "broadcast", "transpose"})
 
 #: Runs of at least so many bytes are followed by prefetchers.
 _STREAM = 256
+_PAGE = 4096
 
 
 class HostCosts(Costs):
@@ -107,11 +109,22 @@ class HostCosts(Costs):
                 return float(run)
         return inf
 
+    def alternates(self) -> bool:
+        """Whether loads, arithmetic and stores take turns: where bytes come from beyond the second
+        cache in runs that end before prefetchers are ahead, though not so short that every one is
+        waited for by itself (:meth:`waits`).
+        """
+        moves = [*self.loads.items(), *self.stores.items()]
+        shortest = min((self.run(move, buffer.tile.shape) for buffer, move in moves), default=inf)
+        far = self.footprint > 4 * host_features().l2_bytes
+        return far and not self._multiplies and _STREAM <= shortest < _PAGE
+
     def waits(self, way: str, move: Op, shape: Sequence[int], busy: float) -> float:
         """Nanoseconds that a tile's short runs are waited for, with ``busy`` nanoseconds of
         arithmetic on the tile.
         """
-        if self.run(move, shape) >= _STREAM:
+        run = self.run(move, shape)
+        if run >= _PAGE:
             return 0.0
         kind = self.tensor(move)
         chunks = prod(shape) * kind.dtype.bits / 8 / CHUNK
@@ -119,7 +132,9 @@ class HostCosts(Costs):
         footprint = self.footprint
         if way == "read" and move in self.again:
             footprint = min(footprint, max(1, prod(shape[:-1])) * stride * 2)
-        each = self.rates.chunk(way, footprint, stride, busy / max(chunks, 1.0))
+        each = self.rates.chunk(way, footprint, stride) if run < _STREAM else 0.0
+        if way == "read":
+            each += self.rates.behind(stride, busy / max(chunks, 1.0))
         return chunks * each * self.used.get(shape[-2] if len(shape) > 1 else 1, 1.0)
 
     def tensor(self, move: Op) -> TensorType:
@@ -235,7 +250,9 @@ class _Instruction:
         move = self.c.loads.get(buffer)
         if move is None or not self.c.masked(move, buffer) or self._feeds_dot(argument):
             return 0.0
-        return self.c.vectors(argument.tile.shape) * self.r.mask("load", int(argument.tile.dtype.bits))
+        return self.c.vectors(argument.tile.shape) * self.r.mask(
+            "load", int(argument.tile.dtype.bits)
+        )
 
     def _feeds_dot(self, value: Value) -> bool:
         return any(o.name == "dot" and value in o.operands for o in self.region.ops)
@@ -353,8 +370,10 @@ class _Instruction:
             rest -= panels * width
             if vectors == 1:
                 panels += rest.bit_count()
-            products += panels * self.c.used.get(n, 1.0) * self._panel(
-                used, k, dtype, vectors, first, again, mask
+            products += (
+                panels
+                * self.c.used.get(n, 1.0)
+                * self._panel(used, k, dtype, vectors, first, again, mask)
             )
         return total + prod(batch, start=1) * products
 
@@ -418,4 +437,3 @@ class _Instruction:
         vectors = self.c.vectors(value.tile.shape)
         turned = self._gather(value) if self._turned(value) else 0.0
         return vectors * (self.r.loop + turned)
-

@@ -46,11 +46,11 @@ from dure.targets.cpu.microkernels import (
 #: Bytes of the working sets of which bandwidth is measured.
 SIZES = (1 << 16, 1 << 18, 1 << 20, 1 << 22, 3 << 22, 1 << 26)
 #: Rows of the columns that are walked again.
-DEPTHS = (128, 256, 1024, 4096)
+DEPTHS = (64, 128, 256, 1024, 4096)
 #: Working sets of patches: their rows are short runs of bytes.
 PATCHES = (1 << 17, 1 << 19, 1 << 21, 1 << 23, 1 << 25)
-#: Nanoseconds of work that a core looks ahead, so that it hides a line's way in.
-_AHEAD = 15.0
+#: Nanoseconds of arithmetic on 128 bytes beside which a line's way in is hidden, and is not.
+_LITTLE, _AHEAD = 6.0, 16.0
 #: Sets of caches of 32 and of 512 KiB with eight ways, and how many of the latter are few.
 _WAYS = 8
 _L1_SETS = 64
@@ -154,17 +154,18 @@ class HostRates:
         measured = sets_of(4096, _L2_SETS)
         return interpolate(self.rewalks[True, height], max(1, deep * measured // sets))
 
-    def chunk(self, way: str, footprint: int, stride: int, busy: float) -> float:
-        """Nanoseconds that 128 bytes of a short run are waited for, read or written between
-        ``busy`` nanoseconds of arithmetic.
+    def chunk(self, way: str, footprint: int, stride: int) -> float:
+        """Nanoseconds that 128 bytes of a very short run are waited for, read or written."""
+        few = sets_of(stride, _L2_SETS) <= _FEW_SETS
+        return interpolate(self.patches[way, few], footprint)
+
+    def behind(self, stride: int, busy: float) -> float:
+        """Nanoseconds that 128 bytes from the second cache are waited for between ``busy``
+        nanoseconds of arithmetic, which fills what a core looks ahead.
         """
         few = sets_of(stride, _L2_SETS) <= _FEW_SETS
-        light = interpolate(self.patches[way, few], footprint)
-        if way == "write":
-            return light
-        both = interpolate(self.patches["exp", few], footprint)
-        heavy = max(light, both - interpolate(self.patches["write", few], footprint))
-        return light + (heavy - light) * min(1.0, max(0.0, busy / _AHEAD - 1.0))
+        whole = self.patches["exp", few][PATCHES[0]]
+        return whole * min(1.0, max(0.0, busy - _LITTLE) / (_AHEAD - _LITTLE))
 
 
 def sets_of(stride: int, sets: int) -> int:
@@ -339,6 +340,18 @@ def _all(lanes: int) -> dict[str, Micro]:
     return found
 
 
+def _constant(curve: dict[int, float]) -> float:
+    """What a column takes whatever its depth, from the two shallowest."""
+    shallow, deeper = sorted(curve)[:2]
+    return max(0.0, curve[shallow] - curve[deeper]) * shallow * deeper / (deeper - shallow)
+
+
+def _slopes(curve: dict[int, float]) -> dict[int, float]:
+    """Lines' times without what a column takes whatever its depth."""
+    constant = _constant(curve)
+    return {deep: each - constant / deep for deep, each in curve.items()}
+
+
 def _rates(
     workers: int,
     lanes: int,
@@ -375,6 +388,9 @@ def _rates(
     shallow = ns["dot shallow"]
     block = max(0.0, (shallow - dots["float32", 4, 2]) / (1 / 16 - 1 / 192))
     dots = {key: max(value - block / 192, 0.0) for key, value in dots.items()}
+    # The end of a long loop over K isn't foreseen, that of a short one is.
+    deep = {depth: found["rewalk False 4", depth] for depth in DEPTHS}
+    block = max(block, _constant(deep))
     return HostRates(
         workers=workers,
         lanes=lanes,
@@ -388,7 +404,8 @@ def _rates(
         casts={key: max(0.0, value) for key, value in casts.items()},
         masks={
             (way, bits): max(
-                0.0, ns[f"mask {way} {bits}"] - (base if bits == 32 else ns["cast bfloat16 bfloat16"])
+                0.0,
+                ns[f"mask {way} {bits}"] - (base if bits == 32 else ns["cast bfloat16 bfloat16"]),
             )
             for way in ("load", "store")
             for bits in (32, 16)
@@ -402,7 +419,7 @@ def _rates(
         copies={size: 2 / found["copy", size] for size in SIZES},
         walks={a: {size: found[f"walk {a}", size] for size in SIZES} for a in WIDTHS},
         rewalks={
-            (a, h): {deep: found[f"rewalk {a} {h}", deep] for deep in DEPTHS}
+            (a, h): _slopes({deep: found[f"rewalk {a} {h}", deep] for deep in DEPTHS})
             for a in WIDTHS
             for h in HEIGHTS
         },

@@ -125,9 +125,7 @@ def chain(op: str, length: int, lanes: int, tile: tuple[int, int] = (1, _ROW)) -
         if op in _BINARY:
             call = f"{op}(%{value}, %{other})"
         elif op == "where":
-            body.append(
-                f"  %c{place} = lt(%{other}, %{value}) : {_tile(tile, 'bool')}"
-            )
+            body.append(f"  %c{place} = lt(%{other}, %{value}) : {_tile(tile, 'bool')}")
             call = f"where(%c{place}, %{value}, %{other})"
         else:
             call = f"{op}(%{value})"
@@ -298,7 +296,8 @@ def _column(deep: int, wide: int, where: str, grid: Sequence[int], height: int) 
     tensors = [
         ("in", "x", (height, deep), "float32"),
         ("in", "w", (deep, wide), "float32"),
-        ("out", "y", (height, wide), "float32"),
+        # Rows of the result that lay as the matrix's do would stand in its way.
+        ("out", "y", (height, 16 if where == "0" else wide), "float32"),
     ]
     block = (height, 16)
     kind = _tile(block, "float32")
