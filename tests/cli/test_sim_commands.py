@@ -368,7 +368,7 @@ def test_a_program_needs_its_target(capsys: pytest.CaptureFixture[str], tmp_path
 
 def test_the_matrix(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     file = tmp_path / "kernels.md"
-    options = ("--case", "transpose", "--target", "rngd,cpu", "--short")
+    options = ("--case", "transpose", "--target", "rngd,cpu", "--short", "--jobs", "1")
     code, out, _ = run(capsys, "kernels", *options, "--markdown", str(file), "--json")
     assert code == 0
     cells = json.loads(out)["cells"]
@@ -391,7 +391,7 @@ def test_a_written_matrix_out_of_date(capsys: pytest.CaptureFixture[str], tmp_pa
     file.write_text(
         "| case | full size | rngd |\n|---|---|---|\n| gone | gemm 1x1x1 f32 | 1 us |\n"
     )
-    options = ("--case", "transpose f32", "--short", "--check", str(file))
+    options = ("--case", "transpose f32", "--short", "--check", str(file), "--jobs", "1")
     code, _, err = run(capsys, "kernels", *options, "--target", "rngd")
     assert code == 2 and "is out of date" in err and "its row gone is no case" in err
     code, _, err = run(capsys, "kernels", *options, "--target", "tpu-v6e")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -17,7 +19,6 @@ from dure.errors import DureError, KernelError, UsageError
 if TYPE_CHECKING:
     from dure.library.matrix import Cell
     from dure.library.suite import Case
-    from dure.machine.chip import Chip
 
 Target = Annotated[
     str, typer.Option("--target", help="A name, cpu, names with commas, NAME.toml, or all.")
@@ -42,6 +43,11 @@ Check = Annotated[
     ),
 ]
 
+Jobs = Annotated[
+    int | None,
+    typer.Option("--jobs", min=1, help="Processes.  [default: all cores]", show_default=False),
+]
+
 
 def register(app: typer.Typer) -> None:
     """Add the command to the application."""
@@ -54,24 +60,26 @@ def kernels(
     short: Short = False,
     markdown: Markdown = None,
     check: Check = None,
+    jobs: Jobs = None,
     as_json: options.Json = False,
 ) -> None:
     """Compile, prove, run and time every kernel of the suite on every target."""
     from dure.library import matrix_report as report
-    from dure.library.matrix import Matrix
+    from dure.library.matrix import matrix
     from dure.library.suite import CASES
 
-    chips = _chips(target)
-    names = ["cpu" if chip is None else chip.name for chip in chips]
+    wanted = _targets(target)
+    names = [name for _, name in wanted]
     written = None if check is None else text.file(check)
     cases = _cases(case, short)
-    matrix = Matrix(short=short)
     cells: list[Cell] = []
-    with _progress(len(cases) * len(chips)) as advance:
-        for one in cases:
-            for chip, name in zip(chips, names, strict=True):
-                advance(f"{one.name} on {name}")
-                cells.append(matrix.cell(one, chip))
+    jobs = jobs or min(len(cases), os.cpu_count() or 1)
+    with _progress(len(cases) * len(names)) as advance:
+        for done in matrix(cases, [given for given, _ in wanted], short=short, jobs=jobs):
+            cells += done
+            advance(len(cells), done[-1].case)
+    order = {(one.name, name): n for n, (one, name) in enumerate(itertools.product(cases, names))}
+    cells.sort(key=lambda cell: order[cell.case, cell.target])
     if markdown is not None:
         _write(markdown, report.markdown(cases, cells, names))
     if as_json:
@@ -96,14 +104,17 @@ def kernels(
         )
 
 
-def _chips(target: str) -> list[Chip | None]:
-    """The chips that the option names; None stands for the CPU."""
+def _targets(target: str) -> list[tuple[str, str]]:
+    """The targets that the option names: how each is given, and its own name."""
     from dure import targets
+    from dure.library.matrix import CPU, chip_of
 
-    if target == "all":
-        return [*targets.chips(), None]
-    names = [name.strip() for name in target.split(",")]
-    return [None if name == "cpu" else targets.chip(name) for name in names]
+    given = [*targets.chip_names(), CPU] if target == "all" else target.split(",")
+    found: list[tuple[str, str]] = []
+    for name in (part.strip() for part in given):
+        chip = chip_of(name)
+        found.append((name, CPU if chip is None else chip.name))
+    return found
 
 
 def _cases(pattern: str | None, short: bool) -> Sequence[Case]:
@@ -122,30 +133,19 @@ def _cases(pattern: str | None, short: bool) -> Sequence[Case]:
 
 
 @contextmanager
-def _progress(total: int) -> Generator[Callable[[str], None]]:
-    """A bar on a terminal, silence elsewhere."""
+def _progress(total: int) -> Generator[Callable[[int, str], None]]:
+    """A bar on a terminal, silence elsewhere: called with the cells done and the last case."""
     if not sys.stderr.isatty():
-        yield lambda _: None
+        yield lambda done, case: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}"),
-    )
+    label = TextColumn("{task.description}")
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), label)
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=total)
-        done = -1
-
-        def advance(what: str) -> None:
-            nonlocal done
-            done += 1
-            bar.update(task, completed=done, description=what)
-
-        yield advance
+        yield lambda done, case: bar.update(task, completed=done, description=case)
 
 
 def _write(path: Path, content: str) -> None:
