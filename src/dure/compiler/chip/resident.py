@@ -66,7 +66,10 @@ def keep(tree: Tree, wanted: tuple[Reuse, ...]) -> None:
         place = found.block.items.index(found.items[0])
         own = set(map(id, found.items))
         rest = [item for item in found.block.items if id(item) not in own]
-        rest.insert(place, Branch(condition, first, Block(parent=found.block), loop.span))
+        ends = as_expr(loop.start) + (loop.stop - loop.start - 1) // loop.step * loop.step
+        last = compare("==", loop.symbol, ends)
+        branch = Branch(condition, first, Block(parent=found.block), loop.span, last)
+        rest.insert(place, branch)
         found.block.items = rest
         _move(found, first)
         for buffer in found.kept:

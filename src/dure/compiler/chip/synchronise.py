@@ -12,11 +12,12 @@ A dependence is left out where program order and the semaphores already there im
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from dure.compiler.chip.tree import (
     Block,
+    Branch,
     Buffer,
     Item,
     Rotate,
@@ -56,6 +57,8 @@ class Edge:
     target: int
     distance: int
     why: str
+    #: The branch that loads what stays over a loop: the dependence is of its turns only.
+    rare: Branch | None = None
 
 
 def synchronise(tree: Tree, chip: Chip, inout: frozenset[Value]) -> None:
@@ -132,7 +135,7 @@ class _Synchroniser:
             turns = 2 if _comes_again(block, storage) else 1
             places = [(n, e[storage]) for n, e in enumerate(touched) if storage in e]
             found.update(dict.fromkeys(self._of(storage, places, turns, distance)))
-        return list(found)
+        return [replace(edge, rare=_rare(block, edge)) for edge in found]
 
     def _of(
         self, storage: Storage, places: list[tuple[int, Touch]], turns: int, distance: int
@@ -167,9 +170,9 @@ class _Synchroniser:
         """The edges that the others and program order don't imply, the widest left out first."""
         kept = list(edges)
         for edge in sorted(edges, key=lambda e: (-e.distance, e.source - e.target)):
-            others = [e for e in kept if e is not edge]
+            others = [e for e in kept if e is not edge and e.rare is None]
             if _implied(edge, others, repeated):
-                kept = others
+                kept.remove(edge)
         return kept
 
     # --- writing down ----------------------------------------------------------------------------
@@ -183,8 +186,21 @@ class _Synchroniser:
         for edge in edges:
             semaphore = Semaphore(edge.before, edge.after, edge.distance, edge.why)
             made.append(semaphore)
-            after.setdefault(edge.source, []).append(Sync("signal", edge.before, semaphore))
-            before.setdefault(edge.target, []).append(Sync("wait", edge.after, semaphore))
+            signal: Item = Sync("signal", edge.before, semaphore)
+            wait: Item = Sync("wait", edge.after, semaphore)
+            source, target = block.items[edge.source], block.items[edge.target]
+            if edge.rare is not None and source is edge.rare:
+                edge.rare.then.items.append(signal)
+            else:
+                after.setdefault(edge.source, []).append(_only(signal, edge.rare, block))
+            if edge.rare is not None and target is edge.rare:
+                edge.rare.then.items.insert(0, wait)
+            elif edge.rare is not None:
+                before.setdefault(edge.target, []).append(
+                    Branch(edge.rare.condition, _alone(wait, block), Block(parent=block))
+                )
+            else:
+                before.setdefault(edge.target, []).append(wait)
         turning = self._turning(block, touched)
         items: list[Item] = []
         for place, item in enumerate(block.items):
@@ -209,6 +225,28 @@ class _Synchroniser:
                     if storage.stages > 1 and not storage.turned:
                         found.setdefault(place, []).append(storage)
         return found
+
+
+def _rare(block: Block, edge: Edge) -> Branch | None:
+    """The branch of tiles that stay whose turns alone a dependence is about."""
+    source, target = block.items[edge.source], block.items[edge.target]
+    if isinstance(source, Branch) and source.last is not None:
+        return source
+    if isinstance(target, Branch) and target.last is not None and edge.distance:
+        return target
+    return None
+
+
+def _only(signal: Item, rare: Branch | None, block: Block) -> Item:
+    """A signal that what stays is used up, which it is at its loop's last turn."""
+    if rare is None:
+        return signal
+    assert rare.last is not None
+    return Branch(rare.last, _alone(signal, block), Block(parent=block))
+
+
+def _alone(item: Item, block: Block) -> Block:
+    return Block([item], block, block.repeated)
 
 
 def _encloses(outer: Block, block: Block) -> bool:

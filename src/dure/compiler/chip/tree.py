@@ -106,12 +106,15 @@ class Loop:
 
 @dataclass(eq=False, slots=True)
 class Branch:
-    """A uniform condition."""
+    """A uniform condition.  ``last`` is given where the branch is taken at the first turn of a loop,
+    for tiles that stay over it: it holds at the loop's last turn, when they are used up.
+    """
 
     condition: Expr
     then: Block
     otherwise: Block
     span: Span | None = None
+    last: Expr | None = None
 
 
 Item: TypeAlias = "Step | Structure | Sync | Rotate | Loop | Branch"
