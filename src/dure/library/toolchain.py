@@ -111,9 +111,19 @@ def candidates(chip: Chip, product: Product, staged: str) -> Iterator[Tiles]:
                 streamed = 2 * size * m * n + 4 * m * n
                 streamed += 0 if staged == "x" else 2 * size * m * k * product.doubled
                 streamed += 0 if staged == "w" else 2 * size * k * n
-                several = {"x": product.m > m, "w": product.n > n}.get(staged, False)
-                if streamed <= budget and not (several and product.k > k):
+                if streamed <= budget and _stays(product, m, n, k, staged):
                     yield Tiles(m, n, k, staged, staged == "x")
+
+
+def _stays(product: Product, m: int, n: int, k: int, staged: str) -> bool:
+    """Whether the compiler can keep the staged operand: as one tile, or as tiles of which only one
+    extent is cut and that a loop loads again and again.
+    """
+    if not staged:
+        return True
+    several = product.m > m if staged == "x" else product.n > n
+    again = product.n > n if staged == "x" else product.m > m
+    return not (several and product.k > k) and (again or not (several or product.k > k))
 
 
 def estimate(chip: Chip, product: Product, tiles: Tiles) -> float:
@@ -237,7 +247,8 @@ def _product(
     staged: str,
     call_of: Callable[[Tiles], KernelCall],
 ) -> Built:
-    found = ranked(chip, product, staged)
+    # An operand that can't be cut so that it stays is streamed.
+    found = ranked(chip, product, staged) or ranked(chip, product, "")
     return fastest(chip, [(call_of(tiles), tiles.options(product)) for tiles in found])
 
 
