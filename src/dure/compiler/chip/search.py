@@ -260,9 +260,15 @@ class _Search:
             raise self.failure()
         best: tuple[float, _Point, Compiled, Timing] | None = None
         tried = 0
-        for point in points[: 4 * _SIMULATED]:
+        seen: set[object] = set()
+        for point in points:
             if tried >= _SIMULATED or (best is not None and self.bounds[point][0] >= best[0]):
                 break
+            # Points that differ in order or slots alone, with one bound, are as good as the same.
+            alike = (point.tiles, point.split, point.resident, round(self.bounds[point][0]))
+            if alike in seen:
+                continue
+            seen.add(alike)
             compiled = self.compile(point)
             timing = simulate(compiled.function, self.chip, indices=indices)
             tried += 1

@@ -106,8 +106,10 @@ class Loop:
 
 @dataclass(eq=False, slots=True)
 class Branch:
-    """A uniform condition.  ``last`` is given where the branch is taken at the first turn of a loop,
-    for tiles that stay over it: it holds at the loop's last turn, when they are used up.
+    """A uniform condition.
+
+    ``last`` is given where the branch is taken at the first turn of a loop, for tiles that stay
+    over it: it holds at the loop's last turn, when they are used up.
     """
 
     condition: Expr
