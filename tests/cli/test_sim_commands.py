@@ -285,8 +285,8 @@ def test_a_kernel_that_does_not_fit_shows_the_map(
 
 def test_a_dtype_that_no_engine_multiplies(capsys: pytest.CaptureFixture[str], file: str) -> None:
     code, out, _ = run(
-        capsys, "check", f"{file}:whole_numbers", "--arg", "a=int32[64x64]", "--arg", "b=int32[64x64]",
-        "--arg", "y=int32[64x64]", "--target", "rngd", "--json",
+        capsys, "check", f"{file}:whole_numbers", "--target", "rngd", "--json",
+        *(f for name in "aby" for f in ("--arg", f"{name}=int32[64x64]")),
     )  # fmt: skip
     assert code == 2
     error = json.loads(out)["targets"][0]["kernels"][0]["error"]
