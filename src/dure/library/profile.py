@@ -110,7 +110,8 @@ def _notes(answer: Answer, made: Profile) -> Iterator[str]:
     for part in answer.parts:
         for found in part.compiled.conversions:
             place = next((line.strip() for line in found.where.splitlines()), "")
-            at = f" at {place}" if place else ""
+            file, *numbers = place.rsplit(":", 2)
+            at = f" at {':'.join([_shown(file), *numbers[:1]])}" if place else ""
             yield f"{found.what} is converted from {found.found} to {found.becomes}{at}."
 
 

@@ -71,6 +71,7 @@ def _chip(profile: Profile) -> dict[str, Any]:
         "launches": profile.launches,
         "classes": [entry.name for entry in profile.classes],
         "shown": CLASSES,
+        "critical": _critical(profile, path),
         "queues": [
             {"name": q.name, "kind": q.kind, "engines": list(q.engines)} for q in profile.queues
         ],
@@ -98,6 +99,12 @@ def _chip(profile: Profile) -> dict[str, Any]:
     found["names"] = names.all()
     found["sources"] = [_source(entry) for entry in sources.all()]
     return found
+
+
+def _critical(profile: Profile, path: Sequence[analysis.Step]) -> int:
+    """The core class that ends last: the critical path is its."""
+    last = next((s.instruction for s in reversed(path) if s.instruction is not None), None)
+    return 0 if last is None else profile.instructions[last].core_class
 
 
 def _source(source: Source) -> dict[str, object]:

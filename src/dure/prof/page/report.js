@@ -65,6 +65,7 @@ function timeline(chip) {
     return rows;
   };
   const pick = make("select", {}, chip.classes.slice(0, chip.shown).map((name, n) => make("option", { value: n }, name)));
+  if (chip.critical < chip.shown) pick.value = String(chip.critical);
   const button = (text, act) => { const b = make("button", { type: "button" }, text); b.onclick = act; return b; };
   const scratch = new Chart(view, scratchpadRows(chip, colors));
   const show = () => {
@@ -81,7 +82,7 @@ function timeline(chip) {
   return [
     make("h3", {}, "Timeline"),
     make("div", { class: "tools" }, button("zoom in", () => view.zoom(0.5)), button("zoom out", () => view.zoom(2)),
-      button("all", () => view.set(0, chip.total)), chip.classes.length > 1 ? pick : chip.classes[0] || "",
+      button("all", () => view.set(0, chip.total)), chip.classes.length > 1 ? [pick, make("span", { class: "soft" }, `the critical path is that of ${chip.classes[chip.critical]}.`)] : chip.classes[0] || "",
       make("span", { class: "soft" }, `${merged}Drag a range to zoom, ctrl + wheel too; shift + wheel moves; point at a box for its line.`)),
     legend([...names, ["var(--wait)", "waiting for a semaphore (arrow: from what it waited for)"]]),
     charts,

@@ -293,7 +293,7 @@ function curveRow(label, points, capacity, shown, color, total) {
 
 function slotRows(chip, buffer, color, largest) {
   const source = chip.sources[buffer.source];
-  const height = Math.max(7, Math.min(26, 26 * buffer.bytes / largest));
+  const height = Math.max(5, Math.min(26 * buffer.bytes / largest, 64 / buffer.slots));
   return {
     label: `${buffer.name}  ${bytes(buffer.bytes)}${buffer.slots > 1 ? ` × ${buffer.slots}` : ""}`,
     detail: source ? source.place : "", height: Math.max(14, buffer.slots * (height + 1)),
