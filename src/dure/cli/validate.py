@@ -56,6 +56,9 @@ def validate(
     settings: Set = None,
 ) -> None:
     """Predict operators that were measured on real chips, and show how far off that is."""
+    if target == "cpu":
+        _host(as_json, [data, page, settings])
+        return
     from dure.library.operators import ALGORITHMS
     from dure.library.validation import markdown, results_json
 
@@ -75,6 +78,32 @@ def validate(
     elif page is None:
         for result in results:
             _show(result)
+
+
+def _host(as_json: bool, others: list[object]) -> None:
+    """Kernels on the host, predicted from microbenchmarks and measured."""
+    from dure.library.validation_cpu import summary, validate_cpu
+
+    if any(others):
+        raise UsageError(
+            "the host is measured, so there is nothing to read, to set or to write",
+            rule="--data, --set and --markdown go with other targets",
+            fix="dure validate --target cpu [--json]",
+        )
+    rows = validate_cpu(None if as_json else say)
+    sums = summary(rows)
+    if as_json:
+        fields = ("op", "dims", "dtype", "measured_ns", "predicted_ns", "error")
+        entries = [{name: getattr(row, name) for name in fields} for row in rows]
+        print_json({"target": "cpu", "rows": entries, "summary": sums})
+        return
+    lines: list[tuple[str, ...]] = [("OP", "DIMS", "DTYPE", "MEASURED", "PREDICTED", "ERROR")]
+    for row in rows:
+        times = (f"{row.measured_ns / 1000:.1f} us", f"{row.predicted_ns / 1000:.1f} us")
+        lines.append((row.op, row.dims, row.dtype, *times, f"{row.error:+.1%}"))
+    table(lines, right=(3, 4, 5))
+    numbers = ", ".join(f"{name} {value:.1%}" for name, value in sums.items())
+    show(f"\nAbsolute error of {len(rows)} kernels: {numbers}\n")
 
 
 def _chosen(

@@ -191,7 +191,7 @@ def validate_cpu(
     use it too; a prediction is made from the microbenchmarks alone.  ``progress`` is told what
     happens.  ``workers`` of None are those of the machine.
     """
-    say = progress or (lambda _: None)
+    say = progress or _silent
     bench = Bench(workers)
     launches = [(shape, one) for shape in shapes for one in calls_of(*shape)]
     micros = bench.makers()
@@ -206,6 +206,10 @@ def validate_cpu(
         measured[shape] += value
         predicted[shape] += predict(one, rates).timing.ns
     return [CpuRow(*shape, measured[shape], predicted[shape]) for shape in shapes]
+
+
+def _silent(_: str) -> None:
+    """Progress that nobody wants to hear of."""
 
 
 def summary(rows: Sequence[CpuRow]) -> dict[str, float]:

@@ -15,7 +15,7 @@ from typing import Any
 from dure.ir.core import Function, Op, Region, Value, walk
 from dure.ir.dtypes import BlockFormat
 from dure.ir.expr import as_expr
-from dure.ir.types import TensorType, TileType, static_extent
+from dure.ir.types import TensorType, static_extent
 from dure.machine.chip import Chip
 from dure.runtime.host import host_features
 from dure.sim.cost import ComputeCost, Costs
@@ -28,6 +28,8 @@ _FREE = frozenset({"full", "iota", "reshape", "broadcast", "transpose"})
 #: Runs of at least so many bytes are followed by prefetchers.
 _STREAM = 256
 _PAGE = 4096
+#: Passes of an inner loop that is unrolled.
+_UNROLLED = 2
 
 
 class HostCosts(Costs):
@@ -56,7 +58,11 @@ class HostCosts(Costs):
                 self.stores[op.operands[1]] = op
                 self._edges(op, roots)
         self.roots = roots
-        self._multiplies = any(op.name == "dot" for op in walk(function.body))
+        #: Buffers that dots add into.
+        self.products: set[Value] = set()
+        for op in walk(function.body):
+            if op.name == "compute" and any(o.name == "dot" for o in op.regions[0].ops):
+                self.products.update(op.operands[op.attr("reads") :])
 
     def _edges(self, op: Op, roots: Mapping[Value, Value]) -> None:
         kind = roots.get(op.operands[0], op.operands[0]).type
@@ -76,25 +82,25 @@ class HostCosts(Costs):
         return found
 
     def direct(self) -> float:
-        """Nanoseconds of the loops that store what was loaded, of a store on average: no compute
-        instruction stands for these.
+        """Nanoseconds of the loops that store what was loaded or a dot has summed, of a store on
+        average: no compute instruction stands for these.
         """
         total = 0.0
         for buffer, store in self.stores.items():
-            load = self.loads.get(buffer)
-            if load is None:
+            load, shape = self.loads.get(buffer), buffer.tile.shape
+            if load is None and buffer not in self.products:
                 continue
-            shape, bits = buffer.tile.shape, int(buffer.tile.dtype.bits)
-            each = self.rates.loop
-            each += self.rates.mask("load", bits) if self.masked(load, buffer) else 0.0
-            each += self.rates.mask("store", bits) if self.masked(store, buffer) else 0.0
-            total += self.vectors(shape) * each + self.rows(shape) * self.rates.row
-            total += self.waits("read", load, shape, 0.0) + self.waits("write", store, shape, 0.0)
+            masks = self.masks("store", store, buffer)
+            if load is not None:
+                masks = max(masks, self.masks("load", load, buffer))
+                total += self.waits("read", load, shape, 0.0)
+            total += masks + self.waits("write", store, shape, 0.0)
+            total += self.vectors(shape) * self.rates.loop + self.rows(shape) * self.rates.row
         return total / max(1, len(self.stores))
 
     def multiplies(self) -> bool:
         """Whether dots read tensors where they lie: then the lines' times are the dots'."""
-        return self._multiplies
+        return bool(self.products)
 
     def run(self, move: Op, shape: Sequence[int]) -> float:
         """The bytes that lie side by side where a transfer of a tile reads or writes; infinite
@@ -117,7 +123,7 @@ class HostCosts(Costs):
         moves = [*self.loads.items(), *self.stores.items()]
         shortest = min((self.run(move, buffer.tile.shape) for buffer, move in moves), default=inf)
         far = self.footprint > 4 * host_features().l2_bytes
-        return far and not self._multiplies and _STREAM <= shortest < _PAGE
+        return far and not self.products and _STREAM <= shortest < _PAGE
 
     def waits(self, way: str, move: Op, shape: Sequence[int], busy: float) -> float:
         """Nanoseconds that a tile's short runs are waited for, with ``busy`` nanoseconds of
@@ -128,7 +134,7 @@ class HostCosts(Costs):
             return 0.0
         kind = self.tensor(move)
         chunks = prod(shape) * kind.dtype.bits / 8 / CHUNK
-        rows, stride = self.row_bytes(move)
+        stride = self.row_bytes(move)[1]
         footprint = self.footprint
         if way == "read" and move in self.again:
             footprint = min(footprint, max(1, prod(shape[:-1])) * stride * 2)
@@ -156,6 +162,20 @@ class HostCosts(Costs):
         if move.attr("list_axes"):
             return True
         return size is None or bool(size % tile)
+
+    def masks(self, way: str, move: Op, buffer: Value) -> float:
+        """Nanoseconds of the masks of a tile's vectors; 0 where none may reach beyond the tensor.
+
+        Inner loops of few vectors are unrolled, and their masks computed once for all rows.
+        """
+        shape = buffer.tile.shape
+        if not self.masked(move, buffer):
+            return 0.0
+        row = pieces(shape[lane_axis(shape)], self.rates.lanes)
+        vectors = self.vectors(shape)
+        if row <= _UNROLLED:
+            vectors = min(vectors, float(row))
+        return vectors * self.rates.mask(way, int(buffer.tile.dtype.bits))
 
     def row_bytes(self, move: Op) -> tuple[int, int]:
         """A loaded tensor's rows, and the bytes from one to the next."""
@@ -205,12 +225,9 @@ class _Instruction:
         total = self.r.instance
         for op in self.region.ops:
             total += self._op(op)
-        for argument, buffer in self.sources.items():
-            total += self._masks(argument, buffer)
-        for value, buffer in zip(
-            self.region.yields, self.op.operands[len(self.sources) :], strict=True
-        ):
-            total += self._written(value, buffer)
+        for value, _ in self._outputs():
+            total += self._written(value)
+        total += self._masks()
         return total + self._waits(total)
 
     def _waits(self, busy: float) -> float:
@@ -224,11 +241,9 @@ class _Instruction:
             if move is not None and not self._multiplied(argument):
                 reads.append(self.c.waits("read", move, argument.tile.shape, busy))
         writes = [0.0]
-        for value, buffer in zip(
-            self.region.yields, self.op.operands[len(self.sources) :], strict=True
-        ):
+        for value, buffer in self._outputs():
             move = self.c.stores.get(buffer)
-            if move is not None:
+            if move is not None and buffer not in self.c.products:
                 writes.append(self.c.waits("write", move, value.tile.shape, busy))
         return max(reads) + max(writes)
 
@@ -246,31 +261,37 @@ class _Instruction:
             maker = self.makers.get(value)
         return value
 
-    def _masks(self, argument: Value, buffer: Value) -> float:
-        move = self.c.loads.get(buffer)
-        if move is None or not self.c.masked(move, buffer) or self._feeds_dot(argument):
-            return 0.0
-        return self.c.vectors(argument.tile.shape) * self.r.mask(
-            "load", int(argument.tile.dtype.bits)
-        )
+    def _outputs(self) -> list[tuple[Value, Value]]:
+        """What the instruction writes, and the buffers it goes to."""
+        buffers = self.op.operands[len(self.sources) :]
+        return list(zip(self.region.yields, buffers, strict=True))
+
+    def _masks(self) -> float:
+        """The masks of vectors that may reach beyond a tensor: transfers of one loop share them."""
+        found = [0.0]
+        for argument, buffer in self.sources.items():
+            move = self.c.loads.get(buffer)
+            if move is not None and not self._feeds_dot(argument):
+                found.append(self.c.masks("load", move, buffer))
+        for _, buffer in self._outputs():
+            move = self.c.stores.get(buffer)
+            if move is not None and buffer not in self.c.products:
+                found.append(self.c.masks("store", move, buffer))
+        return max(found)
 
     def _feeds_dot(self, value: Value) -> bool:
         return any(o.name == "dot" and value in o.operands for o in self.region.ops)
 
-    def _written(self, value: Value, buffer: Value) -> float:
+    def _written(self, value: Value) -> float:
         """The loop that stores a result, unless the op that makes it has one."""
         shape = value.tile.shape
         maker = self.makers.get(value)
-        stored = self.c.stores.get(buffer)
         vectors = self.c.vectors(shape)
-        total = 0.0
-        if stored is not None and self.c.masked(stored, buffer):
-            total += vectors * self.r.mask("store", int(value.tile.dtype.bits))
         if maker is not None and maker.name in ("reduce", "reduce_with", "dot", "cumsum"):
-            return total
+            return 0.0
         if self._turned(value):
-            return total + vectors * (self.r.loop + self._gather(value))
-        return total + vectors * self.r.loop + self.c.rows(shape) * self.r.row
+            return vectors * (self.r.loop + self._gather(value))
+        return vectors * self.r.loop + self.c.rows(shape) * self.r.row
 
     def _turned(self, value: Value) -> bool:
         """Whether vectors of a value are gathered from a tile that lies the other way round."""
@@ -292,7 +313,7 @@ class _Instruction:
             maker = self.makers.get(value)
         shape = value.tile.shape
         deep = shape[-2] if len(shape) > 1 else 1
-        stride = int(shape[-1] * value.tile.dtype.bits) // 8
+        stride = int((shape[-1] if shape else 1) * value.tile.dtype.bits) // 8
         buffer = self.sources.get(value)
         move = self.c.loads.get(buffer) if buffer is not None else None
         if move is not None:
@@ -318,7 +339,7 @@ class _Instruction:
         return self.c.vectors(op.result.tile.shape) * self.r.cast(source.name, target.name)
 
     def _reduce(self, op: Op) -> float:
-        name: str = op.attrs.get("combiner", "max")
+        name = str(op.attrs.get("combiner", "max"))
         shape = op.operands[0].tile.shape
         vectors = self.c.vectors(shape)
         chain = self._chain(op.operands[0])
@@ -338,8 +359,9 @@ class _Instruction:
 
     def _cumsum(self, op: Op) -> float:
         shape = op.operands[0].tile.shape
-        other = prod(shape) / shape[op.attr("axis") % len(shape)]
-        vectors = pieces(int(other), self.r.lanes) * shape[op.attr("axis") % len(shape)]
+        axis: int = op.attr("axis")
+        length = shape[axis % len(shape)]
+        vectors = pieces(prod(shape) // length, self.r.lanes) * length
         return vectors * (self.r.reduce_step("add") + 2 * self.r.gather)
 
     def _dequantize(self, op: Op) -> float:
@@ -358,11 +380,12 @@ class _Instruction:
         n = right.tile.shape[-1]
         total = self._stored_operand(left) + self._stored_operand(right)
         k = self._depth(right, k)
-        first, again, mask = self._lines(right)
+        first, again = self._lines(right)
         kind = right.tile.dtype
         dtype = "float32" if isinstance(kind, BlockFormat) or kind.bits >= 32 else kind.name
         lanes = self.r.lanes
-        used, rest = int(round(self.c.part(m))), n
+        rest = n
+        used = self.c.part(m) / m * self.c.part(n) / n
         products = 0.0
         for vectors in (2, 1):
             width = vectors * lanes
@@ -370,45 +393,35 @@ class _Instruction:
             rest -= panels * width
             if vectors == 1:
                 panels += rest.bit_count()
-            products += (
-                panels
-                * self.c.used.get(n, 1.0)
-                * self._panel(used, k, dtype, vectors, first, again, mask)
-            )
+            products += panels * used * self._panel(m, k, dtype, vectors, first, again)
         return total + prod(batch, start=1) * products
 
-    def _panel(
-        self, m: int, k: int, dtype: str, vectors: int, first: float, again: float, mask: float
-    ) -> float:
+    def _panel(self, m: int, k: int, dtype: str, vectors: int, first: float, again: float) -> float:
         """A panel of columns: its register blocks from the top down."""
         total, line = 0.0, first
         for height, count in ((4, m // 4), (2, m % 4 // 2), (1, m % 2)):
-            step = self.r.dot_step(dtype, height, vectors) + mask * vectors
+            step = self.r.dot_step(dtype, height, vectors)
             if count:
                 total += k * (step + line) + self.r.blocks
                 line = again
                 total += (count - 1) * (k * (step + again) + self.r.blocks)
         return total
 
-    def _lines(self, right: Value) -> tuple[float, float, float]:
-        """What a line of the right operand adds to a step of K: the first time, and again; and what
-        masks of each vector add.
+    def _lines(self, right: Value) -> tuple[float, float]:
+        """What a line of the right operand adds to a step of K: the first time, and again.
+
+        Masks of its vectors are computed once for a panel.
         """
         buffer = self._plain(right)
         k, n = right.tile.shape[-2:]
         move = self.c.loads.get(buffer) if buffer is not None else None
         if move is None:
             bits = right.tile.dtype.bits if buffer is None else buffer.tile.dtype.bits
-            return 0.0, self._again(k, int(n * max(8, bits)) // 8), 0.0
-        assert buffer is not None
+            return 0.0, self._again(k, int(n * max(8, bits)) // 8)
         rows, stride = self.c.row_bytes(move)
-        # A mask of whole words is computed once for a panel; narrower lanes are tested one by one.
-        bits = int(buffer.tile.dtype.bits)
-        masked = self.c.masked(move, buffer) and bits < 32
-        mask = self.r.mask("load", bits) if masked else 0.0
         first = self.r.walk(self.c.footprint, stride) - self.r.dot_step("float32", 1, 2)
         again = self._again(max(rows, k), stride)
-        return max(0.0, first), again, mask
+        return max(0.0, first), again
 
     def _again(self, deep: int, stride: int) -> float:
         return max(0.0, self.r.rewalk(deep, stride) - self.r.dot_step("float32", 4, 2))

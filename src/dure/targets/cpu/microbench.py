@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import dure.ir.tile  # noqa: F401  (declares the ops that the texts name)
+from dure.ir import tile
 from dure.ir.parser import parse_function
 from dure.runtime.bandwidth import BandwidthProbe
 from dure.runtime.host import default_workers, host_features
@@ -43,6 +44,8 @@ from dure.targets.cpu.microkernels import (
     writing,
 )
 
+#: The module that declares the ops which the kernels' texts name.
+OPS = tile
 #: Bytes of the working sets of which bandwidth is measured.
 SIZES = (1 << 16, 1 << 18, 1 << 20, 1 << 22, 3 << 22, 1 << 26)
 #: Rows of the columns that are walked again.
@@ -135,7 +138,11 @@ class HostRates:
 
     def bandwidths(self, footprint: int) -> tuple[float, float, float]:
         """Reading, writing, and both at once as a copy does."""
-        return tuple(interpolate(c, footprint) for c in (self.reads, self.writes, self.copies))  # type: ignore[return-value]
+        return (
+            interpolate(self.reads, footprint),
+            interpolate(self.writes, footprint),
+            interpolate(self.copies, footprint),
+        )
 
     def walk(self, footprint: int, stride: int) -> float:
         """Nanoseconds of a line down a column of rows ``stride`` bytes apart, the first time."""
@@ -178,7 +185,7 @@ def interpolate(curve: dict[int, float], size: int) -> float:
     sizes = sorted(curve)
     if size <= sizes[0]:
         return curve[sizes[0]]
-    for low, high in zip(sizes, sizes[1:], strict=False):
+    for low, high in itertools.pairwise(sizes):
         if size <= high:
             part = math.log(size / low) / math.log(high / low)
             return curve[low] * (1 - part) + curve[high] * part
@@ -225,7 +232,7 @@ def fastest(
 ) -> list[float]:
     """The fastest launch of each, in nanoseconds; they take turns, with ``between`` after each."""
     ready = [make() for make in runners]
-    counts = []
+    counts: list[int] = []
     for runner in ready:
         runner.once()
         counts.append(max(1, min(200, int(burst / max(1.0, min(runner.once(), runner.once()))))))
@@ -403,12 +410,9 @@ def _rates(
         ops=ops,
         casts={key: max(0.0, value) for key, value in casts.items()},
         masks={
-            (way, bits): max(
-                0.0,
-                ns[f"mask {way} {bits}"] - (base if bits == 32 else ns["cast bfloat16 bfloat16"]),
-            )
+            (way, bits): max(0.0, ns[f"mask {way} {bits}"] - plain)
             for way in ("load", "store")
-            for bits in (32, 16)
+            for bits, plain in ((32, base), (16, ns["cast bfloat16 bfloat16"]))
         },
         steps=steps,
         ends=ends,

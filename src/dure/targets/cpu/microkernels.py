@@ -77,12 +77,15 @@ def _tuple(values: Sequence[object]) -> str:
 
 def _place(index: Sequence[str], tile: Sequence[int]) -> str:
     zeros = _tuple(["[0]"] * len(tile))
-    return f"index = {_tuple([f'[{i}]' for i in index])}, offset = {zeros}, step = {_tuple(tile)}, stride = {_tuple([1] * len(tile))}"
+    where = _tuple([f"[{i}]" for i in index])
+    stride = _tuple([1] * len(tile))
+    return f"index = {where}, offset = {zeros}, step = {_tuple(tile)}, stride = {stride}"
 
 
 def _load(name: str, tensor: str, index: Sequence[str], tile: Sequence[int], dtype: str) -> str:
     where = _place(index, tile)
-    return f"  %{name} = load(%{tensor}) {{fill = 0, shape = {_tuple(tile)}, {where}}} : {_tile(tile, dtype)}"
+    attributes = f"{{fill = 0, shape = {_tuple(tile)}, {where}}}"
+    return f"  %{name} = load(%{tensor}) {attributes} : {_tile(tile, dtype)}"
 
 
 def _store(value: str, tensor: str, index: Sequence[str], tile: Sequence[int]) -> str:
