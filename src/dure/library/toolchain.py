@@ -18,9 +18,17 @@ from dure.compiler.chip.partition import Partition
 from dure.compiler.chip.pipeline import Options, compile_for
 from dure.compiler.chip.resident import Reuse
 from dure.errors import DureError, UsageError
-from dure.ir.dtypes import bfloat16
+from dure.ir.dtypes import bfloat16, float32
+from dure.ir.types import TensorType
+from dure.lang.kernel import Kernel
 from dure.library.activation import gelu_erf, silu
-from dure.library.build import Built, build, tile_function
+from dure.library.attention_measured import (
+    causal_attention_blocks,
+    encoder_attention,
+    encoder_scores,
+    encoder_values,
+)
+from dure.library.build import Built, build, index_values, tile_function
 from dure.library.call import KernelCall, tensor
 from dure.library.matmul_staged import (
     ffn_staged,
@@ -28,7 +36,8 @@ from dure.library.matmul_staged import (
     gated_matmul_staged,
     matmul_staged,
 )
-from dure.library.operators_common import Shape, call
+from dure.library.operators_common import Shape, call, power_of_two
+from dure.library.operators_measured import PAGE, sequences
 from dure.machine.chip import Chip, Dma
 from dure.sim.timing import simulate
 
@@ -36,6 +45,8 @@ from dure.sim.timing import simulate
 _MOST = 1 << 24
 #: Candidates that are compiled and simulated.
 _TRIED = 4
+#: Rows of queries (queries times the heads that share a KV head) that a block of attention has.
+_QUERY_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -203,7 +214,8 @@ def fastest(chip: Chip, choices: Sequence[tuple[KernelCall, Options]]) -> Built:
         except DureError as error:
             failure = error
             continue
-        ps = simulate(compiled.function, chip).ps
+        lists = index_values(made, compiled.function)
+        ps = simulate(compiled.function, chip, indices=lists).ps
         if best is None or ps < best[0]:
             best = ps, made, options
     if best is None:
@@ -312,8 +324,53 @@ def _ffn_kept(dims: Shape, chip: Chip, gate: bool, staged: str) -> Built:
     return fastest(chip, choices)
 
 
+def _attention(dims: Shape, chip: Chip) -> tuple[Built, ...]:
+    """Causal attention: the largest block of keys of which two fit the pipeline with their values,
+    512 rows of queries, and as many KV heads at once as fit.
+    """
+    s = sequences(dims)
+    piece = power_of_two(s.length)
+    while piece > PAGE and 2 * 2 * 2 * piece * s.heads * s.size > pipeline_bytes(chip):
+        piece //= 2
+    bq = min(power_of_two(s.queries), max(1, _QUERY_ROWS // s.group))
+    kept = tensor(bfloat16, s.count, s.heads, s.length, s.size)
+    q = tensor(bfloat16, s.count, s.heads, s.queries, s.group, s.size)
+    consts = {"bq": bq, "group": s.group, "bd": s.size, "piece": piece, "scale": s.size**-0.5}
+    failure: DureError | None = None
+    for heads in reversed(_sizes(s.heads, 1)):
+        made = call(causal_attention_blocks, [q, kept, kept, q], {"bh": heads}, consts)
+        try:
+            return (build(made, chip, tiles={"bh": heads}),)
+        except DureError as error:
+            failure = error
+    assert failure is not None
+    raise failure
+
+
+def _encoder(dims: Shape, chip: Chip) -> tuple[Built, ...]:
+    """Attention without a mask; whole scores in float32 are in the scratchpad where they fit."""
+    h, s, d = dims
+    kind, scores = tensor(bfloat16, h, s, d), tensor(float32, h, s, s)
+    padded = -(-s // 128) * 128
+    sizes = [heads for heads in _sizes(h, 1) if heads * s * max(s, d) <= _MOST]
+    scale = {"scale": d**-0.5}
+
+    def built(kernel: Kernel, types: Sequence[TensorType], consts: dict[str, float]) -> Built:
+        whole = {"bs": s, "bd": d, **consts}
+        return fastest(chip, [(call(kernel, types, {"bh": b}, whole), Options()) for b in sizes])
+
+    if 4 * h * s * padded + 3 * 2 * h * s * d < room(chip):
+        return (built(encoder_attention, [kind] * 4, scale),)
+    return (
+        built(encoder_scores, [kind, kind, scores], scale),
+        built(encoder_values, [scores, kind, kind], {}),
+    )
+
+
 _OPERATORS: dict[str, Callable[[Shape, Chip], tuple[Built, ...]]] = {
     "gemm": _gemm,
     "ffn_gated": partial(_ffn, gate=True),
     "ffn_gelu": partial(_ffn, gate=False),
+    "attn": _attention,
+    "attn_enc": _encoder,
 }
