@@ -45,6 +45,8 @@ class HostCosts(Costs):
         self.again: set[Op] = set()
         #: The part of a tile of this extent that lies inside what is stored, on average.
         self.used: dict[int, float] = {}
+        #: Along an axis with tiles of this extent: how many there are, and the last one's entries.
+        self.tails: dict[int, tuple[int, int]] = {}
         self._known: dict[Op, ComputeCost] = {}
         roots: dict[Value, Value] = {}
         for op in walk(function.body):
@@ -71,7 +73,9 @@ class HostCosts(Costs):
             size, tile = static_extent(extent), static_extent(as_expr(step))
             if size and tile and size % tile:
                 part = size / (ceil(size / tile) * tile)
-                self.used[tile] = max(part, self.used.get(tile, 0.0))
+                if part > self.used.get(tile, 0.0):
+                    self.used[tile] = part
+                    self.tails[tile] = ceil(size / tile), size % tile
 
     def compute(self, op: Op) -> ComputeCost:
         """The cost of a ``compute``, in the order of the host's loops."""
@@ -385,7 +389,8 @@ class _Instruction:
         dtype = "float32" if isinstance(kind, BlockFormat) or kind.bits >= 32 else kind.name
         lanes = self.r.lanes
         rest = n
-        used = self.c.part(m) / m * self.c.part(n) / n
+        used = self.c.part(n) / n
+        tiles, last = self.c.tails.get(m, (1, m))
         products = 0.0
         for vectors in (2, 1):
             width = vectors * lanes
@@ -393,7 +398,9 @@ class _Instruction:
             rest -= panels * width
             if vectors == 1:
                 panels += rest.bit_count()
-            products += panels * used * self._panel(m, k, dtype, vectors, first, again)
+            whole = self._panel(m, k, dtype, vectors, first, again)
+            cut = self._panel(last, k, dtype, vectors, first, again)
+            products += panels * used * ((tiles - 1) * whole + cut) / tiles
         return total + prod(batch, start=1) * products
 
     def _panel(self, m: int, k: int, dtype: str, vectors: int, first: float, again: float) -> float:
