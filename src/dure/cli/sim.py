@@ -9,7 +9,7 @@ import typer
 
 from dure.cli import options
 from dure.cli.chip_options import Set
-from dure.cli.output import print_json, show, table
+from dure.cli.output import print_json, say, show, table
 from dure.cli.subject import (
     Algorithm,
     Arg,
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _HEADS = ("TARGET", "TIME", "CYCLES", "BOUND", "FLOP/s", "B/s", "ROOFLINE", "CONFIDENCE")
 _CONVERSIONS = 8
+_HOST = "cpu"
 
 
 def register(app: typer.Typer) -> None:
@@ -52,21 +53,42 @@ def sim(
     strict: Strict = False,
     as_json: options.Json = False,
 ) -> None:
-    """Compile an operator or a kernel for a chip, prove the program, and tell its time."""
-    chips = targets_of(target, settings)
+    """Compile an operator or a kernel for a chip, prove the program, and tell its time.
+
+    The target cpu is the machine that dure runs on, whose rates are measured first.
+    """
+    names, on_host = _without_host(target)
+    chips = targets_of(names, settings) if names else []
     work = work_of(subject, dims, dtype, algorithm, arg, const)
-    found = [_answer(work, chip, strict) for chip in chips]
-    errors = [a for a in found if isinstance(a, DureError)]
+    found = [(chip.name, _answer(work, chip, strict)) for chip in chips]
+    if on_host:
+        found.append((_HOST, _host(work)))
+    errors = [a for _, a in found if isinstance(a, DureError)]
     if len(errors) == len(found) and (len(found) == 1 or not as_json):
         raise errors[0]
     if as_json and len(found) == 1:
-        assert not isinstance(found[0], DureError)
-        print_json(found[0].json())
+        print_json(_entry(*found[0]))
     elif as_json:
-        entries = zip(chips, found, strict=True)
-        print_json({"results": [_entry(chip, result) for chip, result in entries]})
+        print_json({"results": [_entry(name, result) for name, result in found]})
     else:
-        _show(work, chips, found)
+        _show(work, found)
+
+
+def _without_host(target: str) -> tuple[str, bool]:
+    """The targets but for the host, and whether it is among them."""
+    names = [name.strip() for name in target.split(",")]
+    return ",".join(name for name in names if name != _HOST), _HOST in names
+
+
+def _host(work: Work) -> Answer | DureError:
+    from dure.library.answer_host import host_answer
+    from dure.targets.cpu.microbench import measure
+
+    say("measuring the rates of this machine, which takes a while")
+    try:
+        return host_answer(work, measure())
+    except DureError as error:
+        return error
 
 
 def _answer(work: Work, chip: Chip, strict: bool) -> Answer | DureError:
@@ -78,33 +100,32 @@ def _answer(work: Work, chip: Chip, strict: bool) -> Answer | DureError:
         return error
 
 
-def _entry(chip: Chip, result: Answer | DureError) -> dict[str, object]:
+def _entry(name: str, result: Answer | DureError) -> dict[str, object]:
     if isinstance(result, DureError):
-        return {"target": chip.name, **error_json(result)}
+        return {"target": name, **error_json(result)}
     return result.json()
 
 
 # --- for people ----------------------------------------------------------------------------------
 
 
-def _show(work: Work, chips: Sequence[Chip], found: Sequence[Answer | DureError]) -> None:
+def _show(work: Work, found: Sequence[tuple[str, Answer | DureError]]) -> None:
     show(f"{work.name} {work.dims} {work.dtype}\n\n")
-    pairs = list(zip(chips, found, strict=True))
-    table([_HEADS, *(_row(chip, result) for chip, result in pairs)], right=(1, 2, 4, 5, 6))
+    table([_HEADS, *(_row(name, result) for name, result in found)], right=(1, 2, 4, 5, 6))
     show("\n")
-    for chip, result in pairs:
+    for name, result in found:
         if isinstance(result, DureError):
-            show(f"{chip.name}: {result}\n")
+            show(f"{name}: {result}\n")
         else:
             _details(result)
 
 
-def _row(chip: Chip, result: Answer | DureError) -> tuple[str, ...]:
+def _row(name: str, result: Answer | DureError) -> tuple[str, ...]:
     if isinstance(result, DureError):
-        return (chip.name, "-", "-", "doesn't run: see below", "", "", "", "")
+        return (name, "-", "-", "doesn't run: see below", "", "", "", "")
     seconds = result.ps / 1e12
     return (
-        chip.name,
+        name,
         duration(result.ps),
         str(result.cycles),
         result.bound,

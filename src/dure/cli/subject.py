@@ -31,7 +31,7 @@ Targets = Annotated[
     str,
     typer.Option(
         "--target",
-        help="A name from `dure targets`, a machine file NAME.toml, or all.",
+        help="A chip from `dure targets`, a machine file NAME.toml, all, or several with commas.",
     ),
 ]
 Dtype = Annotated[

@@ -129,16 +129,20 @@ def answer(work: Work, chip: Chip, *, strict: bool = False) -> Answer:
 
 
 def targets(name: str, overrides: Mapping[str, str]) -> list[Chip]:
-    """The chips that ``--target`` names: one, or ``all`` of this installation."""
-    if name != "all":
-        return [chip(name, overrides)]
-    if overrides:
+    """The chips that ``--target`` names: one, several with commas, or ``all`` of this
+    installation.
+    """
+    names = [part.strip() for part in name.split(",")]
+    if overrides and (len(names) > 1 or name == "all"):
         raise UsageError(
-            "--set with --target all",
+            f"--set with --target {name}",
             rule="a number is that of one chip",
             fix="name the chip with --target",
         )
-    return [chip(n) for n in chip_names()]
+    found: dict[str, None] = {}
+    for part in names:
+        found.update(dict.fromkeys(chip_names() if part == "all" else [part]))
+    return [chip(part, overrides) for part in found]
 
 
 def roofline_seconds(chip: Chip, dtype: str, flops: int, moved: int) -> float:

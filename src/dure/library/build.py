@@ -25,14 +25,15 @@ class Built:
     """A call on a chip: its program, how it was proved, and its time.
 
     ``consts`` are the tile sizes; ``compile_s`` and ``sim_s`` the seconds that compiling (with the
-    choice of tiles) and one simulation took.
+    choice of tiles) and one simulation took.  ``verdict`` is None for the host, which runs other
+    code than the program that its time is predicted with.
     """
 
     call: KernelCall
     chip: Chip
     consts: Mapping[str, int]
     compiled: Compiled
-    verdict: Verdict
+    verdict: Verdict | None
     timing: Timing
     compile_s: float
     sim_s: float

@@ -2,8 +2,8 @@
 
 A cell is one case of the suite on one target.  Its stages, in order: the case compiles at each of
 its sizes, the machine program is proved, it computes the reference's values on real bytes, and the
-case's full-size operator is timed.  On the CPU a cell has values alone, by the interpreter and by
-the compiled code.
+case's full-size operator is timed.  On the CPU values are the interpreter's and those of compiled
+code, nothing is proved, and the time is predicted from the host's measured rates.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from dure.ir.blocks import Blocks
 from dure.ir.dtypes import BlockFormat, element_type
 from dure.ir.verifier import verify
 from dure.library.answer import check_fits
+from dure.library.answer_host import host_answer
 from dure.library.build import build, index_values, tile_function
 from dure.library.call import KernelCall
 from dure.library.suite import Argument, Case, Drawn
@@ -40,13 +41,14 @@ from dure.machine.chip import Chip
 from dure.sim.sanitizer import sanitize
 from dure.sim.timing import simulate
 from dure.sim.values import run_values
+from dure.targets.cpu.microbench import HostRates, measure
 
 Stage: TypeAlias = Literal["compile", "sanitizer", "values", "time"]
 STAGES: tuple[Stage, ...] = ("compile", "sanitizer", "values", "time")
 #: What a stage does; the last one makes the cell.
 Step: TypeAlias = "Callable[[], Cell | None]"
 CPU = "cpu"
-CPU_STAGES: tuple[Stage, ...] = ("compile", "values")
+CPU_STAGES: tuple[Stage, ...] = ("compile", "values", "time")
 
 #: Sizes that a short run takes of each case.
 SHORT_SIZES = 1
@@ -87,8 +89,9 @@ class Matrix:
     ``short`` takes one size of each case, and times that.
     """
 
-    def __init__(self, *, short: bool = False) -> None:
+    def __init__(self, *, short: bool = False, rates: HostRates | None = None) -> None:
         self.short = short
+        self.rates = rates
         self.times: dict[tuple[object, ...], int] = {}
 
     def cell(self, case: Case, chip: Chip | None) -> Cell:
@@ -112,7 +115,7 @@ class Matrix:
     def _steps(self, case: Case, chip: Chip | None) -> Iterator[tuple[Stage, Step]]:
         sizes = case.sizes[:SHORT_SIZES] if self.short else case.sizes
         if chip is None:
-            return on_cpu(case, sizes)
+            return self._on_cpu(case, sizes)
         return self._on_chip(case, chip, sizes)
 
     def _on_chip(
@@ -153,6 +156,34 @@ class Matrix:
         yield "values", right
         yield "time", timed
 
+    def _on_cpu(self, case: Case, sizes: Sequence[tuple[int, ...]]) -> Iterator[tuple[Stage, Step]]:
+        """The CPU's values are the interpreter's and those of compiled code."""
+
+        def compiled() -> None:
+            for size in sizes:
+                tile_function(case.call(case.drawn(size)))
+
+        def right() -> None:
+            for size in sizes:
+                for execute in (interpret, compile_and_run):
+                    drawn = case.drawn(size)
+                    found = drawn.copied()
+                    execute(tile_function(case.call(drawn)), found)
+                    _compare(case, size, drawn, found)
+
+        def timed() -> Cell:
+            cell = Cell(case.name, case.item, CPU, CPU_STAGES)
+            if self.rates is None:
+                return cell
+            key = (CPU, *case.large)
+            if key not in self.times:
+                self.times[key] = host_answer(operator_work(*case.large), self.rates).ps
+            return replace(cell, ps=self.times[key])
+
+        yield "compile", compiled
+        yield "values", right
+        yield "time", timed
+
     def _full_time(self, case: Case, chip: Chip) -> int:
         key = (chip.name, *case.large)
         if key not in self.times:
@@ -167,18 +198,20 @@ def matrix(
 ) -> Iterator[list[Cell]]:
     """The cells of cases on targets, a few at a time as they are done, ``jobs`` at once.
 
-    Cases that are timed by the same operator are done together, so that it is timed once.
+    Cases that are timed by the same operator are done together, so that it is timed once.  The
+    host's rates are measured first, while nothing else runs; a short run does without.
     """
+    rates = measure() if CPU in names and not short else None
     groups: dict[tuple[str, str, str], list[str]] = {}
     for case in cases:
         groups.setdefault(case.large, []).append(case.name)
     if jobs == 1:
         for group in groups.values():
-            yield _cells(group, names, short)
+            yield _cells(group, names, short, rates)
         return
     spawning = multiprocessing.get_context("spawn")  # forks don't go with threads
     with ProcessPoolExecutor(jobs, spawning) as pool:
-        tasks = [pool.submit(_cells, group, names, short) for group in groups.values()]
+        tasks = [pool.submit(_cells, group, names, short, rates) for group in groups.values()]
         try:
             for task in as_completed(tasks):
                 yield task.result()
@@ -186,8 +219,10 @@ def matrix(
             pool.shutdown(cancel_futures=True)
 
 
-def _cells(cases: Sequence[str], names: Sequence[str], short: bool) -> list[Cell]:
-    work = Matrix(short=short)
+def _cells(
+    cases: Sequence[str], names: Sequence[str], short: bool, rates: HostRates | None
+) -> list[Cell]:
+    work = Matrix(short=short, rates=rates)
     return [work.cell(case_of(case), chip_of(name)) for case in cases for name in names]
 
 
@@ -306,25 +341,3 @@ def seed_of(*parts: object) -> int:
 
 def _simulated(call: KernelCall, compiled: Compiled, chip: Chip) -> int:
     return simulate(compiled.function, chip, indices=index_values(call, compiled.function)).ps
-
-
-# --- on the CPU ----------------------------------------------------------------------------------
-
-
-def on_cpu(case: Case, sizes: Sequence[tuple[int, ...]]) -> Iterator[tuple[Stage, Step]]:
-    """The stages of the CPU: the interpreter's values, and those of compiled code."""
-
-    def compiled() -> None:
-        for size in sizes:
-            tile_function(case.call(case.drawn(size)))
-
-    def right() -> None:
-        for size in sizes:
-            for execute in (interpret, compile_and_run):
-                drawn = case.drawn(size)
-                found = drawn.copied()
-                execute(tile_function(case.call(drawn)), found)
-                _compare(case, size, drawn, found)
-
-    yield "compile", compiled
-    yield "values", right

@@ -22,8 +22,9 @@ ones among them, it compiles to a machine program, the sanitizer proves the prog
 interleavings, and the program computes on real bytes what float64 NumPy says, within the tolerance
 of the operands' type or of the one that the chip converts them to; and if the case's full-size
 operator compiles with dure's choice of tiles, is proved, and is timed. Then its cell is that time;
-else it names the stage that failed. On the CPU, *values* says that the interpreter and the compiled
-code both agree with NumPy."""
+else it names the stage that failed. On the CPU the interpreter and the compiled code both agree
+with NumPy, nothing is left to prove, and the time is what the replay with caches as memories
+predicts from the measured rates of the machine that wrote this page."""
 _FIRST = ("case", "full size")
 
 
