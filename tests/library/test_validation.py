@@ -146,7 +146,7 @@ def test_a_result_as_json_and_as_a_page(v6e: Chip) -> None:
     assert set(found["summary"]) == {"gemm", "softmax", "all"}
     first = found["rows"][0]
     assert first["error"] == pytest.approx(first["predicted_ns"] / first["measured_ns"] - 1)
-    assert first["algorithm"] == "staged by XLA" and first["own_ns"] > 0
+    assert first["algorithm"] == "matmul_staged" and first["own_ns"] > 0
     assert found["rows"][1]["relation"] == "<="
     page = markdown([result])
     assert "## tpu-v6e" in page and "| gemm | 128x2048x2048 | bf16 | 10.11 |" in page

@@ -43,12 +43,10 @@ def predict(row: Measurement, chip: Chip, algorithm: str) -> Prediction:
             dims = operator(row.op, row.dims, row.dtype).dims
             if compiles(row.op, row.dtype, chip) and not row.near:
                 parts = compiled_by(row.op, dims, chip)
-                name = f"staged by {chip.toolchain.name}"
-                return Prediction(program_ps(parts) / 1000, name, _hashes(parts))
+                return Prediction(program_ps(parts) / 1000, _kernels(parts), _hashes(parts))
             if row.op in MEASURED:
                 parts = _built(row.op, row, chip, "as-measured")
-                names = dict.fromkeys(part.call.kernel.__name__ for part in parts)
-                return Prediction(program_ps(parts) / 1000, ", ".join(names), _hashes(parts))
+                return Prediction(program_ps(parts) / 1000, _kernels(parts), _hashes(parts))
     return _predicted(_built(row.op, row, chip), row, chip, "dure")
 
 
@@ -72,6 +70,10 @@ def _predicted(
     if row.near:
         ps = sum(_near_ps(part, row.near, chip) for part in parts)
     return Prediction(ps / 1000, algorithm, _hashes(parts))
+
+
+def _kernels(parts: tuple[Built, ...]) -> str:
+    return ", ".join(dict.fromkeys(part.call.kernel.__name__ for part in parts))
 
 
 def _hashes(parts: tuple[Built, ...]) -> tuple[str, ...]:

@@ -183,6 +183,20 @@ error is predicted over measured time, less one; where a source only says that s
 most some time (`<=`), it is 0 below that. Physical parameters of the chip alone are used: there is
 no factor for an operator, a shape or a benchmark. What was fitted says so in the machine file, with
 the rows (`dure targets show`).
+
+Other measurements, of any chip, are read from a file of comma-separated values:
+
+    dure validate --target tpu-v6e --data mine.csv
+    dure validate --target ./mine.toml --data mine.csv --json
+
+    # Lines like this one say where the numbers are from.
+    op,dims,device_ns
+    gemm,128x4096x4096,32328
+
+`device_ns` may be `cycles` of the chip's clock. Optional columns: `dtype` (bf16 where it isn't
+given), `relation` (`=` or `<=`), `kernel` (the library's kernel with the algorithm that ran),
+`near` (operands that lay in the shared memory which caches the far one) and `set` (other numbers of
+the chip, as `cores=1;clock=2GHz`).
 """
 
 
