@@ -269,12 +269,17 @@ class _Search:
             if alike in seen:
                 continue
             seen.add(alike)
-            compiled = self.compile(point)
-            timing = simulate(compiled.function, self.chip, indices=indices)
             tried += 1
+            try:
+                compiled = self.compile(point)
+                timing = simulate(compiled.function, self.chip, indices=indices)
+            except DureError as error:
+                self.error = error
+                continue
             if best is None or timing.ps < best[0]:
                 best = timing.ps, point, compiled, timing
-        assert best is not None
+        if best is None:
+            raise self.failure()
         consts = dict(zip(self.names, best[1].tiles, strict=True))
         return Choice(consts, best[2], best[3], len(self.bounds), tried)
 

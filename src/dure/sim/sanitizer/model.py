@@ -57,6 +57,8 @@ class Model:
         self.buffer_number: dict[Value, int] = {}
         #: The first buffer with the same bytes: a buffer may be seen as a tile of another shape.
         self.storage_number: dict[Value, int] = {}
+        #: By buffer: the ops that write it.
+        self.filled: dict[Value, list[Op]] = {}
         self.compute_queues: set[int] = set()
         #: By semaphore: queues that signal it, and that wait on it.
         self.signallers: list[set[int]] = []
@@ -79,6 +81,9 @@ class Model:
 
     def _declare(self) -> None:
         for op in walk(self.function.body):
+            if op.name in ("dma_load", "compute"):
+                for value in op.operands[1:2] if op.name == "dma_load" else _written(op):
+                    self.filled.setdefault(self._root(value), []).append(op)
             if op.name == "buffer":
                 memory = self.chip.memories[str(op.attr("memory"))]
                 count = memory.partitions
@@ -277,7 +282,8 @@ class Model:
 
     def _transfer(self, op: Op, loops: tuple[Op, ...]) -> Transfer:
         root, views, extents = self.window(op.operands[0])
-        shape, listed = op.operands[1].tile.shape, op.attr("list_axes")
+        shape = op.operands[1].tile.shape
+        listed: tuple[int, ...] = tuple(op.attr("list_axes"))
         starts: list[Expr | None] = []
         spans: list[int] = []
         strides: list[int] = []
@@ -288,7 +294,8 @@ class Model:
             strides.append(stride)
             if axis in listed:
                 starts.append(None)
-                inside.append(False)
+                entries = op.operands[2 + listed.index(axis)]
+                inside.append(self._listed_inside(op, axis, entries, extents[axis]))
                 continue
             local = (
                 as_expr(op.attr("index")[axis]) * op.attr("step")[axis] + op.attr("offset")[axis]
@@ -317,6 +324,34 @@ class Model:
             self.stored.add(root)
         self.transfers[op] = found
         return found
+
+    def _listed_inside(self, op: Op, axis: int, entries: Value, extent: Expr) -> bool:
+        """Whether every entry that an index list may hold lies in the tensor."""
+        step, offset = (as_expr(op.attr(key)[axis]) for key in ("step", "offset"))
+        ranges = [self._entries(writer) for writer in self.filled.get(self._root(entries), ())]
+        return bool(ranges) and all(
+            found is not None
+            and proves(as_expr(0) <= found[0])
+            and proves(found[1] * step + step + offset <= extent)
+            for found in ranges
+        )
+
+    def _entries(self, writer: Op) -> tuple[Expr, Expr] | None:
+        """The least and the largest value that an op writes into an index list."""
+        if writer.name == "dma_load":
+            return self.window(writer.operands[0])[0].tensor.index
+        made = {r: inner for inner in writer.regions[0].ops for r in inner.results}
+        fills = [made.get(value) for value in writer.regions[0].yields]
+        constant = fills[0] if len(fills) == 1 else None
+        if constant is None or constant.name != "full":
+            return None
+        value = as_expr(int(constant.attr("value")))
+        return value, value
+
+    def _root(self, buffer: Value) -> Value:
+        """The buffer whose bytes these are."""
+        found = self.buffers.get(buffer)
+        return self._root(found.operands[0]) if found is not None and found.operands else buffer
 
     def box(self, op: Op, environment: Environment, whole: frozenset[int] = frozenset()) -> Cut:
         """Which part of a transfer's tile exists; ``whole`` are axes along which all of it does."""
@@ -545,3 +580,8 @@ def _accumulates(op: Op, value: Value) -> bool:
         target is value and result in dots
         for target, result in zip(op.operands[reads:], region.yields, strict=True)
     )
+
+
+def _written(op: Op) -> tuple[Value, ...]:
+    """The buffers that a compute writes."""
+    return op.operands[int(op.attr("reads")) :]
