@@ -63,28 +63,36 @@ def encoder_scores(
     k: dl.Tensor,
     y: dl.Tensor,
     bh: dl.const,
+    bq: dl.const,
     bs: dl.const,
     bd: dl.const,
     scale: dl.const,
 ):
     """``y = q @ k.T * scale`` a head, for q and k (H, S, D), y (H, S, S); ``bs`` is S, ``bd`` D."""
-    h = dl.program_id(0)
+    h, i = dl.program_id(0), dl.program_id(1)
+    query = dl.load(q, (h, i, 0), (bh, bq, bd))
     keys = dl.load(k, (h, 0, 0), (bh, bs, bd))
-    scores = dl.dot(dl.load(q, (h, 0, 0), (bh, bs, bd)), dl.transpose(keys, (0, 2, 1))) * scale
-    dl.store(y, (h, 0, 0), convert(scores, y.dtype))
+    scores = dl.dot(query, dl.transpose(keys, (0, 2, 1))) * scale
+    dl.store(y, (h, i, 0), convert(scores, y.dtype))
 
 
 @dure.kernel
 def encoder_values(
-    scores: dl.Tensor, v: dl.Tensor, y: dl.Tensor, bh: dl.const, bs: dl.const, bd: dl.const
+    scores: dl.Tensor,
+    v: dl.Tensor,
+    y: dl.Tensor,
+    bh: dl.const,
+    bq: dl.const,
+    bs: dl.const,
+    bd: dl.const,
 ):
     """``y = softmax(scores) @ v`` a head, for scores (H, S, S), v and y (H, S, D)."""
-    h = dl.program_id(0)
-    part = dl.load(scores, (h, 0, 0), (bh, bs, bs)).to(dl.float32)
+    h, i = dl.program_id(0), dl.program_id(1)
+    part = dl.load(scores, (h, i, 0), (bh, bq, bs)).to(dl.float32)
     weights = dl.exp(part - dl.max(part, 2, keepdims=True))
     total = dl.sum(weights, 2, keepdims=True)
     result = dl.dot(weights.to(v.dtype), dl.load(v, (h, 0, 0), (bh, bs, bd))) / total
-    dl.store(y, (h, 0, 0), convert(result, y.dtype))
+    dl.store(y, (h, i, 0), convert(result, y.dtype))
 
 
 @dure.kernel
@@ -94,15 +102,17 @@ def encoder_attention(
     v: dl.Tensor,
     y: dl.Tensor,
     bh: dl.const,
+    bq: dl.const,
     bs: dl.const,
     bd: dl.const,
     scale: dl.const,
 ):
     """Attention without a mask of whole heads (H, S, D), whose scores stay in the scratchpad."""
-    h = dl.program_id(0)
+    h, i = dl.program_id(0), dl.program_id(1)
+    query = dl.load(q, (h, i, 0), (bh, bq, bd))
     keys = dl.load(k, (h, 0, 0), (bh, bs, bd))
-    scores = dl.dot(dl.load(q, (h, 0, 0), (bh, bs, bd)), dl.transpose(keys, (0, 2, 1))) * scale
+    scores = dl.dot(query, dl.transpose(keys, (0, 2, 1))) * scale
     weights = dl.exp(scores - dl.max(scores, 2, keepdims=True))
     total = dl.sum(weights, 2, keepdims=True)
     result = dl.dot(weights.to(v.dtype), dl.load(v, (h, 0, 0), (bh, bs, bd))) / total
-    dl.store(y, (h, 0, 0), convert(result, y.dtype))
+    dl.store(y, (h, i, 0), convert(result, y.dtype))

@@ -316,9 +316,10 @@ def _ffn_kept(dims: Shape, chip: Chip, gate: bool, staged: str) -> Built:
     kernel = gated_ffn_staged if gate else ffn_staged
     consts = {"bd": d, "activation": silu if gate else gelu_erf}
     choices: list[tuple[KernelCall, Options]] = []
+    widths = [n for n in _sizes(f, 256) if f % n == 0 and d * n <= _MOST] or _sizes(f, 256)
     for rows in _sizes(m, 128):
-        for columns in _sizes(f, 256):
-            if f % columns == 0 and rows * columns <= _MOST and d * max(rows, columns) <= _MOST:
+        for columns in widths:
+            if rows * columns <= _MOST and d * max(rows, columns) <= _MOST:
                 made = call(kernel, types, {"bm": rows, "bf": columns}, consts)
                 choices.append((made, Options(Partition((1,), (0,)))))
     return fastest(chip, choices)
@@ -352,12 +353,15 @@ def _encoder(dims: Shape, chip: Chip) -> tuple[Built, ...]:
     h, s, d = dims
     kind, scores = tensor(bfloat16, h, s, d), tensor(float32, h, s, s)
     padded = -(-s // 128) * 128
-    sizes = [heads for heads in _sizes(h, 1) if heads * s * max(s, d) <= _MOST]
+    # Whole heads, or rows of one where its scores are many.
+    sizes = [(b, s) for b in _sizes(h, 1) if b * s * max(s, d) <= _MOST // 2]
+    sizes = sizes or [(1, rows) for rows in _sizes(s, 8) if rows * max(s, d) <= _MOST // 4]
     scale = {"scale": d**-0.5}
 
     def built(kernel: Kernel, types: Sequence[TensorType], consts: dict[str, float]) -> Built:
         whole = {"bs": s, "bd": d, **consts}
-        return fastest(chip, [(call(kernel, types, {"bh": b}, whole), Options()) for b in sizes])
+        tiles = [{"bh": heads, "bq": rows} for heads, rows in sizes]
+        return fastest(chip, [(call(kernel, types, t, whole), Options()) for t in tiles])
 
     if 4 * h * s * padded + 3 * 2 * h * s * d < room(chip):
         return (built(encoder_attention, [kind] * 4, scale),)
