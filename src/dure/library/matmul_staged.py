@@ -128,3 +128,55 @@ def ffn_staged(
         acc = dl.dot(hidden.to(x.dtype), dl.load(down, (f, 0), (bf, bd)), acc)
     acc = acc + dl.load(last_bias, (0,), (bd,)).to(dl.float32)[None, :]
     dl.store(y, (i, 0), convert(acc, y.dtype))
+
+
+@dure.kernel
+def gated_ffn_weights_first(
+    x: dl.Tensor,
+    w: dl.Tensor,
+    down: dl.Tensor,
+    y: dl.Tensor,
+    bm: dl.const,
+    bn: dl.const,
+    bf: dl.const,
+    bd: dl.const,
+    activation: dl.const,
+):
+    """:func:`gated_ffn_staged` with all of w in the scratchpad before the first product.
+
+    ``bd`` is D and ``bf`` is F; y is made ``bn`` columns at a time.
+    """
+    i = dl.program_id(0)
+    gate, up = w[:, : down.shape[0]], w[:, down.shape[0] :]
+    left, right = dl.load(gate, (0, 0), (bd, bf)), dl.load(up, (0, 0), (bd, bf))
+    rows = dl.load(x, (i, 0), (bm, bd))
+    hidden = (activation(dl.dot(rows, left)) * dl.dot(rows, right)).to(x.dtype)
+    for j in dl.range(dl.cdiv(y.shape[1], bn)):
+        result = dl.dot(hidden, dl.load(down, (0, j), (bf, bn)))
+        dl.store(y, (i, j), convert(result, y.dtype))
+
+
+@dure.kernel
+def ffn_weights_first(
+    x: dl.Tensor,
+    w: dl.Tensor,
+    down: dl.Tensor,
+    y: dl.Tensor,
+    first_bias: dl.Tensor,
+    last_bias: dl.Tensor,
+    bm: dl.const,
+    bn: dl.const,
+    bf: dl.const,
+    bd: dl.const,
+    activation: dl.const,
+):
+    """:func:`ffn_staged` with all of w in the scratchpad before the first product."""
+    i = dl.program_id(0)
+    weight = dl.load(w, (0, 0), (bd, bf))
+    added = dl.load(first_bias, (0,), (bf,)).to(dl.float32)[None, :]
+    rows = dl.load(x, (i, 0), (bm, bd))
+    hidden = activation(dl.dot(rows, weight) + added).to(x.dtype)
+    for j in dl.range(dl.cdiv(y.shape[1], bn)):
+        result = dl.dot(hidden, dl.load(down, (0, j), (bf, bn)))
+        result = result + dl.load(last_bias, (j,), (bn,)).to(dl.float32)[None, :]
+        dl.store(y, (i, j), convert(result, y.dtype))

@@ -32,7 +32,9 @@ from dure.library.build import Built, build, index_values, tile_function
 from dure.library.call import KernelCall, tensor
 from dure.library.matmul_staged import (
     ffn_staged,
+    ffn_weights_first,
     gated_ffn_staged,
+    gated_ffn_weights_first,
     gated_matmul_staged,
     matmul_staged,
 )
@@ -313,15 +315,25 @@ def _ffn_kept(dims: Shape, chip: Chip, gate: bool, staged: str) -> Built:
     ]
     if not gate:
         types += [tensor(bfloat16, f), tensor(bfloat16, d)]
-    kernel = gated_ffn_staged if gate else ffn_staged
     consts = {"bd": d, "activation": silu if gate else gelu_erf}
+    plan = Partition((1,), (0,))
     choices: list[tuple[KernelCall, Options]] = []
+    if staged == "w" and d * f <= _MOST:
+        kernel = gated_ffn_weights_first if gate else ffn_weights_first
+        for rows in _sizes(m, 128):
+            for columns in (n for n in _sizes(d, 256) if max(rows, n) * f <= _MOST):
+                made = call(kernel, types, {"bm": rows, "bn": columns}, {**consts, "bf": f})
+                choices.append((made, Options(plan)))
+                if rows < m and columns < d:
+                    choices.append((made, Options(plan, resident=(Reuse("down", 0),))))
+        return fastest(chip, choices)
+    kernel = gated_ffn_staged if gate else ffn_staged
     widths = [n for n in _sizes(f, 256) if f % n == 0 and d * n <= _MOST] or _sizes(f, 256)
     for rows in _sizes(m, 128):
         for columns in widths:
             if rows * columns <= _MOST and d * max(rows, columns) <= _MOST:
                 made = call(kernel, types, {"bm": rows, "bf": columns}, consts)
-                choices.append((made, Options(Partition((1,), (0,)))))
+                choices.append((made, Options(plan)))
     return fastest(chip, choices)
 
 
