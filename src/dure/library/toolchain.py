@@ -318,10 +318,13 @@ def _ffn_kept(dims: Shape, chip: Chip, gate: bool, staged: str) -> Built:
     consts = {"bd": d, "activation": silu if gate else gelu_erf}
     plan = Partition((1,), (0,))
     choices: list[tuple[KernelCall, Options]] = []
-    if staged == "w" and d * f <= _MOST:
+    # Of a single row the second weight is copied whole, behind the first.
+    behind = m == 1 and 2 * f * d < room(chip)
+    if (staged == "w" or behind) and d * f <= _MOST:
         kernel = gated_ffn_weights_first if gate else ffn_weights_first
         for rows in _sizes(m, 128):
-            for columns in (n for n in _sizes(d, 256) if max(rows, n) * f <= _MOST):
+            widths = [d] if behind else _sizes(d, 256)
+            for columns in (n for n in widths if max(rows, n) * f <= _MOST):
                 made = call(kernel, types, {"bm": rows, "bn": columns}, {**consts, "bf": f})
                 choices.append((made, Options(plan)))
                 if rows < m and columns < d:
