@@ -1,9 +1,8 @@
 """The attentions of public TPU measurements, in the blocks in which they ran.
 
-Causal attention takes a block of queries of one sequence through blocks of its keys, all KV heads
-in one instruction where they fit.  The size of the pages that were measured isn't published: a
-block of keys is copied as if its pages lay together.  Attention of an encoder has its scores in
-float32, in the scratchpad where they fit and else in the far memory.
+Causal attention takes a block of queries of one sequence through blocks of its pages, all KV heads
+in one instruction where they fit.  Attention of an encoder has its scores in float32, in the
+scratchpad where they fit and else in the far memory.
 """
 
 from __future__ import annotations
@@ -12,37 +11,45 @@ import dure
 import dure.lang as dl
 from dure.library.attention import LOWEST
 from dure.library.convert import convert
+from dure.library.indices import Places
 
 
 @dure.kernel
 def causal_attention_blocks(
     q: dl.Tensor,
-    k: dl.Tensor,
-    v: dl.Tensor,
+    k_pool: dl.Tensor,
+    v_pool: dl.Tensor,
+    block_table: Places,
     y: dl.Tensor,
     bq: dl.const,
     group: dl.const,
     bh: dl.const,
     bd: dl.const,
+    page: dl.const,
     piece: dl.const,
+    length: dl.const,
     scale: dl.const,
 ):
-    """Causal attention of q (S, Hkv, Sq, ``group``, D) to k and v (S, Hkv, Skv, D), into y of q's
-    shape; the queries are the last of the positions.
+    """Causal attention of q (S, Hkv, Sq, ``group``, D) to cached keys and values, into y of q's
+    shape.
 
+    The pools are (Hkv, slots, D) with ``page`` slots a page; ``block_table`` (S, pages) holds the
+    pages of each sequence, all ``length`` positions long, of which the queries are the last.
     Keys come in blocks of ``piece``, up to the last that a query of the block of ``bq`` may see;
     ``bh`` KV heads are one instance's; ``bd`` covers D.
     """
     s, h, i = dl.program_id(0), dl.program_id(1), dl.program_id(2)
     rows = bq * group
     query = dl.load(q, (s, h, i, 0, 0), (1, bh, bq, group, bd)).reshape((bh, rows, bd))
-    past = k.shape[2] - q.shape[2] + i * bq
+    past = length - q.shape[2] + i * bq
     position = past + dl.arange(rows)[:, None] // group
     highest = dl.full((bh, rows, 1), LOWEST, dl.float32)
     total = dl.zeros((bh, rows, 1), dl.float32)
     acc = dl.zeros((bh, rows, bd), dl.float32)
-    for p in dl.range(dl.cdiv(min(past + bq, k.shape[2]), piece)):
-        keys = dl.load(k, (s, h, p, 0), (1, bh, piece, bd)).reshape((bh, piece, bd))
+    for p in dl.range(dl.cdiv(min(past + bq, length), piece)):
+        pages = dl.load(block_table, (s, p), (1, piece // page), fill=0)
+        pages = pages.reshape((piece // page,))
+        keys = dl.load(k_pool, (h, pages, 0), (bh, piece, bd))
         scores = dl.dot(query, dl.transpose(keys, (0, 2, 1))) * scale
         allowed = p * piece + dl.arange(piece)[None, :] <= position
         scores = dl.where(allowed[None, :, :], scores, LOWEST)
@@ -50,8 +57,8 @@ def causal_attention_blocks(
         weights = dl.exp(scores - top)
         correction = dl.exp(highest - top)
         total = total * correction + dl.sum(weights, 2, keepdims=True)
-        values = dl.load(v, (s, h, p, 0), (1, bh, piece, bd)).reshape((bh, piece, bd))
-        acc = dl.dot(weights.to(v.dtype), values, acc * correction)
+        values = dl.load(v_pool, (h, pages, 0), (bh, piece, bd))
+        acc = dl.dot(weights.to(v_pool.dtype), values, acc * correction)
         highest = top
     result = convert(acc / total, y.dtype).reshape((1, bh, bq, group, bd))
     dl.store(y, (s, h, i, 0, 0), result)

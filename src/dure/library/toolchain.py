@@ -349,12 +349,21 @@ def _attention(dims: Shape, chip: Chip) -> tuple[Built, ...]:
     while piece > PAGE and 2 * 2 * 2 * piece * s.heads * s.size > pipeline_bytes(chip):
         piece //= 2
     bq = min(power_of_two(s.queries), max(1, _QUERY_ROWS // s.group))
-    kept = tensor(bfloat16, s.count, s.heads, s.length, s.size)
+    pool = tensor(bfloat16, s.heads, s.slots, s.size)
     q = tensor(bfloat16, s.count, s.heads, s.queries, s.group, s.size)
-    consts = {"bq": bq, "group": s.group, "bd": s.size, "piece": piece, "scale": s.size**-0.5}
+    consts = {
+        "bq": bq,
+        "group": s.group,
+        "bd": s.size,
+        "page": PAGE,
+        "piece": max(piece, PAGE),
+        "length": s.length,
+        "scale": s.size**-0.5,
+    }
+    lists = {3: (s.block_table(), 0, s.count * s.pages - 1)}
     failure: DureError | None = None
     for heads in reversed(_sizes(s.heads, 1)):
-        made = call(causal_attention_blocks, [q, kept, kept, q], {"bh": heads}, consts)
+        made = call(causal_attention_blocks, [q, pool, pool, None, q], {"bh": heads}, consts, lists)
         try:
             return (build(made, chip, tiles={"bh": heads}),)
         except DureError as error:
