@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from dure.compiler.chip.tree import Block, Branch, Loop, Step, Structure
 from dure.errors import DureError
 from dure.ir.core import Function, Value
-from dure.ir.expr import Compare, Expr, Symbol, bounds, evaluate, symbols
+from dure.ir.dtypes import Array
+from dure.ir.expr import Compare, Expr, Symbol, as_expr, bounds, evaluate, symbols
 from dure.ir.rewrite import expressions_in
 
 
@@ -30,12 +33,14 @@ class Counts:
         default_factory=dict[object, frozenset[Symbol]]
     )
     turns: dict[Symbol, int] = field(default_factory=dict[Symbol, int])
+    #: Values of index arguments by name: a scalar that is read counts as their mean.
+    indices: Mapping[str, Array] = field(default_factory=dict[str, "Array"])
 
     @classmethod
-    def of(cls, function: Function) -> Counts:
+    def of(cls, function: Function, indices: Mapping[str, Array] | None = None) -> Counts:
         """The counts of a tile program whose grid counts cores."""
         ids = zip(function.program_ids, function.grid, strict=True)
-        return cls({s: evaluate(e, {}) for s, e in ids})
+        return cls({s: evaluate(e, {}) for s, e in ids}, indices=indices or {})
 
     @property
     def total(self) -> int:
@@ -49,16 +54,19 @@ class Counts:
         """The first core's coordinates."""
         return {s.name: 0 for s in self.cores}
 
-    def structure(self, item: Structure) -> None:
-        """Note a view, or a scalar that is read."""
+    def structure(self, item: Structure, known: dict[str, int]) -> None:
+        """Note a view, or a scalar that is read, and what it counts as."""
         op = item.op
         before = self.depends.get(op.operands[0], frozenset())
         found = before | self.cores_in(e for v in op.attrs.values() for e in expressions_in(v))
         if op.name == "view":
             self.roots[op.result] = self.root(op.operands[0])
             self.depends[op.result] = found
+        values = self.indices.get(self.root(op.operands[0]).name)
         for entry in op.symbols:
             self.depends[entry] = found
+            if values is not None and values.size:
+                known[entry.name] = round(float(np.mean(values)))
 
     def root(self, tensor: Value) -> Value:
         """The argument that a tensor is a view of."""
@@ -71,8 +79,8 @@ class Counts:
         best = (-1, 0)
         for value in range(self.cores[entries[0]]) if len(entries) == 1 else (0,):
             here = {**known, entries[0].name: value} if entries else known
-            start, stop = number(loop.start, here), number(loop.stop, here)
-            best = max(best, (max(0, -(-(stop - start) // loop.step)), start))
+            length = number(as_expr(loop.stop - loop.start), here, least=0)
+            best = max(best, (max(0, -(-length // loop.step)), number(loop.start, here)))
         self.turns[loop.symbol] = max(1, best[0])
         return best
 
@@ -114,7 +122,7 @@ class Counts:
         """Every instruction of a block with how often it runs."""
         for item in block.items:
             if isinstance(item, Structure):
-                self.structure(item)
+                self.structure(item, known)
             elif isinstance(item, Loop):
                 trips, start = self.trips(item, known)
                 inner = {**known, item.symbol.name: start + trips // 2 * item.step}
@@ -163,14 +171,16 @@ def direct(body: Block) -> Iterator[Step]:
             yield from direct(usual(item, {}))
 
 
-def number(expr: Expr | int, known: Mapping[str, int]) -> int:
-    """An expression with what is known, else the middle of its range."""
+def number(expr: Expr | int, known: Mapping[str, int], least: int | None = None) -> int:
+    """An expression with what is known, else the middle of its range (from ``least`` on)."""
     if isinstance(expr, int):
         return expr
     try:
         return evaluate(expr, known)
     except DureError:
         low, high = bounds(expr)
+        if least is not None:
+            low = least if low is None else max(low, least)
         if low is None or high is None:
             return 1 if low is None else max(low, 1)
         return (low + high + 1) // 2

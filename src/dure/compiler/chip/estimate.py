@@ -8,11 +8,13 @@ must arrive, and after the last its result must leave.  The busiest core counts.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from dure.compiler.chip.counts import Counts, direct, number, usual
 from dure.compiler.chip.tree import Block, Branch, Buffer, Loop, Step, Structure, Tree, steps
 from dure.ir.core import Function, Op
+from dure.ir.dtypes import Array
 from dure.machine.chip import Chip, Dma
 from dure.sim.cost import Costs, duration
 from dure.sim.footprint import Footprint, Reach, footprint
@@ -28,6 +30,7 @@ class Bound:
     queues: dict[str, float] = field(default_factory=dict[str, float])
     resources: dict[str, float] = field(default_factory=dict[str, float])
     fill: float = 0.0
+    instructions: float = 0.0
 
     @property
     def ps(self) -> float:
@@ -44,11 +47,17 @@ class Bound:
         self.resources[name] = self.resources.get(name, 0.0) + ps
 
 
-def estimate(tree: Tree, function: Function, chip: Chip, costs: Costs) -> Bound:
+def estimate(
+    tree: Tree,
+    function: Function,
+    chip: Chip,
+    costs: Costs,
+    indices: Mapping[str, Array] | None = None,
+) -> Bound:
     """The bound of a lowered program with its slots and shares; ``function`` is the tile program of
-    one core.
+    one core, and ``indices`` are values of index arguments that trips depend on.
     """
-    work = _Estimate(chip, costs, Counts.of(function))
+    work = _Estimate(chip, costs, Counts.of(function, indices))
     work.block(tree.body, 1, work.counts.start())
     work.contend()
     work.fill(tree.body)
@@ -68,7 +77,7 @@ class _Estimate:
         """Add what a block does when it runs ``times`` times."""
         for item in block.items:
             if isinstance(item, Structure):
-                self.counts.structure(item)
+                self.counts.structure(item, known)
             elif isinstance(item, Loop):
                 trips, start = self.counts.trips(item, known)
                 inner = {**known, item.symbol.name: start + trips // 2 * item.step}
@@ -182,6 +191,7 @@ class _Estimate:
 
     def step(self, step: Step, times: float) -> None:
         """Add an instruction."""
+        self.bound.instructions += times
         if step.kind == "compute":
             self.bound.queue(step.queue, times * self.compute(step))
             return

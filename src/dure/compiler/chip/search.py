@@ -35,6 +35,8 @@ _LARGEST = 16384
 _BOUNDS = 60
 _SIMULATED = 5
 _SPLITS = 4
+#: Instructions of a core that a candidate may have: more take too long to time.
+_LONGEST = 400_000
 #: Slots of a ring at most.
 _STAGES = 8
 
@@ -82,7 +84,7 @@ def choose(
     program may use (bytes; of each partition where there are any).  Raises the error of the last
     try where none compiles.
     """
-    search = _Search(specialize, tuple(names), chip, strict, budget)
+    search = _Search(specialize, tuple(names), chip, strict, budget, indices)
     search.walk()
     return search.decide(indices)
 
@@ -132,6 +134,7 @@ class _Search:
     chip: Chip
     strict: bool
     budget: int | None = None
+    indices: Mapping[str, Array] | None = None
     costs: Costs = field(init=False)
     #: (picoseconds, bytes of tiles) of every point that was looked at.
     bounds: dict[_Point, Bound] = field(default_factory=dict["_Point", "Bound"])
@@ -218,7 +221,10 @@ class _Search:
         choose_stages(tree, self.chip, point.stages, self.budget)
         share_reads(tree, prepared, self.chip)
         used = allocate(tree, self.chip, self.budget)
-        return estimate(tree, prepared, self.chip, self.costs).ps, sum(used.values())
+        bound = estimate(tree, prepared, self.chip, self.costs, self.indices)
+        if bound.instructions > _LONGEST:
+            return _NONE
+        return bound.ps, sum(used.values())
 
     def prepared(self, function: Function, plan: Partition) -> Function:
         """The tile program of one core."""
