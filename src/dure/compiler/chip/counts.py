@@ -66,7 +66,7 @@ class Counts:
         for entry in op.symbols:
             self.depends[entry] = found
             if values is not None and values.size:
-                known[entry.name] = round(float(np.mean(values)))
+                known[entry.name] = round(float(values.astype(np.int64).mean()))
 
     def root(self, tensor: Value) -> Value:
         """The argument that a tensor is a view of."""
