@@ -9,9 +9,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from dure.compiler.chip.allocate import ScratchpadError
 from dure.compiler.chip.pipeline import Compiled, Options, compile_for
-from dure.compiler.chip.search import choose
-from dure.errors import KernelError
+from dure.compiler.chip.search import Choice, choose
+from dure.errors import DureError, KernelError
 from dure.ir.core import Function
 from dure.ir.verifier import verify
 from dure.library.call import IndexArray, KernelCall
@@ -107,18 +108,37 @@ def choose_program(
     yet.
     """
     if tiles is None and options is None and call.open:
-        indices = index_values(call, tile_function(call))
-        choice = choose(
-            lambda sizes: tile_function(call, sizes),
-            call.open,
-            chip,
-            indices=indices,
-            strict=strict,
-        )
+        choice = _choice(call, chip, strict)
         return choice.consts, choice.compiled
     consts = {**call.tiles, **(tiles or {})}
     how = options or Options(strict=strict)
-    return consts, compile_for(tile_function(call, consts), chip, how)
+    try:
+        return consts, compile_for(tile_function(call, consts), chip, how)
+    except ScratchpadError as error:
+        _name_what_fits(error, call, chip, strict)
+        raise
+
+
+def _choice(call: KernelCall, chip: Chip, strict: bool) -> Choice:
+    return choose(
+        lambda sizes: tile_function(call, sizes),
+        call.open,
+        chip,
+        indices=index_values(call, tile_function(call)),
+        strict=strict,
+    )
+
+
+def _name_what_fits(error: ScratchpadError, call: KernelCall, chip: Chip, strict: bool) -> None:
+    """Put sizes that fit, and their time, into the error of tiles that don't."""
+    if not call.open:
+        return
+    try:
+        found = _choice(call, chip, strict)
+    except DureError:
+        return
+    sizes = " ".join(f"{name}={size}" for name, size in found.consts.items())
+    error.fix = f"these tile sizes fit, and take {found.timing.ns / 1e3:.1f} us: {sizes}"
 
 
 def total_ps(parts: Sequence[Built]) -> int:

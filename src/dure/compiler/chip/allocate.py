@@ -10,11 +10,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from dure.compiler.chip.tree import Block, Buffer, Step, Tree, blocks
+from dure.compiler.chip.tree import Block, Buffer, Step, Tree, blocks, steps
 from dure.errors import KernelError
 from dure.ir.dtypes import BlockFormat
 from dure.ir.types import TileType
 from dure.machine.chip import Chip, Memory
+
+
+#: Characters of a life in the map of a memory that overflows.
+_BAR = 16
 
 
 class ScratchpadError(KernelError):
@@ -187,8 +191,12 @@ def _overflow(
         (b for b in tree.buffers if b.memory == name and b.alias_of is None),
         key=lambda b: -b.pitch * b.stages,
     )
-    lines = [f"  {name} of {chip.name}: {_bytes(needed)} asked, {_bytes(limit)} there"]
-    lines += map(_holder, holders[:12])
+    spans, count = _lives(tree)
+    lines = [
+        f"  {name} of {chip.name}: {_bytes(needed)} asked, {_bytes(limit)} there; "
+        "from the program's first instruction to its last:"
+    ]
+    lines += [_holder(b, _bar(spans.get(b), count)) for b in holders[:12]]
     if len(holders) > 12:
         rest = sum(b.pitch * b.stages for b in holders[12:])
         lines.append(f"  {_bytes(rest):>10}  {len(holders) - 12} smaller buffers")
@@ -203,12 +211,33 @@ def _overflow(
     )
 
 
-def _holder(buffer: Buffer) -> str:
+def _lives(tree: Tree) -> tuple[dict[Buffer, tuple[int, int]], int]:
+    """The first and the last instruction, in text order, that touches each buffer."""
+    found: dict[Buffer, tuple[int, int]] = {}
+    count = 0
+    for step in steps(tree.body):
+        for buffer in (*step.reads, *step.writes):
+            first = found.get(buffer.root, (count, count))[0]
+            found[buffer.root] = first, count
+        count += 1
+    return found, count
+
+
+def _bar(span: tuple[int, int] | None, count: int) -> str:
+    """A life as a bar of a fixed width."""
+    if span is None or not count:
+        return "." * _BAR
+    first, last = (place * _BAR // count for place in span)
+    return "." * first + "#" * (last - first + 1) + "." * (_BAR - last - 1)
+
+
+def _holder(buffer: Buffer, bar: str) -> str:
     where = f"{buffer.span.file}:{buffer.span.line}" if buffer.span is not None else ""
     text = buffer.span.text.strip() if buffer.span is not None else ""
     slots = f" x {buffer.stages}" if buffer.stages > 1 else ""
     size = _bytes(buffer.pitch * buffer.stages)
-    return f"  {size:>10}  {buffer.name} {buffer.type}{slots}  {where}  {text}"
+    name = buffer.name or "a copy"
+    return f"  {size:>10} |{bar}| {name} {buffer.type}{slots}  {where}  {text}"
 
 
 def _bytes(count: int) -> str:
