@@ -16,7 +16,6 @@ from dure.ir.dtypes import BlockFormat
 from dure.ir.types import TileType
 from dure.machine.chip import Chip, Memory
 
-
 #: Characters of a life in the map of a memory that overflows.
 _BAR = 16
 

@@ -134,7 +134,8 @@ def _in_block(tree: Tree, block: Block, loops: list[Loop]) -> Iterator[_Found]:
         s.tensor.name
         for item in block.items
         for s in _own_steps(item)
-        if s.kind == "dma_load" and s.tensor is not None
+        # A view has no name: what is loaded through one doesn't stay.
+        if s.kind == "dma_load" and s.tensor is not None and s.tensor.name
     )
     for name in names if len(loops) > 1 else ():
         yield from _of_tensor(tree, block, loops, name)
