@@ -102,9 +102,7 @@ class Costs:
             issue = max(issue, duration(self.chip, engine.issue, engine.clock))
         return ComputeCost(issue + max(times.values()), times)
 
-    def _add(
-        self, region: Region, engines: Sequence[str], cycles: dict[str, Fraction]
-    ) -> None:
+    def _add(self, region: Region, engines: Sequence[str], cycles: dict[str, Fraction]) -> None:
         for operation, op in works(region):
             name = next((e for e in engines if operation in self.chip.engines[e].laws), None)
             if name is None:

@@ -8,7 +8,7 @@ that executes it, and **a queue executes the body's projection on its own ops, i
 loops kept**.  Control (``for``, ``if``) is uniform: every queue follows it by itself.  Between
 queues nothing is ordered but by semaphores.
 
-    buffer      scratchpad storage for a tile: memory, offset, ``stages`` slots ``pitch`` bytes apart
+    buffer      scratchpad storage of a tile: memory, offset, ``stages`` slots ``pitch`` apart
     rotate      turn buffers to their next slot: from here on, in text order, ops use that slot
     semaphore   a counter with an initial value and a maximum
     wait        block the queue until the counter is at least ``count``, then subtract it

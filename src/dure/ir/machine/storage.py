@@ -38,9 +38,9 @@ declare(
         None,
         free,
         defaults={"stages": 1, "pitch": 0, "quantized_axis": -1},
-        doc="buffer(*same) {memory, offset, shape, dtype, stages, pitch}: storage of a tile; offset and "
-        "pitch in bytes (of each partition, where the memory has partitions); with an operand, that "
-        "buffer's bytes seen as another tile",
+        doc="buffer(*same) {memory, offset, shape, dtype, stages, pitch}: storage of a tile; "
+        "offset and pitch in bytes (of each partition, where the memory has partitions); with an "
+        "operand, that buffer's bytes seen as another tile",
     )
 )
 
