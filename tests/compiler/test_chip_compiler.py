@@ -257,3 +257,29 @@ def test_the_tile_program_of_a_core_computes_the_same() -> None:
     run(product(100, 64, 64, 32), [x, w, expected])
     np.testing.assert_array_equal(found, expected)
     assert prepared.function.attrs["transposed"] == ("x",)
+
+
+@dure.kernel
+def _softly(x: dl.Tensor, y: dl.Tensor, bm: dl.const, n: dl.const):
+    i = dl.program_id(0)
+    tile = dl.load(x, (i, 0), (bm, n))
+    dl.store(y, (i, 0), dl.where(tile > 0.0, tile * tile, dl.exp(tile)))
+
+
+@pytest.mark.parametrize("name", CHIPS)
+@pytest.mark.parametrize("dtype", [dtypes.float16, dtypes.bfloat16])
+def test_arithmetic_in_a_type_that_the_engines_lack(name: str, dtype: DType) -> None:
+    """It is computed in float32 and rounded once, as the language says."""
+    target = chip(name)
+    kind = TensorType(shape_of(20, 30), dtype)
+    function = _softly.specialize([kind, kind], {"bm": 8, "n": 32})
+    x = np.random.default_rng(0).standard_normal((20, 30)).astype(dtype.numpy)
+    expected, found = np.zeros_like(x), np.zeros_like(x)
+    run(function, [x, expected])
+    compiled = compile_for(function, target)
+    assert sanitize(compiled.function, target).ok
+    passed = to_chip(compiled.function, [x, found])
+    run_values(compiled.function, target, passed)
+    from_chip(compiled.function, passed, [x, found])
+    wide, right = found.astype(np.float64), expected.astype(np.float64)
+    np.testing.assert_allclose(wide, right, rtol=8e-3, atol=1e-3)

@@ -14,9 +14,10 @@ from typing import Any
 from dure.compiler.chip.usage import is_free
 from dure.errors import KernelError
 from dure.ir import dtypes
-from dure.ir.core import Function, Op, Param, Region, Value, infer
+from dure.ir.core import Function, Op, Param, Region, Value, declared_ops, infer
 from dure.ir.dtypes import BlockFormat, DType, element_type
-from dure.ir.rewrite import Pattern, Rewritten, Scope, rewrite
+from dure.ir.machine.compute import operation_of
+from dure.ir.rewrite import Pattern, Rewritten, Scope, clone_region, rewrite
 from dure.ir.types import TensorType, TileType
 from dure.machine.chip import Chip, Engine
 
@@ -39,6 +40,17 @@ class Legalised:
     conversions: tuple[Conversion, ...]
 
 
+def _arithmetic_ops() -> list[str]:
+    """Elementwise ops and reductions of the tile level that compute in their operands' type."""
+    return [
+        name
+        for name, definition in declared_ops().items()
+        if definition.level == "tile"
+        and (definition.elementwise or name in ("reduce", "cumsum"))
+        and name not in ("full", "iota", "cast")
+    ]
+
+
 def dot_engine(chip: Chip, dtype: str) -> str | None:
     """The engine whose matrix unit takes operands of this type."""
     for name, engine in chip.engines.items():
@@ -56,6 +68,7 @@ def legalise(function: Function, chip: Chip, *, strict: bool = False) -> Legalis
     work = _Legaliser(chip)
     function = work.parameters(function)
     patterns: list[Pattern] = [("dot", work.dot)]
+    patterns += [(name, work.arithmetic) for name in _arithmetic_ops()]
     if not any("scan" in e.laws for e in chip.engines.values()):
         patterns.append(("cumsum", _scan_as_product))
     function = rewrite(function, patterns)
@@ -119,6 +132,47 @@ class _Legaliser:
         found = element_type(name)
         assert isinstance(found, DType)
         return found
+
+    # --- arithmetic on floats that no vector engine has -------------------------------------------
+
+    def arithmetic(self, op: Op, scope: Scope) -> Rewritten | None:
+        """Compute in float32 what the chip's engines can't in the type at hand, and round once:
+        the same numbers, since that is how such types are defined to be computed.
+        """
+        operation = operation_of(op)
+        lacking = {
+            v.tile.dtype
+            for v in op.operands
+            if isinstance(v.tile.dtype, DType)
+            and v.tile.dtype.is_float
+            and v.tile.dtype is not dtypes.float32
+            and not self._computes(operation, v.tile.dtype)
+        }
+        if not lacking or not self._computes(operation, dtypes.float32):
+            return None
+        ops: list[Op] = []
+        operands = [
+            _cast(v, dtypes.float32, op, ops) if v.tile.dtype in lacking else v for v in op.operands
+        ]
+        where = op.span.render() if op.span is not None else ""
+        for dtype in lacking:
+            found = Conversion(f"an operand of {op.name}", str(dtype), "float32", where)
+            self.found.append(found)
+        made = infer(op.name, operands, op.attrs, [clone_region(r) for r in op.regions])
+        made = replace(made, span=op.span)
+        ops.append(made)
+        result = made.result
+        kind = op.result.tile.dtype
+        if result.tile.dtype is not kind:
+            assert isinstance(kind, DType)
+            result = _cast(result, kind, op, ops)
+        return Rewritten(tuple(ops), (result,))
+
+    def _computes(self, operation: str, dtype: DType) -> bool:
+        return any(
+            operation in engine.laws and (dtype.name in engine.types or dtype.name in engine.rates)
+            for engine in self.chip.engines.values()
+        )
 
     # --- dots ------------------------------------------------------------------------------------
 
