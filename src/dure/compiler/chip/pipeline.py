@@ -16,6 +16,7 @@ from dure.compiler.chip.resident import Reuse, keep, stage
 from dure.compiler.chip.share import share_reads
 from dure.compiler.chip.stages import choose_stages
 from dure.compiler.chip.synchronise import synchronise
+from dure.compiler.chip.trim import trim
 from dure.ir.core import Function, Value
 from dure.ir.printer import print_function
 from dure.ir.simplify import simplify
@@ -96,7 +97,7 @@ class Prepared:
 
 def prepare(function: Function, chip: Chip, plan: Partition, *, strict: bool = False) -> Prepared:
     """The passes on tile IR."""
-    function = orient(simplify(partition(function, plan)), chip)
+    function = orient(trim(simplify(partition(function, plan))), chip)
     legal = legalise(function, chip, strict=strict)
     return Prepared(hoist(legal.function), legal.conversions)
 
