@@ -146,6 +146,8 @@ class _Search:
     )
     reuses: dict[_Point, list[Reuse]] = field(default_factory=dict[_Point, list[Reuse]])
     error: DureError | None = None
+    #: The fewest instructions of the candidates that fit and have too many of them.
+    fewest: int = 0
 
     def __post_init__(self) -> None:
         self.costs = Costs(self.chip)
@@ -223,6 +225,8 @@ class _Search:
         used = allocate(tree, self.chip, self.budget)
         bound = estimate(tree, prepared, self.chip, self.costs, self.indices)
         if bound.instructions > _LONGEST:
+            fewest = min(bound.instructions, self.fewest or math.inf)
+            self.fewest = int(fewest)
             return _NONE
         return bound.ps, sum(used.values())
 
@@ -301,6 +305,12 @@ class _Search:
 
     def failure(self) -> DureError:
         """The error of a kernel that nothing compiles."""
+        if self.fewest:
+            return KernelError(
+                f"a core of {self.chip.name} would execute {self.fewest:,} instructions or more",
+                rule=f"a program is timed instruction by instruction, up to {_LONGEST:,} a core",
+                fix="give smaller sizes",
+            )
         if self.error is not None:
             return self.error
         return KernelError(
