@@ -6,7 +6,7 @@ This is what every command that shows a kernel on a chip calls.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from dure.compiler.chip.allocate import ScratchpadError
@@ -19,6 +19,9 @@ from dure.library.call import IndexArray, KernelCall
 from dure.machine.chip import Chip
 from dure.sim.sanitizer import Verdict, sanitize
 from dure.sim.timing import Timing, simulate
+
+#: States that the proof of one of several programs may take before the next one is tried.
+_STATES = 4000
 
 
 @dataclass(frozen=True)
@@ -78,9 +81,9 @@ def build(
     can't run, and :class:`KernelError` for a program that isn't proved.
     """
     started = time.perf_counter()
-    consts, compiled = choose_program(call, chip, strict=strict, tiles=tiles, options=options)
-    verify(compiled.function)
-    verdict = sanitize(compiled.function, chip)
+    consts, compiled, verdict = _proved(
+        _programs(call, chip, strict=strict, tiles=tiles, options=options), chip
+    )
     compile_s = time.perf_counter() - started
     if not verdict.ok:
         raise KernelError(
@@ -107,13 +110,47 @@ def choose_program(
     """The call's tile sizes on a chip and its program, as :func:`build` chooses them, not proved
     yet.
     """
-    if tiles is None and options is None and call.open:
+    return next(_programs(call, chip, strict=strict, tiles=tiles, options=options))
+
+
+def _proved(
+    programs: Iterable[tuple[dict[str, int], Compiled]], chip: Chip
+) -> tuple[dict[str, int], Compiled, Verdict]:
+    """The first program that is proved, or the first that is wrong, or else the first of all.
+
+    A proof may be too long for one split over the cores and short for another.
+    """
+    first: tuple[dict[str, int], Compiled, Verdict] | None = None
+    for consts, compiled in programs:
+        verify(compiled.function)
+        verdict = sanitize(compiled.function, chip, states=_STATES)
+        found = consts, compiled, verdict
+        if verdict.ok or any(f.kind != "not-proved" for f in verdict.findings):
+            return found
+        first = first or found
+    assert first is not None
+    consts, compiled, _ = first
+    return consts, compiled, sanitize(compiled.function, chip)
+
+
+def _programs(
+    call: KernelCall,
+    chip: Chip,
+    *,
+    strict: bool,
+    tiles: Mapping[str, int] | None,
+    options: Options | None,
+) -> Iterator[tuple[dict[str, int], Compiled]]:
+    """The tile sizes and programs of a call, the fastest first; one where they are pinned."""
+    if options is None and (tiles is None or not call.open):
         choice = _choice(call, chip, strict)
-        return choice.consts, choice.compiled
+        yield choice.consts, choice.compiled
+        yield from choice.others
+        return
     consts = {**call.tiles, **(tiles or {})}
     how = options or Options(strict=strict)
     try:
-        return consts, compile_for(tile_function(call, consts), chip, how)
+        yield consts, compile_for(tile_function(call, consts), chip, how)
     except ScratchpadError as error:
         _name_what_fits(error, call, chip, strict)
         raise

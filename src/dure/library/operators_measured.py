@@ -221,7 +221,8 @@ def attention(shape: Shape, dtype: str) -> Plan:
     work = indices(starts)
     lists = {
         3: (positions, 0, s.length - 1),
-        4: (s.block_table(), -1, s.count * s.pages - 1),
+        # Every page is there: nothing that a load leaves out has to be filled in.
+        4: (s.block_table(), 0, s.count * s.pages - 1),
         5: (indices([s.length] * s.count), 0, s.length),
         6: (indices(work[:, 0]), 0, s.count - 1),
         7: (indices(work[:, 1]), 0, s.tokens - 1),
@@ -232,14 +233,13 @@ def attention(shape: Shape, dtype: str) -> Plan:
     launch = call(
         paged_attention,
         [q, pool, pool, *[None] * 6, y],
-        {},
+        {"piece": max(PAGE, tile(s.length, OWN_PIECE))},
         {
             "bq": bq,
             "group": s.group,
             "bg": power_of_two(s.group),
             "bd": power_of_two(s.size),
             "page": PAGE,
-            "piece": max(PAGE, tile(s.length, OWN_PIECE)),
             "scale": s.size**-0.5,
             "narrow": True,
         },

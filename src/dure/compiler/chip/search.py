@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
@@ -35,6 +35,8 @@ _LARGEST = 16384
 _BOUNDS = 60
 _SIMULATED = 5
 _SPLITS = 4
+#: Programs that weren't simulated and may stand in for one that takes too long to prove.
+_OTHERS = 16
 #: Instructions of a core that a candidate may have: more take too long to time.
 _LONGEST = 400_000
 #: Slots of a ring at most.
@@ -48,13 +50,18 @@ Specialize: TypeAlias = Callable[[Mapping[str, int]], Function]
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen, its program and time, and how many were looked at and simulated."""
+    """What was chosen, its program and time, and how many were looked at and simulated.
+
+    ``others`` gives other programs, compiled as they are asked for: first those that were
+    simulated, the fastest first, then plain ones of the least bounds.
+    """
 
     consts: dict[str, int]
     compiled: Compiled
     timing: Timing
     bounds: int
     simulated: int
+    others: Iterator[tuple[dict[str, int], Compiled]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,11 +275,12 @@ class _Search:
         )
         if not points:
             raise self.failure()
-        best: tuple[float, _Point, Compiled, Timing] | None = None
+        found: list[tuple[int, _Point, Compiled, Timing]] = []
         tried = 0
         seen: set[object] = set()
         for point in points:
-            if tried >= _SIMULATED or (best is not None and self.bounds[point][0] >= best[0]):
+            best = min((entry[0] for entry in found), default=math.inf)
+            if tried >= _SIMULATED or self.bounds[point][0] >= best:
                 break
             # Points that differ in order or slots alone, with one bound, are as good as the same.
             alike = (point.tiles, point.split, point.resident, round(self.bounds[point][0]))
@@ -286,12 +294,33 @@ class _Search:
             except DureError as error:
                 self.error = error
                 continue
-            if best is None or timing.ps < best[0]:
-                best = timing.ps, point, compiled, timing
-        if best is None:
+            found.append((timing.ps, point, compiled, timing))
+        if not found:
             raise self.failure()
-        consts = dict(zip(self.names, best[1].tiles, strict=True))
-        return Choice(consts, best[2], best[3], len(self.bounds), tried)
+        found.sort(key=lambda entry: entry[0])
+        (_, point, compiled, timing), *rest = found
+        # Fewer loops over instances make for shorter proofs.
+        tiles = dict.fromkeys(p.tiles for p in points)
+        plain = [_Point(t, 0, split) for t in tiles for split in reversed(range(_SPLITS))]
+        untried = [p for p in dict.fromkeys(plain) if all(p != q for _, q, _, _ in found)]
+        others = self.others([(p, c) for _, p, c, _ in rest], untried)
+        return Choice(self.consts(point), compiled, timing, len(self.bounds), tried, others)
+
+    def others(
+        self, ready: Sequence[tuple[_Point, Compiled]], points: Sequence[_Point]
+    ) -> Iterator[tuple[dict[str, int], Compiled]]:
+        """Programs that weren't chosen."""
+        for point, compiled in ready:
+            yield self.consts(point), compiled
+        for point in points[:_OTHERS]:
+            try:
+                yield self.consts(point), self.compile(point)
+            except DureError as error:
+                self.error = error
+
+    def consts(self, point: _Point) -> dict[str, int]:
+        """The tile sizes of a point by name."""
+        return dict(zip(self.names, point.tiles, strict=True))
 
     def compile(self, point: _Point) -> Compiled:
         function = self.function(point.tiles)
