@@ -6,7 +6,9 @@ waits before its own, both in this block, so that every execution of the block b
 that repeats is looked at as two turns in a row: dependences from one turn to the next (for a ring
 of slots, to the turn that reuses the slot) become semaphores that start with as many credits.
 
-A dependence is left out where program order and the semaphores already there imply it.
+Dependences of one block between the same two queues share a semaphore: none of them crosses
+another, so that the n-th wait is for the n-th signal.  A dependence is left out where program order
+and the semaphores already there imply it.
 """
 
 from __future__ import annotations
@@ -183,9 +185,17 @@ class _Synchroniser:
         made: list[Semaphore] = []
         before: dict[int, list[Item]] = {}
         after: dict[int, list[Item]] = {}
+        shared: dict[tuple[str, str, int], Semaphore] = {}
         for edge in edges:
             semaphore = Semaphore(edge.before, edge.after, edge.distance, edge.why)
-            made.append(semaphore)
+            key = (edge.before, edge.after, edge.distance)
+            if edge.rare is None and key in shared:
+                semaphore = shared[key]
+                semaphore.initial += edge.distance
+            else:
+                made.append(semaphore)
+                if edge.rare is None:
+                    shared[key] = semaphore
             signal: Item = Sync("signal", edge.before, semaphore)
             wait: Item = Sync("wait", edge.after, semaphore)
             source, target = block.items[edge.source], block.items[edge.target]
