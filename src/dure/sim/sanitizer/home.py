@@ -83,12 +83,12 @@ class HomeRules:
         for start, other, n in pairs:
             if start is None or other is None:
                 continue
-            if _apart(start, a.spans[n], other, b.spans[n], fixed):
+            if _apart(start, a.reach[n], other, b.reach[n], fixed):
                 return False
             if a.strides[n] == b.strides[n] and _between(start, other, a.strides[n], fixed):
                 return False
-            same = start is other and a.spans[n] == b.spans[n]
-            if same and counter is not None and _moves(start, a.spans[n], counter, fixed):
+            same = start is other and a.reach[n] == b.reach[n]
+            if same and counter is not None and _moves(start, a.reach[n], counter, fixed):
                 return False
         return True
 

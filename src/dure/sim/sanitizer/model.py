@@ -286,11 +286,13 @@ class Model:
         listed: tuple[int, ...] = tuple(op.attr("list_axes"))
         starts: list[Expr | None] = []
         spans: list[int] = []
+        reach: list[int] = []
         strides: list[int] = []
         inside: list[bool] = []
         for axis, extent in enumerate(shape):
             stride = _number(op.attr("stride")[axis], op)
             spans.append(stride * (extent - 1) + 1)
+            reach.append(spans[-1])
             strides.append(stride)
             if axis in listed:
                 starts.append(None)
@@ -305,7 +307,7 @@ class Model:
             room = extents[axis] - local
             if isinstance(room, Const) and proves(as_expr(0) <= local):
                 # What hangs over the edge isn't touched.
-                spans[-1] = max(0, min(spans[-1], room.value))
+                reach[-1] = max(0, min(spans[-1], room.value))
             inside.append(below and proves(as_expr(0) <= local))
         found = Transfer(
             op,
@@ -319,6 +321,7 @@ class Model:
             loops,
             tuple(inside),
             views,
+            tuple(reach),
         )
         if found.store:
             self.stored.add(root)

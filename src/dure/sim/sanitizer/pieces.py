@@ -141,6 +141,8 @@ class Transfer:
 
     ``starts`` has None for an axis that a list rules; ``loops`` are those around it, outermost
     first; ``inside`` says along which axes it provably never reaches over the tensor's edge.
+    ``spans`` are the elements from a tile's first to its last, ``reach`` those of them that may
+    exist.
     """
 
     op: Op
@@ -154,6 +156,7 @@ class Transfer:
     loops: tuple[Op, ...]
     inside: tuple[bool, ...]
     views: tuple[Expr, ...]
+    reach: tuple[int, ...]
 
     @property
     def partial(self) -> bool:
