@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dure.cli import options
-from dure.cli.chip_options import Set
+from dure.cli.chip_options import Set, Target
 from dure.cli.output import print_json, show
 from dure.cli.subject import (
     Algorithm,
@@ -23,10 +23,6 @@ from dure.cli.subject import (
 )
 from dure.errors import UsageError
 
-Target = Annotated[
-    str,
-    typer.Option("--target", help="A name from `dure targets`, or a machine file NAME.toml."),
-]
 Output = Annotated[
     Path,
     typer.Option(

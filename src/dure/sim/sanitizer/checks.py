@@ -130,14 +130,14 @@ def _transfer(op: Op, chip: Chip, buffers: dict[Value, Op]) -> Iterator[Finding]
 
 
 def _compute(op: Op, chip: Chip, buffers: dict[Value, Op]) -> Iterator[Finding]:
-    names: tuple[str, ...] = op.attrs["engines"]  # type: ignore[assignment]
+    names: tuple[str, ...] = op.attr("engines")
     engines = [chip.engines.get(name) for name in names]
     for name, engine in zip(names, engines, strict=True):
         if engine is None:
             yield _bad(f"unknown engine '{name}'", op)
         elif engine.queue != op.attrs["queue"]:
             yield _bad(f"engine '{name}' isn't one of queue '{op.attrs['queue']}'", op)
-    reads = int(op.attrs["reads"])  # type: ignore[arg-type]
+    reads = int(op.attr("reads"))
     for place, value in enumerate(op.operands):
         memory = str(buffers[value].attr("memory"))
         reached = any(

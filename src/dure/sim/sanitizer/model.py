@@ -125,7 +125,7 @@ class Model:
         written: set[Value] = set()
         for op in walk(self.function.body):
             if op.name == "compute":
-                written.update(op.operands[int(op.attrs["reads"]) :])  # type: ignore[arg-type]
+                written.update(op.operands[int(op.attr("reads")) :])
             elif op.name == "dma_load":
                 written.add(op.operands[1])
         keys = {value: self._storage(value) for value in self.buffers}
@@ -409,7 +409,7 @@ class Model:
             made.count = int(op.attr("count"))
             return made
         if op.name == "compute":
-            reads = int(op.attrs["reads"])  # type: ignore[arg-type]
+            reads = int(op.attr("reads"))
             found = [self._access(op, n, slots[n], n >= reads) for n in range(len(op.operands))]
             made.compute = True
             made.reads, made.writes = tuple(found[:reads]), tuple(found[reads:])
@@ -501,7 +501,7 @@ class Model:
                     for branch in op.regions:
                         enter(branch, inside)
                 elif op.name in ("compute", "dma_load"):
-                    first = int(op.attrs["reads"]) if op.name == "compute" else 1  # type: ignore[arg-type]
+                    first = int(op.attr("reads")) if op.name == "compute" else 1
                     for value in op.operands[first : None if op.name == "compute" else 2]:
                         for slot in range(int(self.buffers[value].attr("stages"))):
                             for cell in self.cells.of(self.rectangles(value, slot)):
@@ -532,7 +532,7 @@ class Model:
                     continue
                 writes = op.name == "dma_load" and place == 1
                 if op.name == "compute":
-                    writes = place >= int(op.attrs["reads"])  # type: ignore[arg-type]
+                    writes = place >= int(op.attr("reads"))
                 for slot in range(int(self.buffers[value].attr("stages"))):
                     for cell in self.cells.of(self.rectangles(value, slot)):
                         touching[cell].add(queue)
@@ -576,7 +576,7 @@ def _accumulates(op: Op, value: Value) -> bool:
     """Whether a compute writes a dot's accumulator to this buffer."""
     if op.name != "compute":
         return False
-    reads = int(op.attrs["reads"])  # type: ignore[arg-type]
+    reads = int(op.attr("reads"))
     region = op.regions[0]
     dots = {r for inner in region.ops if inner.name == "dot" for r in inner.results}
     return any(
