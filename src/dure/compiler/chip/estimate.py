@@ -7,11 +7,11 @@ must arrive, and after the last its result must leave.  The busiest core counts.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from dure.compiler.chip.counts import Counts, direct, number, usual
+from dure.compiler.chip.ring import Ring
 from dure.compiler.chip.tree import Block, Branch, Buffer, Loop, Step, Structure, Tree, steps
 from dure.ir.core import Function, Op
 from dure.ir.dtypes import Array
@@ -25,22 +25,38 @@ _FLYING = 4
 
 @dataclass
 class Bound:
-    """Picoseconds of each queue and shared resource, and of the way in and out."""
+    """Picoseconds of each queue and shared resource, of the way in and out, and of what is still
+    computed when the last tile has arrived.
+    """
 
     queues: dict[str, float] = field(default_factory=dict[str, float])
     resources: dict[str, float] = field(default_factory=dict[str, float])
+    chains: dict[str, float] = field(default_factory=dict[str, float])
     fill: float = 0.0
+    drain: float = 0.0
+    moving: frozenset[str] = frozenset()
     instructions: float = 0.0
 
     @property
     def ps(self) -> float:
         """The time that a schedule of this program takes at least, as far as is known."""
-        busiest = max((*self.queues.values(), *self.resources.values()), default=0.0)
-        return busiest + self.fill
+        computing = [ps for name, ps in self.queues.items() if name not in self.moving]
+        moving = [ps for name, ps in self.queues.items() if name in self.moving]
+        arrived = max((*moving, *self.resources.values()), default=0.0)
+        return max(*computing, *self.chains.values(), arrived + self.drain) + self.fill
+
+    @property
+    def work(self) -> float:
+        """The picoseconds that all queues of a core are busy."""
+        return sum(self.queues.values())
 
     def queue(self, name: str, ps: float) -> None:
         """More work of a queue."""
         self.queues[name] = self.queues.get(name, 0.0) + ps
+
+    def chain(self, name: str, ps: float) -> None:
+        """More time from a queue's first instruction of a turn to its last."""
+        self.chains[name] = self.chains.get(name, 0.0) + ps
 
     def resource(self, name: str, ps: float) -> None:
         """More use of a resource."""
@@ -61,6 +77,7 @@ def estimate(
     work.block(tree.body, 1, work.counts.start())
     work.contend()
     work.fill(tree.body)
+    work.drain(tree.body)
     return work.bound
 
 
@@ -71,7 +88,7 @@ class _Estimate:
         self.counts = counts
         self.dma = {d.queue: d for d in chip.dma.values()}
         self.signal = duration(chip, chip.sync.latency)
-        self.bound = Bound()
+        self.bound = Bound(moving=frozenset(self.dma))
 
     def block(self, block: Block, times: float, known: dict[str, int]) -> None:
         """Add what a block does when it runs ``times`` times."""
@@ -105,29 +122,46 @@ class _Estimate:
             self.bound.queue(queue, sum(own.values()))
 
     def _rings(self, body: Block, times: float) -> None:
-        """The turns of a loop's rings, in which equal cores wait at the same times.
-
-        A slot is computed on for ``turn`` of a period ``T``, and the S - turn / T others are on
-        their way, sharing the bandwidth: S T = turn + latency + (S - turn / T) b.
-        """
+        """The turns of a loop's rings, in which equal cores wait at the same times."""
         own = list(direct(body))
-        loads = [s for s in own if s.kind == "dma_load" and s.writes[0].block is body]
-        if not loads:
-            return
         turn = sum(self.compute(s) for s in own if s.kind == "compute") + 2 * self.signal
-        moving: dict[str, float] = {}
-        latency = 0
-        for load in loads:
-            dma, moved = self.dma[load.queue], self.moved(load)
-            took = (
-                duration(self.chip, dma.issue) + moved.bytes / self._share(load, dma, moved) * 1e12
-            )
-            moving[load.queue] = moving.get(load.queue, 0.0) + took
-            latency = max(latency, duration(self.chip, dma.latency))
-        slots, b = min(s.writes[0].stages for s in loads), max(moving.values())
-        whole = turn + latency + slots * b
-        period = (whole + math.sqrt(max(0.0, whole * whole - 4 * slots * turn * b))) / (2 * slots)
-        self.bound.resource("ring", times * period)
+        loads = [s for s in own if s.kind == "dma_load" and s.writes[0].block is body]
+        stores = [s for s in own if s.kind == "dma_store" and s.reads[0].root.block is body]
+        together = sum(self.at_home(s) for s in (*loads, *stores))
+        for group in (loads, stores):
+            for queue in {s.queue for s in group}:
+                ring = self._ring([s for s in group if s.queue == queue], turn, together)
+                # The first tile's way in or out is part of the fill, the last turn of the drain.
+                apart = ring.issue + ring.latency + max(ring.flow, ring.alone) + turn
+                self.bound.resource(f"ring {queue}", max(0.0, ring.time(times) - apart))
+
+    def _ring(self, transfers: list[Step], turn: float, together: float) -> Ring:
+        """The ring of a queue's transfers in a loop's body, all of whose transfers take
+        ``together`` of the home memory.
+        """
+        dma = self.dma[transfers[0].queue]
+        moved = [self.moved(s) for s in transfers]
+        flow = sum(m.bytes / self.rate(dma, m) for m in moved) * 1e12
+        slots = min(
+            (s.writes[0] if s.kind == "dma_load" else s.reads[0].root).stages for s in transfers
+        )
+        return Ring(
+            slots=slots,
+            turn=turn,
+            issue=len(transfers) * duration(self.chip, dma.issue),
+            latency=duration(self.chip, dma.latency),
+            flow=max(flow, together),
+            alone=max(m.bytes / self.rate(dma, m, 1) for m in moved) * 1e12,
+            serial=dma.serial,
+            outstanding=dma.outstanding.base // len(transfers),
+        )
+
+    def at_home(self, step: Step) -> float:
+        """Picoseconds of the home memory that a transfer takes while every core does the same."""
+        home, _ = self._resource(self.chip.home)
+        if home is None or self.chip.home not in self.dma[step.queue].route:
+            return 0.0
+        return self.moved(step).granules * self._part(step) * self.counts.total / home * 1e12
 
     def _chains(self, body: Block, times: float, known: dict[str, int]) -> None:
         """A queue that waits for another one inside a turn stands still: its turn is as long as the
@@ -145,7 +179,7 @@ class _Estimate:
         longer = self._lengths([*seldom, *often]) if seldom else lengths
         for queue, length in lengths.items():
             whole = (1 - part) * length + part * longer.get(queue, length)
-            self.bound.resource(f"chain {queue}", times * whole)
+            self.bound.chain(queue, times * whole)
 
     def _handoffs(self, body: Block, times: float) -> None:
         """A single slot that queues hand to one another: while one works on it the others wait."""
@@ -181,14 +215,6 @@ class _Estimate:
             ready.update((b.root, (last[step.queue], step.queue)) for b in step.writes)
         return {queue: last[queue] - first[queue] for queue in last}
 
-    def _share(self, step: Step, dma: Dma, moved: Footprint) -> float:
-        """Bytes a second of a transfer while every core does the same."""
-        rate = self.rate(dma, moved)
-        home, _ = self._resource(self.chip.home)
-        if home is None:
-            return rate
-        return min(rate, home / self.counts.total / self._part(step))
-
     def step(self, step: Step, times: float) -> None:
         """Add an instruction."""
         self.bound.instructions += times
@@ -196,8 +222,9 @@ class _Estimate:
             self.bound.queue(step.queue, times * self.compute(step))
             return
         dma, moved = self.dma[step.queue], self.moved(step)
-        took = duration(self.chip, dma.issue) + moved.bytes / self.rate(dma, moved) * 1e12
-        self.bound.queue(step.queue, times * took)
+        self.bound.queue(step.queue, times * duration(self.chip, dma.issue))
+        flow = moved.bytes / self.rate(dma, moved) * 1e12
+        self.bound.resource(f"flow {step.queue}", times * flow)
         for name in dma.route:
             rate, scope = self._resource(name)
             if rate is None:
@@ -230,15 +257,15 @@ class _Estimate:
         dma = self.dma[step.queue]
         return footprint(kind, reach, int(dma.granule.base) if dma.granule is not None else 1)
 
-    def rate(self, dma: Dma, moved: Footprint) -> float:
-        """Bytes a second of a queue's transfers, as many at once as may be in flight."""
+    def rate(self, dma: Dma, moved: Footprint, flying: int = _FLYING) -> float:
+        """Bytes a second of a queue's transfers, so many at once."""
         whole = self.chip.bytes_a_second(dma.bandwidth)
         one = whole if dma.stream is None else self.chip.bytes_a_second(dma.stream)
         if dma.efficiency is not None and moved.bytes:
             values = {n: q.base for n, q in dma.numbers.items()}
             values |= {"bytes": moved.bytes, "runs": moved.runs, "run": moved.bytes / moved.runs}
             one *= max(dma.efficiency(values), 1e-6)
-        return min(whole, one * min(_FLYING, dma.outstanding.base))
+        return min(whole, one * min(flying, dma.outstanding.base))
 
     def contend(self) -> None:
         """Engines that lose speed while bytes flow take as much longer as that is of the flow."""
@@ -264,13 +291,20 @@ class _Estimate:
                 seen |= bool(step.reads)
                 continue
             dma, moved = self.dma[step.queue], self.moved(step)
-            took = moved.bytes / self._share(step, dma, moved) * 1e12
+            took = max(moved.bytes / self.rate(dma, moved) * 1e12, self.at_home(step))
             if step.kind == "dma_load" and not seen:
                 arrived += took
                 latency = max(latency, duration(self.chip, dma.latency))
             elif step.kind == "dma_store":
                 left = max(left, duration(self.chip, dma.latency) + took)
         self.bound.fill = latency + arrived + left
+
+    def drain(self, body: Block) -> None:
+        """What is computed when the last tile has arrived: the rest of its turn and what follows."""
+        path = _once(body)
+        loads = [number for number, step in enumerate(path) if step.kind == "dma_load"]
+        rest = path[loads[-1] + 1 :] if loads else []
+        self.bound.drain = sum(self.compute(step) for step in rest if step.kind == "compute")
 
     def _resource(self, name: str) -> tuple[float | None, str]:
         memory = self.chip.memories.get(name)

@@ -20,6 +20,7 @@ from dure.compiler.chip.partition import Partition, core_splits, grid_extents, l
 from dure.compiler.chip.pipeline import Compiled, Options, compile_for, prepare
 from dure.compiler.chip.resident import Reuse, keep, reuses
 from dure.compiler.chip.share import share_reads
+from dure.compiler.chip.sizes import Tiled, tiled_by
 from dure.compiler.chip.stages import choose_stages
 from dure.errors import DureError, KernelError
 from dure.ir.core import Function
@@ -33,18 +34,24 @@ _STARTS = (32, 128, 512)
 _LARGEST = 16384
 #: Programs whose bound is computed at most, and how many of the best are simulated.
 _BOUNDS = 60
-_SIMULATED = 5
+_SAMPLED = 4
+_SIMULATED = 20
+#: Simulated instructions after which the choice is made.
+_EXECUTED = 200_000
 _SPLITS = 4
 #: Programs that weren't simulated and may stand in for one that takes too long to prove.
 _OTHERS = 16
 #: Instructions of a core that a candidate may have: more take too long to time.
 _LONGEST = 400_000
+#: Sizes that aren't powers of two are multiples of this.
+_GRAIN = 32
 #: Slots of a ring at most.
 _STAGES = 8
 
-#: A bound; of two equal ones the program with fewer bytes of tiles is better.
-Bound: TypeAlias = tuple[float, int]
-_NONE: Bound = (math.inf, 0)
+#: Picoseconds at least; of two equal ones the program with less work in its queues is better, then
+#: the one with fewer bytes of tiles.
+Bound: TypeAlias = tuple[float, float, int]
+_NONE: Bound = (math.inf, 0.0, 0)
 Specialize: TypeAlias = Callable[[Mapping[str, int]], Function]
 
 
@@ -93,23 +100,15 @@ def choose(
     """
     search = _Search(specialize, tuple(names), chip, strict, budget, indices)
     search.walk()
-    return search.decide(indices)
+    return search.decide()
 
 
 _Move: TypeAlias = Callable[[_Point], "_Point | None"]
 
 
-def _resized(powers: Mapping[int, int]) -> _Move:
-    """Some sizes multiplied by powers of two."""
-
-    def move(point: _Point) -> _Point | None:
-        sizes = list(point.tiles)
-        for place, power in powers.items():
-            sizes[place] = sizes[place] * 2 if power > 0 else sizes[place] // 2
-        fits = all(1 <= size <= _LARGEST for size in sizes)
-        return replace(point, tiles=tuple(sizes)) if fits else None
-
-    return move
+def _put(tiles: tuple[int, ...], place: int, size: int) -> tuple[int, ...]:
+    """The sizes with one of them replaced."""
+    return (*tiles[:place], size, *tiles[place + 1 :])
 
 
 def _stepped(field_name: str, by: int, least: int) -> _Move:
@@ -123,17 +122,6 @@ def _stepped(field_name: str, by: int, least: int) -> _Move:
     return move
 
 
-def _deeper(place: int) -> _Move:
-    """Half the size in twice the slots."""
-
-    def move(point: _Point) -> _Point | None:
-        halved = _resized({place: -1})(point)
-        fits = halved is not None and 2 * point.stages <= _STAGES
-        return replace(halved, stages=2 * point.stages) if fits and halved is not None else None
-
-    return move
-
-
 @dataclass
 class _Search:
     specialize: Specialize
@@ -143,7 +131,7 @@ class _Search:
     budget: int | None = None
     indices: Mapping[str, Array] | None = None
     costs: Costs = field(init=False)
-    #: (picoseconds, bytes of tiles) of every point that was looked at.
+    #: The bound of every point that was looked at.
     bounds: dict[_Point, Bound] = field(default_factory=dict["_Point", "Bound"])
     functions: dict[tuple[int, ...], Function | None] = field(
         default_factory=dict[tuple[int, ...], "Function | None"]
@@ -152,6 +140,12 @@ class _Search:
         default_factory=dict[tuple[int, Partition], Function]
     )
     reuses: dict[_Point, list[Reuse]] = field(default_factory=dict[_Point, list[Reuse]])
+    axes: dict[int, Tiled] = field(default_factory=dict[int, Tiled])
+    timed: dict[_Point, tuple[Compiled, Timing]] = field(
+        default_factory=dict[_Point, "tuple[Compiled, Timing]"]
+    )
+    failed: set[_Point] = field(default_factory=set["_Point"])
+    executed: int = 0
     error: DureError | None = None
     #: The fewest instructions of the candidates that fit and have too many of them.
     fewest: int = 0
@@ -163,7 +157,8 @@ class _Search:
 
     def walk(self) -> None:
         """Walk along each direction as long as it helps, until none does or enough were seen."""
-        starts = [_Point((s,) * len(self.names)) for s in _STARTS]
+        places = range(len(self.names))
+        starts = [_Point(tuple(min(s, self.largest(p)) for p in places)) for s in _STARTS]
         best = min(starts, key=self.bound)
         moved = True
         while moved and len(self.bounds) < _BOUNDS:
@@ -201,12 +196,73 @@ class _Search:
     def directions(self) -> list[_Move]:
         """One size doubled or halved, one up and another down, another order, split or stages."""
         places = range(len(self.names))
-        found = [_resized({place: power}) for place in places for power in (1, -1)]
-        found += [_resized({up: 1, down: -1}) for up, down in itertools.permutations(places, 2)]
-        found += [_deeper(place) for place in places]
+        found = [self.resized({place: power}) for place in places for power in (1, -1)]
+        found += [self.resized({up: 1, down: -1}) for up, down in itertools.permutations(places, 2)]
+        found += [self.deeper(place) for place in places]
+        found += [self.evened(place) for place in places]
         found += [_stepped("stages", by, 2) for by in (1, -1)]
         found += [_stepped("split", by, 0) for by in (1, -1)]
         return [*found, _stepped("order", 1, 0)]
+
+    def resized(self, powers: Mapping[int, int]) -> _Move:
+        """Some sizes to the next power of two, above (1) or below (-1)."""
+
+        def move(point: _Point) -> _Point | None:
+            sizes = list(point.tiles)
+            for place, power in powers.items():
+                bits = sizes[place].bit_length()
+                up, down = 1 << bits, 1 << (sizes[place] - 1).bit_length() >> 1
+                sizes[place] = min(up, self.largest(place)) if power > 0 else down
+                if sizes[place] == point.tiles[place] or not sizes[place]:
+                    return None
+            return replace(point, tiles=tuple(sizes))
+
+        return move
+
+    def deeper(self, place: int) -> _Move:
+        """Half the size in twice the slots."""
+        halve = self.resized({place: -1})
+
+        def move(point: _Point) -> _Point | None:
+            halved = halve(point)
+            if halved is None or 2 * point.stages > _STAGES:
+                return None
+            return replace(halved, stages=2 * point.stages)
+
+        return move
+
+    def evened(self, place: int) -> _Move:
+        """The size with which all cores have as many instances: 28,672 columns on eight cores are
+        seven tiles of 4,096, but eight of 3,584.
+        """
+
+        def move(point: _Point) -> _Point | None:
+            axis, function = self.tiled(place).axis, self.function(point.tiles)
+            plan = None if function is None else self.plan(function, point)
+            if axis is None or plan is None:
+                return None
+            extent = self.largest(place)
+            others = math.prod(plan.cores) // plan.cores[axis]
+            cores, size = int(self.chip.cores.base) // others, point.tiles[place]
+            even = -(-extent // (cores * -(-extent // (size * cores))))
+            even = -(-even // _GRAIN) * _GRAIN
+            return replace(point, tiles=_put(point.tiles, place, even)) if even < size else None
+
+        return move
+
+    def largest(self, place: int) -> int:
+        """The largest size that is of any use."""
+        return min(_LARGEST, self.tiled(place).largest or _LARGEST)
+
+    def tiled(self, place: int) -> Tiled:
+        """What a size tiles."""
+        if place not in self.axes:
+            size = _STARTS[0]
+            coarse = (size,) * len(self.names)
+            single, double = self.function(coarse), self.function(_put(coarse, place, 2 * size))
+            known = single is not None and double is not None
+            self.axes[place] = tiled_by(single, double, size) if known else Tiled()
+        return self.axes[place]
 
     def bound(self, point: _Point) -> Bound:
         """The bound of a point; infinite where it doesn't compile or fit."""
@@ -235,7 +291,7 @@ class _Search:
             fewest = min(bound.instructions, self.fewest or math.inf)
             self.fewest = int(fewest)
             return _NONE
-        return bound.ps, sum(used.values())
+        return bound.ps, bound.work, sum(used.values())
 
     def prepared(self, function: Function, plan: Partition) -> Function:
         """The tile program of one core."""
@@ -267,44 +323,70 @@ class _Search:
 
     # --- the decision ----------------------------------------------------------------------------
 
-    def decide(self, indices: Mapping[str, Array] | None) -> Choice:
-        """Simulate the points with the least bounds, and take the fastest."""
+    def decide(self) -> Choice:
+        """Simulate the points with the least bounds, and walk on from the fastest."""
         points = sorted(
             (p for p, b in self.bounds.items() if math.isfinite(b[0])),
             key=self.bounds.__getitem__,
         )
         if not points:
             raise self.failure()
-        found: list[tuple[int, _Point, Compiled, Timing]] = []
-        tried = 0
-        seen: set[object] = set()
-        for point in points:
-            best = min((entry[0] for entry in found), default=math.inf)
-            if tried >= _SIMULATED or self.bounds[point][0] >= best:
-                break
-            # Points that differ in order or slots alone, with one bound, are as good as the same.
-            alike = (point.tiles, point.split, point.resident, round(self.bounds[point][0]))
-            if alike in seen:
-                continue
-            seen.add(alike)
-            tried += 1
-            try:
-                compiled = self.compile(point)
-                timing = simulate(compiled.function, self.chip, indices=indices)
-            except DureError as error:
-                self.error = error
-                continue
-            found.append((timing.ps, point, compiled, timing))
-        if not found:
+        self.sample(points)
+        if not self.timed:
             raise self.failure()
-        found.sort(key=lambda entry: entry[0])
-        (_, point, compiled, timing), *rest = found
+        self.climb()
+        point, *rest = sorted(self.timed, key=self.time)
+        compiled, timing = self.timed[point]
         # Fewer loops over instances make for shorter proofs.
         tiles = dict.fromkeys(p.tiles for p in points)
         plain = [_Point(t, 0, split) for t in tiles for split in reversed(range(_SPLITS))]
-        untried = [p for p in dict.fromkeys(plain) if all(p != q for _, q, _, _ in found)]
-        others = self.others([(p, c) for _, p, c, _ in rest], untried)
-        return Choice(self.consts(point), compiled, timing, len(self.bounds), tried, others)
+        untried = [p for p in dict.fromkeys(plain) if p not in self.timed]
+        others = self.others([(p, self.timed[p][0]) for p in rest], untried)
+        return Choice(
+            self.consts(point), compiled, timing, len(self.bounds), len(self.timed), others
+        )
+
+    def sample(self, points: Sequence[_Point]) -> None:
+        """Simulate the points with the least bounds, of different sizes and of each number of
+        operands that stay, as long as a bound can win.
+        """
+        best = math.inf
+        for count in range(max(len(p.resident) for p in points) + 1):
+            alike = [p for p in points if len(p.resident) == count]
+            for point in list({p.tiles: p for p in reversed(alike)}.values())[: -_SAMPLED - 1 : -1]:
+                if self.bounds[point][0] < best:
+                    best = min(best, self.time(point))
+
+    def climb(self) -> None:
+        """Walk from the fastest point as long as the simulation finds a faster one."""
+        best, moved = min(self.timed, key=self.time), True
+        while moved:
+            moved = False
+            moves = self.directions()
+            for found in (*(move(best) for move in moves), *self.kept(best)):
+                if len(self.timed) >= _SIMULATED or self.executed >= _EXECUTED:
+                    return
+                if found is None or self.bound(found)[0] >= self.time(best):
+                    continue
+                if self.time(found) < self.time(best):
+                    best, moved = found, True
+
+    def time(self, point: _Point) -> float:
+        """The simulated picoseconds of a point; infinite where it doesn't compile."""
+        if point in self.timed:
+            return self.timed[point][1].ps
+        if not math.isfinite(self.bound(point)[0]) or point in self.failed:
+            return math.inf
+        try:
+            compiled = self.compile(point)
+            timing = simulate(compiled.function, self.chip, indices=self.indices)
+        except DureError as error:
+            self.error = error
+            self.failed.add(point)
+            return math.inf
+        self.timed[point] = compiled, timing
+        self.executed += timing.instructions
+        return timing.ps
 
     def others(
         self, ready: Sequence[tuple[_Point, Compiled]], points: Sequence[_Point]
