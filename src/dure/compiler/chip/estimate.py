@@ -25,8 +25,8 @@ _FLYING = 4
 
 @dataclass
 class Bound:
-    """Picoseconds of each queue and shared resource, of the way in and out, and of what is still
-    computed when the last tile has arrived.
+    """Picoseconds of each queue and shared resource, of the way in and out, of what is still
+    computed when the last tile has arrived, and of the stalls in which nothing moves.
     """
 
     queues: dict[str, float] = field(default_factory=dict[str, float])
@@ -34,6 +34,7 @@ class Bound:
     chains: dict[str, float] = field(default_factory=dict[str, float])
     fill: float = 0.0
     drain: float = 0.0
+    stalls: float = 0.0
     moving: frozenset[str] = frozenset()
     instructions: float = 0.0
 
@@ -43,7 +44,7 @@ class Bound:
         computing = [ps for name, ps in self.queues.items() if name not in self.moving]
         moving = [ps for name, ps in self.queues.items() if name in self.moving]
         arrived = max((*moving, *self.resources.values()), default=0.0)
-        return max(*computing, *self.chains.values(), arrived + self.drain) + self.fill
+        return max(*computing, *self.chains.values(), arrived + self.stalls + self.drain) + self.fill
 
     @property
     def work(self) -> float:
@@ -112,6 +113,7 @@ class _Estimate:
         self._rings(body, times)
         self._chains(body, times, known)
         self._handoffs(body, times)
+        self._reloads(body, times, known)
         if not _takes_turns(body):
             self.block(body, times, known)
             return
@@ -120,6 +122,29 @@ class _Estimate:
         own, self.bound.queues = self.bound.queues, outer
         for queue in own:
             self.bound.queue(queue, sum(own.values()))
+
+    def _reloads(self, body: Block, times: float, known: dict[str, int]) -> None:
+        """Tiles that stay have a slot each: when their loop begins again, whoever reads the first of
+        them waits for its way in, but for the turns in which the others were used up.
+        """
+        turn = sum(self.compute(s) for s in direct(body) if s.kind == "compute")
+        for item in body.items:
+            if not isinstance(item, Branch) or item.last is None:
+                continue
+            side, part = self.counts.share_of(item, known)
+            for load in direct(side):
+                if load.kind != "dma_load":
+                    continue
+                dma, moved = self.dma[load.queue], self.moved(load)
+                slots = load.writes[0].root.stages
+                latency = duration(self.chip, dma.issue) + duration(self.chip, dma.latency)
+                flow = max(moved.bytes / self.rate(dma, moved) * 1e12, self.at_home(load))
+                again = max(0.0, times * part / slots - 1)
+                behind = (slots - 1) * turn
+                for queue in {s.queue for s in direct(body) if s.kind == "compute"}:
+                    self.bound.chain(queue, again * max(0.0, latency + flow - behind))
+                # What moves stands still meanwhile, and until there is something to store.
+                self.bound.stalls += again * max(0.0, latency + turn - behind)
 
     def _rings(self, body: Block, times: float) -> None:
         """The turns of a loop's rings, in which equal cores wait at the same times."""

@@ -35,7 +35,11 @@ _LARGEST = 16384
 #: Programs whose bound is computed at most, and how many of the best are simulated.
 _BOUNDS = 60
 _SAMPLED = 4
+#: Points in which an operand may stay although another point is better without.
+_NEAR = 6
 _SIMULATED = 20
+#: What of a bound is believed once programs are simulated: it rests on a simplified schedule.
+_TRUST = 0.95
 #: Simulated instructions after which the choice is made.
 _EXECUTED = 200_000
 _SPLITS = 4
@@ -106,6 +110,11 @@ def choose(
 _Move: TypeAlias = Callable[[_Point], "_Point | None"]
 
 
+def _rounded(size: int) -> int:
+    """A size that is a multiple of the grain, or less than that."""
+    return size if size < _GRAIN else -(-size // _GRAIN) * _GRAIN
+
+
 def _put(tiles: tuple[int, ...], place: int, size: int) -> tuple[int, ...]:
     """The sizes with one of them replaced."""
     return (*tiles[:place], size, *tiles[place + 1 :])
@@ -168,10 +177,24 @@ class _Search:
                 while found is not None and self.bound(found) < self.bound(best):
                     best, moved = found, True
                     found = move(best)
-            found = min((best, *self.kept(best)), key=self.bound)
+            near = [best, *self.distinct(self.ranked(), _NEAR)]
+            found = min((best, *(p for q in near for p in self.kept(q))), key=self.bound)
             best, moved = found, moved or found != best
         if not math.isfinite(self.bound(best)[0]):
             self.anything()
+
+    def ranked(self) -> list[_Point]:
+        """The points that compile, the least bound first."""
+        known = [p for p, b in self.bounds.items() if math.isfinite(b[0])]
+        return sorted(known, key=self.bounds.__getitem__)
+
+    @staticmethod
+    def distinct(points: Sequence[_Point], count: int) -> list[_Point]:
+        """The first points of different sizes."""
+        first: dict[tuple[int, ...], _Point] = {}
+        for point in points:
+            first.setdefault(point.tiles, point)
+        return list(first.values())[:count]
 
     def kept(self, point: _Point) -> list[_Point]:
         """The point with one operand more that stays, or one less."""
@@ -205,14 +228,15 @@ class _Search:
         return [*found, _stepped("order", 1, 0)]
 
     def resized(self, powers: Mapping[int, int]) -> _Move:
-        """Some sizes to the next power of two, above (1) or below (-1)."""
+        """Some sizes doubled (1) or halved (-1)."""
 
         def move(point: _Point) -> _Point | None:
             sizes = list(point.tiles)
             for place, power in powers.items():
-                bits = sizes[place].bit_length()
-                up, down = 1 << bits, 1 << (sizes[place] - 1).bit_length() >> 1
-                sizes[place] = min(up, self.largest(place)) if power > 0 else down
+                if power > 0:
+                    sizes[place] = min(2 * sizes[place], self.largest(place))
+                else:
+                    sizes[place] = _rounded(sizes[place] // 2)
                 if sizes[place] == point.tiles[place] or not sizes[place]:
                     return None
             return replace(point, tiles=tuple(sizes))
@@ -233,7 +257,7 @@ class _Search:
 
     def evened(self, place: int) -> _Move:
         """The size with which all cores have as many instances: 28,672 columns on eight cores are
-        seven tiles of 4,096, but eight of 3,584.
+        seven tiles of 4,096, but eight of 3,584.  Where they have an odd number, half of it.
         """
 
         def move(point: _Point) -> _Point | None:
@@ -241,12 +265,14 @@ class _Search:
             plan = None if function is None else self.plan(function, point)
             if axis is None or plan is None:
                 return None
-            extent = self.largest(place)
             others = math.prod(plan.cores) // plan.cores[axis]
             cores, size = int(self.chip.cores.base) // others, point.tiles[place]
-            even = -(-extent // (cores * -(-extent // (size * cores))))
-            even = -(-even // _GRAIN) * _GRAIN
-            return replace(point, tiles=_put(point.tiles, place, even)) if even < size else None
+            extent = self.largest(place)
+            count = -(-extent // (size * cores))
+            even = _rounded(-(-extent // (cores * count)))
+            if even >= size and count > 1 and count % 2:
+                even = _rounded(-(-extent // (cores * (count // 2))))
+            return None if even == size else replace(point, tiles=_put(point.tiles, place, even))
 
         return move
 
@@ -325,10 +351,7 @@ class _Search:
 
     def decide(self) -> Choice:
         """Simulate the points with the least bounds, and walk on from the fastest."""
-        points = sorted(
-            (p for p, b in self.bounds.items() if math.isfinite(b[0])),
-            key=self.bounds.__getitem__,
-        )
+        points = self.ranked()
         if not points:
             raise self.failure()
         self.sample(points)
@@ -353,7 +376,7 @@ class _Search:
         best = math.inf
         for count in range(max(len(p.resident) for p in points) + 1):
             alike = [p for p in points if len(p.resident) == count]
-            for point in list({p.tiles: p for p in reversed(alike)}.values())[: -_SAMPLED - 1 : -1]:
+            for point in self.distinct(alike, _SAMPLED):
                 if self.bounds[point][0] < best:
                     best = min(best, self.time(point))
 
@@ -366,7 +389,7 @@ class _Search:
             for found in (*(move(best) for move in moves), *self.kept(best)):
                 if len(self.timed) >= _SIMULATED or self.executed >= _EXECUTED:
                     return
-                if found is None or self.bound(found)[0] >= self.time(best):
+                if found is None or self.bound(found)[0] * _TRUST >= self.time(best):
                     continue
                 if self.time(found) < self.time(best):
                     best, moved = found, True
