@@ -226,7 +226,8 @@ def attention(shape: Shape, dtype: str) -> Plan:
         5: (indices([s.length] * s.count), 0, s.length),
         6: (indices(work[:, 0]), 0, s.count - 1),
         7: (indices(work[:, 1]), 0, s.tokens - 1),
-        8: (indices(work[:, 2]), 1, bq),
+        # Blocks of one row and of several are two paths of the kernel: what isn't there needs none.
+        8: (indices(work[:, 2]), int(work[:, 2].min()), int(work[:, 2].max())),
     }
     q = tensor(kind, s.tokens, s.heads * s.group, s.size)
     y = tensor(kind, s.tokens, s.heads * s.group * s.size)

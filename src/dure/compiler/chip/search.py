@@ -37,11 +37,11 @@ _BOUNDS = 60
 _SAMPLED = 4
 #: Points in which an operand may stay although another point is better without.
 _NEAR = 6
-_SIMULATED = 20
+_SIMULATED = 16
 #: What of a bound is believed once programs are simulated: it rests on a simplified schedule.
 _TRUST = 0.95
 #: Simulated instructions after which the choice is made.
-_EXECUTED = 200_000
+_EXECUTED = 100_000
 _SPLITS = 4
 #: Programs that weren't simulated and may stand in for one that takes too long to prove.
 _OTHERS = 16
