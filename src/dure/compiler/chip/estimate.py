@@ -44,7 +44,9 @@ class Bound:
         computing = [ps for name, ps in self.queues.items() if name not in self.moving]
         moving = [ps for name, ps in self.queues.items() if name in self.moving]
         arrived = max((*moving, *self.resources.values()), default=0.0)
-        return max(*computing, *self.chains.values(), arrived + self.stalls + self.drain) + self.fill
+        return (
+            max(*computing, *self.chains.values(), arrived + self.stalls + self.drain) + self.fill
+        )
 
     @property
     def work(self) -> float:
@@ -124,8 +126,8 @@ class _Estimate:
             self.bound.queue(queue, sum(own.values()))
 
     def _reloads(self, body: Block, times: float, known: dict[str, int]) -> None:
-        """Tiles that stay have a slot each: when their loop begins again, whoever reads the first of
-        them waits for its way in, but for the turns in which the others were used up.
+        """Tiles that stay have a slot each: when their loop begins again, whoever reads the first
+        of them waits for its way in, but for the turns in which the others were used up.
         """
         turn = sum(self.compute(s) for s in direct(body) if s.kind == "compute")
         for item in body.items:
@@ -325,7 +327,7 @@ class _Estimate:
         self.bound.fill = latency + arrived + left
 
     def drain(self, body: Block) -> None:
-        """What is computed when the last tile has arrived: the rest of its turn and what follows."""
+        """What is computed when the last tile has arrived: its turn's rest and what follows."""
         path = _once(body)
         loads = [number for number, step in enumerate(path) if step.kind == "dma_load"]
         rest = path[loads[-1] + 1 :] if loads else []

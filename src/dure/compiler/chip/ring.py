@@ -18,9 +18,9 @@ _REPLAYED = 64
 
 @dataclass(frozen=True, slots=True)
 class Ring:
-    """``slots`` slots; picoseconds that a turn computes (``turn``), that its transfer keeps the queue
-    (``issue``) and waits (``latency``), what it adds to the flow of all (``flow``), and the least
-    that it flows itself (``alone``).  At most ``outstanding`` are issued and have not arrived.
+    """``slots`` slots; picoseconds that a turn computes (``turn``), that its transfer keeps the
+    queue (``issue``) and waits (``latency``), what it adds to the flow of all (``flow``), and the
+    least that it flows itself (``alone``).  At most ``outstanding`` are on their way.
     """
 
     slots: int

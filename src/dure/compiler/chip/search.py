@@ -45,8 +45,10 @@ _EXECUTED = 100_000
 _SPLITS = 4
 #: Programs that weren't simulated and may stand in for one that takes too long to prove.
 _OTHERS = 16
-#: Instructions of a core that a candidate may have: more take too long to time.
+#: Instructions of a core that a candidate may have: more take long to time, and are timed only
+#: where nothing else fits, up to the most.
 _LONGEST = 400_000
+_MOST = 1_000_000
 #: Sizes that aren't powers of two are multiples of this.
 _GRAIN = 32
 #: Slots of a ring at most.
@@ -156,8 +158,8 @@ class _Search:
     failed: set[_Point] = field(default_factory=set["_Point"])
     executed: int = 0
     error: DureError | None = None
-    #: The fewest instructions of the candidates that fit and have too many of them.
-    fewest: int = 0
+    #: The instructions of the points that fit and have many of them.
+    long: dict[_Point, int] = field(default_factory=dict[_Point, int])
 
     def __post_init__(self) -> None:
         self.costs = Costs(self.chip)
@@ -286,8 +288,9 @@ class _Search:
             size = _STARTS[0]
             coarse = (size,) * len(self.names)
             single, double = self.function(coarse), self.function(_put(coarse, place, 2 * size))
-            known = single is not None and double is not None
-            self.axes[place] = tiled_by(single, double, size) if known else Tiled()
+            self.axes[place] = Tiled()
+            if single is not None and double is not None:
+                self.axes[place] = tiled_by(single, double, size)
         return self.axes[place]
 
     def bound(self, point: _Point) -> Bound:
@@ -314,9 +317,7 @@ class _Search:
         used = allocate(tree, self.chip, self.budget)
         bound = estimate(tree, prepared, self.chip, self.costs, self.indices)
         if bound.instructions > _LONGEST:
-            fewest = min(bound.instructions, self.fewest or math.inf)
-            self.fewest = int(fewest)
-            return _NONE
+            self.long[point] = int(bound.instructions)
         return bound.ps, bound.work, sum(used.values())
 
     def prepared(self, function: Function, plan: Partition) -> Function:
@@ -352,12 +353,15 @@ class _Search:
     def decide(self) -> Choice:
         """Simulate the points with the least bounds, and walk on from the fastest."""
         points = self.ranked()
-        if not points:
-            raise self.failure()
-        self.sample(points)
+        short = [p for p in points if p not in self.long]
+        if short:
+            self.sample(short)
+            self.climb()
+        elif self.long and min(self.long.values()) <= _MOST:
+            # Timing takes long, so that only the program that takes least of it is timed.
+            self.time(min(self.long, key=self.long.__getitem__))
         if not self.timed:
             raise self.failure()
-        self.climb()
         point, *rest = sorted(self.timed, key=self.time)
         compiled, timing = self.timed[point]
         # Fewer loops over instances make for shorter proofs.
@@ -382,14 +386,16 @@ class _Search:
 
     def climb(self) -> None:
         """Walk from the fastest point as long as the simulation finds a faster one."""
-        best, moved = min(self.timed, key=self.time), True
-        while moved:
+        best, moved = min(self.timed, key=self.time, default=None), True
+        while moved and best is not None:
             moved = False
             moves = self.directions()
             for found in (*(move(best) for move in moves), *self.kept(best)):
                 if len(self.timed) >= _SIMULATED or self.executed >= _EXECUTED:
                     return
                 if found is None or self.bound(found)[0] * _TRUST >= self.time(best):
+                    continue
+                if found in self.long:
                     continue
                 if self.time(found) < self.time(best):
                     best, moved = found, True
@@ -439,10 +445,11 @@ class _Search:
 
     def failure(self) -> DureError:
         """The error of a kernel that nothing compiles."""
-        if self.fewest:
+        if self.long:
+            fewest = min(self.long.values())
             return KernelError(
-                f"a core of {self.chip.name} would execute {self.fewest:,} instructions or more",
-                rule=f"a program is timed instruction by instruction, up to {_LONGEST:,} a core",
+                f"a core of {self.chip.name} would execute {fewest:,} instructions or more",
+                rule=f"a program is timed instruction by instruction, up to {_MOST:,} a core",
                 fix="give smaller sizes",
             )
         if self.error is not None:
