@@ -166,39 +166,53 @@ def peak(chip: Chip, dtype: str) -> float:
     return peaks[name].base if name in peaks else min(p.base for p in peaks.values())
 
 
-def confidence(parts: Sequence[Built], chip: Chip) -> Confidence:
+def confidence(
+    parts: Sequence[Built],
+    chip: Chip,
+    turns: Mapping[int, int] | None = None,
+    total: int | None = None,
+) -> Confidence:
     """How far the time of launches one after another is to be trusted.
 
-    Guesses are tried first: where the time rests on one, no other number can be worse.
+    ``turns`` says how often each part runs (by its ``id``, else once), ``total`` is the time of
+    all.  Guesses are tried first: where the time rests on one, no other number can be worse.
     """
-    total = total_ps(parts)
-    guesses, untried = _resting(parts, chip, "guessed", total)
-    overridden, _ = _resting(parts, chip, "overridden", total)
+    rest = _Rest(parts, chip, turns or {}, total_ps(parts) if total is None else total)
+    guesses, untried = rest.resting("guessed")
+    overridden, _ = rest.resting("overridden")
     status = "guessed"
     if not guesses and not untried:
-        derived, rest = _resting(parts, chip, "derived", total)
-        status = "derived" if derived or rest else "published"
+        derived, others = rest.resting("derived")
+        status = "derived" if derived or others else "published"
     return Confidence(status, guesses, overridden, untried)
 
 
-def _resting(
-    parts: Sequence[Built], chip: Chip, status: str, total: int
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The numbers of a status that the time rests on, those that move it most first; and those that
-    weren't tried.
-    """
-    moved: Counter[str] = Counter()
-    untried: dict[str, None] = {}
-    for part in parts:
-        function = part.compiled.function
-        lists = index_values(part.call, function)
-        for found in sensitivity(function, chip, part.timing, indices=lists, statuses=(status,)):
-            if found.ps is None:
-                untried[found.path] = None
-            else:
-                moved[found.path] += ceil(found.ps)
-    resting = tuple(path for path, ps in moved.most_common() if ps > RESTS * total)
-    return resting, tuple(path for path in untried if path not in resting)
+@dataclass(frozen=True)
+class _Rest:
+    parts: Sequence[Built]
+    chip: Chip
+    turns: Mapping[int, int]
+    total: int
+
+    def resting(self, status: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The numbers of a status that the time rests on, those that move it most first; and those
+        that weren't tried.
+        """
+        moved: Counter[str] = Counter()
+        untried: dict[str, None] = {}
+        for part in self.parts:
+            function = part.compiled.function
+            lists = index_values(part.call, function)
+            times = self.turns.get(id(part), 1)
+            for found in sensitivity(
+                function, self.chip, part.timing, indices=lists, statuses=(status,)
+            ):
+                if found.ps is None:
+                    untried[found.path] = None
+                else:
+                    moved[found.path] += ceil(times * found.ps)
+        resting = tuple(path for path, ps in moved.most_common() if ps > RESTS * self.total)
+        return resting, tuple(path for path in untried if path not in resting)
 
 
 def check_fits(work: Work, chip: Chip) -> None:

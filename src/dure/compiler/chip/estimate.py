@@ -44,9 +44,8 @@ class Bound:
         computing = [ps for name, ps in self.queues.items() if name not in self.moving]
         moving = [ps for name, ps in self.queues.items() if name in self.moving]
         arrived = max((*moving, *self.resources.values()), default=0.0)
-        return (
-            max(*computing, *self.chains.values(), arrived + self.stalls + self.drain) + self.fill
-        )
+        arrived += self.stalls + self.drain
+        return max([*computing, *self.chains.values(), arrived]) + self.fill
 
     @property
     def work(self) -> float:

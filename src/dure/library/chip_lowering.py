@@ -1,0 +1,339 @@
+"""Which kernel computes which tensor op on a chip, for known sizes (:class:`ChipLowering`).
+
+Matrices lie as (K, N) there: a weight's layout is the chip's, made by its load program.  Linear
+layers of one input are one product with their weights side by side; what they give is seen in
+parts.  Values between ops are of the step's activation type; sums are float32 inside a kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+from dure.errors import TargetError
+from dure.ir.core import Op, Value
+from dure.ir.dtypes import DType, ElementType, float32
+from dure.ir.expr import Expr, evaluate
+from dure.ir.types import TensorType, static_extent
+from dure.library import elementwise, epilogue
+from dure.library.activation import activation_function
+from dure.library.attention import paged_attention
+from dure.library.call import IndexArray, KernelCall, stored_bytes, tensor
+from dure.library.embedding import embedding, gather_rows
+from dure.library.ffn import gated_linear_kn
+from dure.library.matmul import matmul_kn
+from dure.library.norm import layer_norm, rms_norm
+from dure.library.operators_common import call, power_of_two, tile
+from dure.library.rope import kv_write, rope, rope_kv_write
+
+#: Keys of a piece of attention at most; the compiler chooses.
+_PIECE = 512
+
+
+@dataclass(frozen=True)
+class ChipCall:
+    """A launch, the operations that its op's definition needs, and the bytes of weights and of the
+    KV cache that it can't do without.
+    """
+
+    name: str
+    call: KernelCall
+    flops: int
+    weight_bytes: int = 0
+    kv_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class ChipLowering:
+    """Lowers the ops of a fused tensor program whose symbols have the values ``sizes``.
+
+    ``inputs`` are the index arguments by name, ``activation`` is the type of values between ops,
+    and ``weights`` are parameters, whose types are kept.
+    """
+
+    sizes: Mapping[str, int]
+    inputs: Mapping[str, IndexArray]
+    activation: DType
+
+    def region(self, ops: Sequence[Op]) -> list[ChipCall]:
+        """The launches of a body's ops, in order."""
+        found: list[ChipCall] = []
+        done: set[Op] = set()
+        for place, op in enumerate(ops):
+            if op in done or op.name in ("reshape_tensor", "repeat"):
+                continue
+            alike = [op]
+            if op.name == "linear" and _plain(op):
+                alike = [o for o in ops[place:] if _joins(op, o)]
+                done.update(alike)
+            found.append(self.lower(alike))
+        return found
+
+    def lower(self, ops: Sequence[Op]) -> ChipCall:
+        """The launch of an op, or of several linear layers of one input."""
+        lowering = _LOWERINGS.get(ops[0].name)
+        if lowering is None:
+            raise TargetError(
+                f"no kernel for chips computes the tensor op '{ops[0].name}'",
+                where="" if ops[0].span is None else ops[0].span.render(),
+                rule=f"the library computes {', '.join(sorted(_LOWERINGS))} on chips",
+                fix="use a model whose layers consist of these",
+            )
+        return lowering(self, ops)
+
+    def extent(self, extent: Expr) -> int:
+        """An extent as a number."""
+        return evaluate(extent, self.sizes)
+
+    def type(self, value: Value, shape: tuple[int, ...] | None = None) -> TensorType:
+        """The type of a tensor on the chip, seen in another shape where one is given."""
+        kind = value.tensor
+        found = shape or tuple(self.extent(e) for e in kind.shape)
+        dtype: ElementType = kind.dtype
+        # Parameters have names and keep their types; what ops give is of the activations' type.
+        if dtype is float32 and not value.name:
+            dtype = self.activation
+        return tensor(dtype, *found)
+
+    def list(self, value: Value, *, tight: bool = False) -> tuple[IndexArray, int, int]:
+        """An index argument's values and range: the declared one, or that of its values."""
+        values = self.inputs[value.name]
+        if tight:
+            return values, int(values.min()), int(values.max())
+        declared = value.tensor.index
+        assert declared is not None
+        low, high = (evaluate(e, self.sizes) for e in declared)
+        return values, low, high
+
+
+_Lowering: TypeAlias = Callable[[ChipLowering, Sequence[Op]], ChipCall]
+
+
+def _plain(linear: Op) -> bool:
+    """A linear layer without an epilogue."""
+    ignored = {"precise"}
+    defaults = linear.definition.defaults
+    return all(linear.attr(n) == d for n, d in defaults.items() if n not in ignored)
+
+
+def _joins(first: Op, other: Op) -> bool:
+    """Whether two linear layers are one product."""
+    return other.name == "linear" and _plain(other) and other.operands[0] is first.operands[0]
+
+
+def _rows_columns(lowering: ChipLowering, value: Value) -> tuple[int, int]:
+    shape = [lowering.extent(e) for e in value.tensor.shape]
+    rows = 1
+    for extent in shape[:-1]:
+        rows *= extent
+    return rows, shape[-1]
+
+
+def _weight(value: Value) -> ElementType:
+    return value.tensor.dtype
+
+
+def _linear(lowering: ChipLowering, ops: Sequence[Op]) -> ChipCall:
+    op = ops[0]
+    x, w, *rest = op.operands
+    m, k = _rows_columns(lowering, x)
+    n = sum(lowering.extent(o.operands[1].tensor.shape[0]) for o in ops)
+    kind = lowering.type(x, (m, k))
+    stages: list[epilogue.Epilogue] = []
+    extras: list[TensorType | None] = []
+    if op.attr("scale") != 1.0:
+        stages.append(epilogue.scaled(op.attr("scale")))
+    if op.attr("bias"):
+        stages.append(epilogue.bias(len(extras)))
+        extras.append(tensor(rest[0].tensor.dtype, n))
+    if op.attr("activation"):
+        stages.append(epilogue.activated(op.attr("activation")))
+    if op.attr("softcap"):
+        stages.append(epilogue.softcapped(op.attr("softcap")))
+    if op.attr("residual"):
+        stages.append(epilogue.residual(len(extras)))
+        extras.append(tensor(kind.dtype, m, n))
+    weight = tensor(_weight(w), k, n)
+    types = [kind, weight, tensor(kind.dtype, m, n), *extras]
+    tiles = {"bm": tile(m), "bn": tile(n), "bk": tile(k)}
+    launch = call(matmul_kn, types, tiles, {"epilogue": epilogue.compose(stages)})
+    name = "+".join(_short(o.operands[1]) for o in ops)
+    return ChipCall(name, launch, 2 * m * k * n, stored_bytes(weight))
+
+
+def _short(value: Value) -> str:
+    """A weight's own name."""
+    return value.name.rsplit(".", 1)[-1]
+
+
+def _gated(lowering: ChipLowering, ops: Sequence[Op]) -> ChipCall:
+    x, gate, _ = ops[0].operands
+    m, k = _rows_columns(lowering, x)
+    n = lowering.extent(gate.tensor.shape[0])
+    kind = lowering.type(x, (m, k))
+    weight = tensor(_weight(gate), k, 2 * n)
+    tiles = {"bm": tile(m), "bn": tile(n), "bk": tile(k)}
+    consts = {"activation": activation_function(ops[0].attr("activation") or "identity")}
+    launch = call(gated_linear_kn, [kind, weight, tensor(kind.dtype, m, n)], tiles, consts)
+    return ChipCall("gate+up", launch, 4 * m * k * n, stored_bytes(weight))
+
+
+def _norm(lowering: ChipLowering, ops: Sequence[Op]) -> ChipCall:
+    op = ops[0]
+    biased = op.name == "layer_norm"
+    x, weight, *rest = op.operands
+    m, d = _rows_columns(lowering, x)
+    kind = lowering.type(x, (m, d))
+    extra = rest[1:] if biased else rest
+    kinds = [kind, lowering.type(weight), *([lowering.type(rest[0])] if biased else [])]
+    types = [*kinds, kind if extra else None, kind]
+    tiles = {"bm": tile(m, 8), "bd": tile(d, 256)}
+    kernel: Any = layer_norm if biased else rms_norm
+    launch = call(kernel, types, tiles, {"epsilon": op.attr("eps")})
+    return ChipCall(_short(weight), launch, 4 * m * d, stored_bytes(lowering.type(weight)))
+
+
+def _heads(lowering: ChipLowering, op: Op, x: Value, table: Value) -> dict[str, object]:
+    half, size = lowering.extent(table.tensor.shape[1]), lowering.extent(x.tensor.shape[2])
+    rest = size - 2 * half
+    return {
+        "half": power_of_two(half),
+        "rest": power_of_two(rest) if rest else 0,
+        "interleaved": op.attr("order") == "llama",
+        "epsilon": op.attr("eps"),
+    }
+
+
+def _rope(lowering: ChipLowering, ops: Sequence[Op]) -> ChipCall:
+    op = ops[0]
+    x, cosines, sines, positions, *norm = op.operands
+    kind = lowering.type(x)
+    weight = lowering.type(norm[0]) if norm else None
+    types = [kind, lowering.type(cosines), lowering.type(sines), None, weight, kind]
+    heads = static_extent(kind.shape[1]) or 1
+    tiles = {"bt": 1, "bh": tile(heads, 8)}
+    lists = {3: lowering.list(positions)}
+    launch = call(rope, types, tiles, _heads(lowering, op, x, cosines), lists)
+    return ChipCall("rope", launch, 3 * _elements(kind))
+
+
+def _kv_write(lowering: ChipLowering, ops: Sequence[Op]) -> ChipCall:
+    op = ops[0]
+    pool, x, slots, *rest = op.operands
+    kind, kept = lowering.type(x), lowering.type(pool)
+    heads, size = (static_extent(e) or 1 for e in kind.shape[1:])
+    written = stored_bytes(replace(kept, shape=kind.shape))
+    lists = {2: lowering.list(slots)}
+    if not op.attr("order"):
+        tiles = {"bt": 1, "bh": tile(heads, 8), "bd": tile(size, 256)}
+        launch = call(kv_write, [kept, kind, None], tiles, {}, lists, unique=(2,), updates=(0,))
+        return ChipCall("kv write", launch, 0, 0, written)
+    cosines, sines, positions, *norm = rest
+    weight = lowering.type(norm[0]) if norm else None
+    types = [kept, kind, None, lowering.type(cosines), lowering.type(sines), None, weight]
+    tiles = {"bt": 1, "bh": tile(heads, 8)}
+    lists[5] = lowering.list(positions)
+    consts = _heads(lowering, op, x, cosines)
+    launch = call(rope_kv_write, types, tiles, consts, lists, unique=(2,), updates=(0,))
+    return ChipCall("rope, kv write", launch, 3 * _elements(kind), 0, written)
+
+
+def _attention(lowering: ChipLowering, ops: Sequence[Op]) -> ChipCall:
+    op = ops[0]
+    q, k_pool, v_pool, positions, table, context, sequence, start, rows = op.operands
+    kind, pool = lowering.type(q), lowering.type(k_pool)
+    tokens, heads, size = (static_extent(e) or 1 for e in kind.shape)
+    groups = static_extent(pool.shape[1]) or 1
+    group, window = heads // groups, op.attr("window")
+    lists = {
+        3: lowering.list(positions),
+        # Every page is there: nothing that a load leaves out has to be filled in.
+        4: lowering.list(table, tight=True),
+        5: lowering.list(context),
+        6: lowering.list(sequence),
+        7: lowering.list(start),
+        # Items of one row and of several are two paths of the kernel.
+        8: lowering.list(rows, tight=True),
+    }
+    longest = int(lists[5][0].max())
+    consts = {
+        "bq": power_of_two(int(lists[8][0].max())),
+        "group": group,
+        "bg": power_of_two(group),
+        "bd": power_of_two(size),
+        "page": op.attr("page_size"),
+        "scale": op.attr("scale"),
+        "window": window,
+        "softcap": op.attr("softcap"),
+        "narrow": True,
+    }
+    result = tensor(kind.dtype, tokens, heads * size)
+    types = [kind, pool, lowering.type(v_pool), *[None] * 6, result]
+    tiles = {"piece": max(op.attr("page_size"), tile(longest, _PIECE))}
+    launch = call(paged_attention, types, tiles, consts, lists)
+    seen = [min(int(p) + 1, window or int(p) + 1) for p in lists[3][0]]
+    lengths = [min(int(c), window or int(c)) for c in lists[5][0]]
+    row = groups * size * pool.dtype.bits // 8
+    return ChipCall("attention", launch, 4 * heads * size * sum(seen), 0, 2 * row * sum(lengths))
+
+
+def _embedding(lowering: ChipLowering, ops: Sequence[Op]) -> ChipCall:
+    op = ops[0]
+    table, tokens = op.operands
+    count, width = _rows_columns(lowering, op.result)
+    kind = lowering.type(table)
+    result = tensor(lowering.activation, count, width)
+    tiles = {"bd": tile(width, 256)}
+    lists = {1: lowering.list(tokens)}
+    launch = call(embedding, [kind, None, result], tiles, {"scale": op.attr("scale")}, lists)
+    return ChipCall("embedding", launch, 0, count * width * kind.dtype.bits // 8)
+
+
+def _gather(lowering: ChipLowering, ops: Sequence[Op]) -> ChipCall:
+    table, rows = ops[0].operands
+    count, width = _rows_columns(lowering, ops[0].result)
+    result = tensor(lowering.activation, count, width)
+    tiles = {"bt": tile(count, 16), "bd": tile(width, 256)}
+    lists = {1: lowering.list(rows)}
+    launch = call(gather_rows, [lowering.type(table), None, result], tiles, {}, lists)
+    return ChipCall("gather rows", launch, 0)
+
+
+def _elementwise(lowering: ChipLowering, ops: Sequence[Op]) -> ChipCall:
+    op = ops[0]
+    result = lowering.type(op.result)
+    rank = len(result.shape)
+    kinds = [lowering.type(o) for o in op.operands]
+    single = tuple(
+        tuple(a is not b for a, b in zip(k.shape, result.shape[rank - len(k.shape) :], strict=True))
+        for k in kinds
+    )
+    function = elementwise.function_of(op.attr("function"), op.attr("value"))
+    consts: dict[str, object] = {"function": elementwise.apply(function, single, rank)}
+    tiles = {"bn": tile(static_extent(result.shape[-1]) or 1, 256)}
+    if rank > 1:
+        tiles["bm"] = 1
+    launch = call(elementwise.KERNELS[rank], [result, *kinds], tiles, consts)
+    return ChipCall(op.attr("function"), launch, _elements(result))
+
+
+def _elements(kind: TensorType) -> int:
+    total = 1
+    for extent in kind.shape:
+        total *= static_extent(extent) or 1
+    return total
+
+
+_LOWERINGS: dict[str, _Lowering] = {
+    "linear": _linear,
+    "gated_linear": _gated,
+    "rms_norm": _norm,
+    "layer_norm": _norm,
+    "rope": _rope,
+    "kv_write": _kv_write,
+    "attention": _attention,
+    "embedding": _embedding,
+    "gather_rows": _gather,
+    "elementwise": _elementwise,
+}

@@ -1,0 +1,172 @@
+"""How long a model's step takes on a chip: each launch compiled, proved and timed, and the sum.
+
+A step is one program to its caller: it is launched once, and from one of its kernels to the next
+stands a signal to all cores (``sync.latency``), behind which every kernel starts with an empty
+pipeline.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from dure.library.answer import Confidence, confidence, roofline_seconds
+from dure.library.build import Built, build
+from dure.library.call import KernelCall
+from dure.machine.chip import Chip
+from dure.models.chip_step import ChipStep, StepCall
+from dure.sim.cost import duration
+
+
+@dataclass(frozen=True)
+class StepPart:
+    """A launch of the step on the chip; ``ps`` is what each of its turns takes."""
+
+    step: StepCall
+    built: Built
+    ps: int
+
+    @property
+    def total_ps(self) -> int:
+        """All of its turns."""
+        return self.step.count * self.ps
+
+
+@dataclass(frozen=True)
+class StepAnswer:
+    """A step on a chip."""
+
+    step: ChipStep
+    chip: Chip
+    parts: tuple[StepPart, ...]
+    confidence: Confidence
+
+    @property
+    def ps(self) -> int:
+        """Picoseconds of the step."""
+        return duration(self.chip, self.chip.launch) + sum(p.total_ps for p in self.parts)
+
+    @property
+    def bound(self) -> str:
+        """What bounds most of the time."""
+        times: Counter[str] = Counter()
+        for part in self.parts:
+            times[part.built.timing.bound] += part.total_ps
+        return times.most_common(1)[0][0]
+
+    @property
+    def roofline_ps(self) -> float:
+        """The least picoseconds that the published peaks allow."""
+        step = self.step
+        return roofline_seconds(self.chip, step.dtype, step.flops, step.bytes) * 1e12
+
+    @property
+    def fraction_of_roofline(self) -> float:
+        """That, as a part of the time."""
+        return self.roofline_ps / self.ps
+
+    @property
+    def tokens_a_second(self) -> float:
+        """Tokens that the step takes in, a second."""
+        return self.step.batch.tokens / (self.ps / 1e12)
+
+    @property
+    def joules(self) -> float | None:
+        """Energy of the step at the chip's own power, where that is known."""
+        power = self.chip.power.get("chip")
+        return None if power is None else power.base * self.ps / 1e12
+
+    def json(self) -> dict[str, object]:
+        """Everything as one JSON object."""
+        step, built = self.step, [part.built for part in self._distinct()]
+        return {
+            "target": self.chip.name,
+            "model": step.config.where or step.config.family,
+            "phase": step.batch.phase,
+            "batch": step.batch.sequences,
+            "context": step.batch.context,
+            "dtype": step.dtype,
+            "chips": 1,
+            "ns": self.ps / 1000,
+            "step_tok_s": self.tokens_a_second,
+            "bound": self.bound,
+            "flops": step.flops,
+            "bytes": step.bytes,
+            "fraction_of_roofline": self.fraction_of_roofline,
+            "confidence": self.confidence.status,
+            "guesses": list(self.confidence.guesses),
+            "untried": list(self.confidence.untried),
+            "overridden": list(self.confidence.overridden),
+            "joules": self.joules,
+            "compile_s": sum(b.compile_s for b in built),
+            "sim_s": sum(b.sim_s for b in built),
+            "weight_bytes": step.weight_bytes,
+            "kv_bytes": step.kv_bytes,
+            "operators": [_operator(part) for part in self.parts],
+        }
+
+    def _distinct(self) -> list[StepPart]:
+        """The parts, each program once."""
+        return list({id(part.built): part for part in self.parts}.values())
+
+
+def _operator(part: StepPart) -> dict[str, object]:
+    timing = part.built.timing
+    return {
+        "name": part.step.part.name,
+        "kernel": part.step.call.kernel.__name__,
+        "count": part.step.count,
+        "ns": part.ps / 1000,
+        "total_ns": part.total_ps / 1000,
+        "bound": timing.bound,
+        "flops": part.step.part.flops,
+        "weight_bytes": part.step.part.weight_bytes,
+        "kv_bytes": part.step.part.kv_bytes,
+        "tiles": dict(part.built.consts),
+        "program_sha256": part.built.compiled.sha256,
+    }
+
+
+def step_answer(
+    step: ChipStep,
+    chip: Chip,
+    *,
+    strict: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> StepAnswer:
+    """What the chip does with the step.
+
+    Raises :class:`~dure.errors.DureError` for a step that doesn't fit or that the chip can't run.
+    """
+    step.check_fits(chip)
+    launch, signal = (duration(chip, law) for law in (chip.launch, chip.sync.latency))
+    made: dict[object, Built] = {}
+    parts: list[StepPart] = []
+    for entry in step.calls:
+        if progress is not None:
+            progress(entry.part.name)
+        key = _key(entry.call)
+        if key not in made:
+            made[key] = build(entry.call, chip, strict=strict)
+        built = made[key]
+        parts.append(StepPart(entry, built, built.timing.ps - launch + signal))
+    total = launch + sum(p.total_ps for p in parts)
+    trust = confidence(list(made.values()), chip, _turns(parts), total)
+    return StepAnswer(step, chip, tuple(parts), trust)
+
+
+def _turns(parts: Sequence[StepPart]) -> dict[int, int]:
+    """How often each program runs, by its identity."""
+    found: Counter[int] = Counter()
+    for part in parts:
+        found[id(part.built)] += part.step.count
+    return dict(found)
+
+
+def _key(call: KernelCall) -> object:
+    """What makes two launches the same program."""
+    consts = tuple(sorted((name, id(value) if callable(value) else value)
+                          for name, value in call.consts.items()))  # fmt: skip
+    lists = tuple((place, values.tobytes()) for place, values in sorted(call.indices.items()))
+    return call.kernel, call.types, consts, tuple(call.tiles), lists, call.updates

@@ -1,0 +1,136 @@
+"""A model's step as launches on a chip: what runs how often, and what it must move.
+
+The step program of :mod:`dure.models.decoder` is built for one batch, fused, and lowered op by op
+(:mod:`dure.library.chip_lowering`); the layers of a repeat are lowered once and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dure.compiler.fuse import fuse
+from dure.errors import TargetError
+from dure.ir.core import Function, Region
+from dure.ir.dtypes import DType
+from dure.library.call import KernelCall
+from dure.library.chip_lowering import ChipCall, ChipLowering
+from dure.library.operators_common import DTYPES
+from dure.machine.chip import Chip
+from dure.models.batch import PAGE, QUERY_ROWS, Batch
+from dure.models.config import ModelConfig
+from dure.models.decoder import StepLimits, WeightTypes, step_program
+from dure.models.weights import layer_shapes, weight_specs
+
+
+@dataclass(frozen=True)
+class StepCall:
+    """A launch that the step makes ``count`` times, once a layer."""
+
+    part: ChipCall
+    count: int
+
+    @property
+    def call(self) -> KernelCall:
+        """The launch."""
+        return self.part.call
+
+
+@dataclass(frozen=True)
+class ChipStep:
+    """A step: its launches in order, each with how often it runs, and bytes of memory.
+
+    ``flops`` are those of the tensor program, ``bytes`` what must cross the memory's edge: every
+    weight that the step uses once, the keys and values that it reads and writes.
+    ``weight_bytes`` and ``kv_bytes`` are what the model and the cache take.
+    """
+
+    config: ModelConfig
+    batch: Batch
+    dtype: str
+    calls: tuple[StepCall, ...]
+    weight_bytes: int
+    kv_bytes: int
+
+    @property
+    def flops(self) -> int:
+        """Operations."""
+        return sum(c.count * c.part.flops for c in self.calls)
+
+    @property
+    def bytes(self) -> int:
+        """Compulsory bytes."""
+        return sum(c.count * (c.part.weight_bytes + c.part.kv_bytes) for c in self.calls)
+
+    def check_fits(self, chip: Chip) -> None:
+        """Raise :class:`TargetError` where weights and KV cache don't fit the chip."""
+        size = chip.memories[chip.home].size.base
+        needed = self.weight_bytes + self.kv_bytes
+        if needed <= size:
+            return
+        count = -(-needed // int(size))
+        raise TargetError(
+            f"the weights ({_gib(self.weight_bytes)}) and the KV cache ({_gib(self.kv_bytes)})",
+            where=f"{chip.name}: {chip.home} holds {_gib(size)}",
+            rule=f"they lie in {chip.home} together: {count} devices would hold them, and a step "
+            "over several isn't compiled yet",
+            fix="give a smaller --batch or --context, or narrower --dtype",
+        )
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.4g} GiB"
+
+
+def chip_step(config: ModelConfig, batch: Batch, dtype: str = "bf16") -> ChipStep:
+    """The step of a batch; ``dtype`` is that of weights, KV cache and the values between ops.
+
+    Raises :class:`~dure.errors.DureError` for a batch or a model that doesn't go.
+    """
+    batch.check(config)
+    kind = DTYPES[dtype]
+    program = _program(config, batch, kind)
+    inputs = batch.inputs(config)
+    sizes = {"T": batch.tokens, "W": len(inputs["work_start"]), "L": batch.sequences}
+    lowering = ChipLowering(sizes, inputs, kind)
+    weights = sum(_elements(spec.shape) for spec in weight_specs(config)) * kind.bits // 8
+    pool = 2 * batch.sequences * batch.pages * PAGE * config.kv_size * kind.bits // 8
+    calls = tuple(_calls(program.body, lowering, 1))
+    return ChipStep(config, batch, dtype, calls, weights, config.layers * pool)
+
+
+def _program(config: ModelConfig, batch: Batch, kind: DType) -> Function:
+    names: Mapping[str, str] = dict.fromkeys(("embedding", "final_norm", "head"), kind.name)
+    layer = dict.fromkeys(layer_shapes(config), kind.name)
+    types = WeightTypes(names, (layer,) * config.layers)
+    limits = StepLimits(
+        tokens=batch.tokens,
+        sequences=batch.sequences,
+        pages=batch.pages,
+        pool_pages=batch.sequences * batch.pages,
+        logit_rows=batch.sequences,
+        positions=batch.context,
+        page_size=PAGE,
+        query_rows=QUERY_ROWS,
+    )
+    return fuse(step_program(config, types, limits, kind.name))
+
+
+def _calls(region: Region, lowering: ChipLowering, count: int) -> list[StepCall]:
+    """The launches of a body: between two repeats its ops are lowered together."""
+    found: list[StepCall] = []
+    run = list(region.ops)
+    while run:
+        place = next((n for n, op in enumerate(run) if op.name == "repeat"), len(run))
+        found += [StepCall(part, count) for part in lowering.region(run[:place])]
+        for op in run[place : place + 1]:
+            found += _calls(op.regions[0], lowering, count * int(op.attr("count")))
+        run = run[place + 1 :]
+    return found
+
+
+def _elements(shape: tuple[int, ...]) -> int:
+    total = 1
+    for extent in shape:
+        total *= extent
+    return total
