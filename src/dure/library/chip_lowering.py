@@ -20,25 +20,27 @@ from dure.library import elementwise, epilogue
 from dure.library.activation import activation_function
 from dure.library.attention import paged_attention
 from dure.library.call import IndexArray, KernelCall, stored_bytes, tensor
-from dure.library.embedding import embedding, gather_rows
+from dure.library.embedding import gather_rows
 from dure.library.ffn import gated_linear_kn
 from dure.library.matmul import matmul_kn
-from dure.library.norm import layer_norm, rms_norm
+from dure.library.norm import layer_norm, rms_norm, rms_norm_folded
 from dure.library.operators_common import call, power_of_two, tile
 from dure.library.rope import kv_write, rope, rope_kv_write
 
+#: Parts of a row that is folded over the lanes of an engine.
+_LANES = 128
 #: Keys of a piece of attention at most; the compiler chooses.
 _PIECE = 512
 
 
 @dataclass(frozen=True)
 class ChipCall:
-    """A launch, the operations that its op's definition needs, and the bytes of weights and of the
-    KV cache that it can't do without.
+    """A launch (of several that compute the same, the fastest is taken), the operations that its
+    op's definition needs, and the bytes of weights and of the KV cache that it can't do without.
     """
 
     name: str
-    call: KernelCall
+    calls: tuple[KernelCall, ...]
     flops: int
     weight_bytes: int = 0
     kv_bytes: int = 0
@@ -159,7 +161,7 @@ def _linear(lowering: ChipLowering, ops: Sequence[Op]) -> ChipCall:
     tiles = {"bm": tile(m), "bn": tile(n), "bk": tile(k)}
     launch = call(matmul_kn, types, tiles, {"epilogue": epilogue.compose(stages)})
     name = "+".join(_short(o.operands[1]) for o in ops)
-    return ChipCall(name, launch, 2 * m * k * n, stored_bytes(weight))
+    return ChipCall(name, (launch,), 2 * m * k * n, stored_bytes(weight))
 
 
 def _short(value: Value) -> str:
@@ -176,7 +178,7 @@ def _gated(lowering: ChipLowering, ops: Sequence[Op]) -> ChipCall:
     tiles = {"bm": tile(m), "bn": tile(n), "bk": tile(k)}
     consts = {"activation": activation_function(ops[0].attr("activation") or "identity")}
     launch = call(gated_linear_kn, [kind, weight, tensor(kind.dtype, m, n)], tiles, consts)
-    return ChipCall("gate+up", launch, 4 * m * k * n, stored_bytes(weight))
+    return ChipCall("gate+up", (launch,), 4 * m * k * n, stored_bytes(weight))
 
 
 def _norm(lowering: ChipLowering, ops: Sequence[Op]) -> ChipCall:
@@ -191,7 +193,13 @@ def _norm(lowering: ChipLowering, ops: Sequence[Op]) -> ChipCall:
     tiles = {"bm": tile(m, 8), "bd": tile(d, 256)}
     kernel: Any = layer_norm if biased else rms_norm
     launch = call(kernel, types, tiles, {"epsilon": op.attr("eps")})
-    return ChipCall(_short(weight), launch, 4 * m * d, stored_bytes(lowering.type(weight)))
+    calls = [launch]
+    if kernel is rms_norm and not extra and d % _LANES == 0:
+        folded = [tensor(k.dtype, *lead, _LANES, d // _LANES) for k, lead in zip(
+            (kind, kinds[1], kind), ((m,), (), (m,)), strict=True)]  # fmt: skip
+        consts = {"parts": _LANES, "columns": d // _LANES, "epsilon": op.attr("eps")}
+        calls.append(call(rms_norm_folded, folded, {}, consts))
+    return ChipCall(_short(weight), tuple(calls), 4 * m * d, stored_bytes(lowering.type(weight)))
 
 
 def _heads(lowering: ChipLowering, op: Op, x: Value, table: Value) -> dict[str, object]:
@@ -215,7 +223,7 @@ def _rope(lowering: ChipLowering, ops: Sequence[Op]) -> ChipCall:
     tiles = {"bt": 1, "bh": tile(heads, 8)}
     lists = {3: lowering.list(positions)}
     launch = call(rope, types, tiles, _heads(lowering, op, x, cosines), lists)
-    return ChipCall("rope", launch, 3 * _elements(kind))
+    return ChipCall("rope", (launch,), 3 * _elements(kind))
 
 
 def _kv_write(lowering: ChipLowering, ops: Sequence[Op]) -> ChipCall:
@@ -228,7 +236,7 @@ def _kv_write(lowering: ChipLowering, ops: Sequence[Op]) -> ChipCall:
     if not op.attr("order"):
         tiles = {"bt": 1, "bh": tile(heads, 8), "bd": tile(size, 256)}
         launch = call(kv_write, [kept, kind, None], tiles, {}, lists, unique=(2,), updates=(0,))
-        return ChipCall("kv write", launch, 0, 0, written)
+        return ChipCall("kv write", (launch,), 0, 0, written)
     cosines, sines, positions, *norm = rest
     weight = lowering.type(norm[0]) if norm else None
     types = [kept, kind, None, lowering.type(cosines), lowering.type(sines), None, weight]
@@ -236,7 +244,7 @@ def _kv_write(lowering: ChipLowering, ops: Sequence[Op]) -> ChipCall:
     lists[5] = lowering.list(positions)
     consts = _heads(lowering, op, x, cosines)
     launch = call(rope_kv_write, types, tiles, consts, lists, unique=(2,), updates=(0,))
-    return ChipCall("rope, kv write", launch, 3 * _elements(kind), 0, written)
+    return ChipCall("rope, kv write", (launch,), 3 * _elements(kind), 0, written)
 
 
 def _attention(lowering: ChipLowering, ops: Sequence[Op]) -> ChipCall:
@@ -274,30 +282,34 @@ def _attention(lowering: ChipLowering, ops: Sequence[Op]) -> ChipCall:
     launch = call(paged_attention, types, tiles, consts, lists)
     seen = [min(int(p) + 1, window or int(p) + 1) for p in lists[3][0]]
     lengths = [min(int(c), window or int(c)) for c in lists[5][0]]
-    row = groups * size * pool.dtype.bits // 8
-    return ChipCall("attention", launch, 4 * heads * size * sum(seen), 0, 2 * row * sum(lengths))
+    read = stored_bytes(tensor(pool.dtype, sum(lengths), groups, size))
+    return ChipCall("attention", (launch,), 4 * heads * size * sum(seen), 0, 2 * read)
 
 
 def _embedding(lowering: ChipLowering, ops: Sequence[Op]) -> ChipCall:
     op = ops[0]
     table, tokens = op.operands
+    found = _rows_of(lowering, table, tokens, op.result, op.attr("scale"))
     count, width = _rows_columns(lowering, op.result)
-    kind = lowering.type(table)
-    result = tensor(lowering.activation, count, width)
-    tiles = {"bd": tile(width, 256)}
-    lists = {1: lowering.list(tokens)}
-    launch = call(embedding, [kind, None, result], tiles, {"scale": op.attr("scale")}, lists)
-    return ChipCall("embedding", launch, 0, count * width * kind.dtype.bits // 8)
+    read = stored_bytes(tensor(lowering.type(table).dtype, count, width))
+    return ChipCall("embedding", (found,), 0, read)
 
 
 def _gather(lowering: ChipLowering, ops: Sequence[Op]) -> ChipCall:
     table, rows = ops[0].operands
-    count, width = _rows_columns(lowering, ops[0].result)
+    return ChipCall("gather rows", (_rows_of(lowering, table, rows, ops[0].result, 1.0),), 0)
+
+
+def _rows_of(
+    lowering: ChipLowering, table: Value, rows: Value, y: Value, scale: float
+) -> KernelCall:
+    """Rows of a table by index lists."""
+    count, width = _rows_columns(lowering, y)
     result = tensor(lowering.activation, count, width)
     tiles = {"bt": tile(count, 16), "bd": tile(width, 256)}
     lists = {1: lowering.list(rows)}
-    launch = call(gather_rows, [lowering.type(table), None, result], tiles, {}, lists)
-    return ChipCall("gather rows", launch, 0)
+    types = [lowering.type(table), None, result]
+    return call(gather_rows, types, tiles, {"scale": scale}, lists)
 
 
 def _elementwise(lowering: ChipLowering, ops: Sequence[Op]) -> ChipCall:
@@ -315,7 +327,7 @@ def _elementwise(lowering: ChipLowering, ops: Sequence[Op]) -> ChipCall:
     if rank > 1:
         tiles["bm"] = 1
     launch = call(elementwise.KERNELS[rank], [result, *kinds], tiles, consts)
-    return ChipCall(op.attr("function"), launch, _elements(result))
+    return ChipCall(op.attr("function"), (launch,), _elements(result))
 
 
 def _elements(kind: TensorType) -> int:

@@ -115,7 +115,7 @@ def _operator(part: StepPart) -> dict[str, object]:
     timing = part.built.timing
     return {
         "name": part.step.part.name,
-        "kernel": part.step.call.kernel.__name__,
+        "kernel": part.built.call.kernel.__name__,
         "count": part.step.count,
         "ns": part.ps / 1000,
         "total_ns": part.total_ps / 1000,
@@ -146,13 +146,14 @@ def step_answer(
     for entry in step.calls:
         if progress is not None:
             progress(entry.part.name)
-        key = _key(entry.call)
-        if key not in made:
-            made[key] = build(entry.call, chip, strict=strict)
-        built = made[key]
+        for call in entry.part.calls:
+            if _key(call) not in made:
+                made[_key(call)] = build(call, chip, strict=strict)
+        built = min((made[_key(call)] for call in entry.part.calls), key=lambda b: b.timing.ps)
         parts.append(StepPart(entry, built, built.timing.ps - launch + signal))
     total = launch + sum(p.total_ps for p in parts)
-    trust = confidence(list(made.values()), chip, _turns(parts), total)
+    distinct = list({id(p.built): p.built for p in parts}.values())
+    trust = confidence(distinct, chip, _turns(parts), total)
     return StepAnswer(step, chip, tuple(parts), trust)
 
 

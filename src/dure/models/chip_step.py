@@ -13,7 +13,6 @@ from dure.compiler.fuse import fuse
 from dure.errors import TargetError
 from dure.ir.core import Function, Region
 from dure.ir.dtypes import DType
-from dure.library.call import KernelCall
 from dure.library.chip_lowering import ChipCall, ChipLowering
 from dure.library.operators_common import DTYPES
 from dure.machine.chip import Chip
@@ -29,11 +28,6 @@ class StepCall:
 
     part: ChipCall
     count: int
-
-    @property
-    def call(self) -> KernelCall:
-        """The launch."""
-        return self.part.call
 
 
 @dataclass(frozen=True)
