@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import typer
@@ -10,6 +10,7 @@ import typer
 from dure.cli import options
 from dure.cli.chip_options import Set
 from dure.cli.output import print_json, say, show, table
+from dure.cli.sim_model import Batch, Context, Phase, StepOptions, sim_model
 from dure.cli.subject import (
     Algorithm,
     Arg,
@@ -23,7 +24,8 @@ from dure.cli.subject import (
     targets_of,
     work_of,
 )
-from dure.errors import DureError
+from dure.cli.text import argument
+from dure.errors import DureError, UsageError
 
 if TYPE_CHECKING:
     from dure.library.answer import Answer
@@ -38,7 +40,11 @@ _HOST = "cpu"
 
 def register(app: typer.Typer) -> None:
     """Add the command to the application."""
-    app.command("sim", epilog="Example: dure sim gemm 4096x4096x4096 --target all")(sim)
+    app.command(
+        "sim",
+        epilog="Examples: dure sim gemm 4096x4096x4096 --target all; "
+        "dure sim llama-3.1-8b --target rngd --batch 8",
+    )(sim)
 
 
 def sim(
@@ -49,14 +55,23 @@ def sim(
     algorithm: Algorithm = "dure",
     arg: Arg = None,
     const: Const = None,
+    batch: Batch = None,
+    context: Context = None,
+    phase: Phase = None,
     settings: Set = None,
     strict: Strict = False,
     as_json: options.Json = False,
 ) -> None:
-    """Compile an operator or a kernel for a chip, prove the program, and tell its time.
+    """Compile an operator, a kernel or a model's step for a chip, prove it, and tell its time.
 
     The target cpu is the machine that dure runs on, whose rates are measured first.
     """
+    step = StepOptions(batch, context, phase)
+    if is_model(subject):
+        _refuse(subject, {"dims": dims, "--arg": arg, "--const": const})
+        sim_model(subject, target, settings, dtype, step, strict, as_json)
+        return
+    _refuse(subject, {given: given for given in step.given()})
     names, on_host = _without_host(target)
     chips = targets_of(names, settings) if names else []
     work = work_of(subject, dims, dtype, algorithm, arg, const)
@@ -72,6 +87,25 @@ def sim(
         print_json({"results": [_entry(name, result) for name, result in found]})
     else:
         _show(work, found)
+
+
+def is_model(subject: str) -> bool:
+    """Whether a subject is a model: its name, or a config.json."""
+    from dure.models.shapes import names  # which reads no model
+
+    return subject in names() or subject.endswith(".json")
+
+
+def _refuse(subject: str, given: Mapping[str, object]) -> None:
+    """Refuse what doesn't go with the subject."""
+    for name, value in given.items():
+        if value is not None:
+            raise UsageError(
+                f"{argument(subject, 'the subject')} with {name}",
+                rule="a model takes --batch, --context and --phase; an operator its dims; a kernel "
+                "of a file --arg and --const",
+                fix=f"leave out {name}",
+            )
 
 
 def _without_host(target: str) -> tuple[str, bool]:
