@@ -1,4 +1,5 @@
-"""How often each instruction of a tree runs on the core that runs the most, and on what it depends.
+"""How often each instruction of a tree runs on the core that runs the most, or in the mean over the
+cores, and on what it depends.
 
 Loops whose trips only the run tells count the middle of their range.  Of a branch the side counts
 that is taken as a rule: of a tile at the tensor's edge and a whole one, the whole one.
@@ -33,6 +34,7 @@ class Counts:
         default_factory=dict[object, frozenset[Symbol]]
     )
     turns: dict[Symbol, int] = field(default_factory=dict[Symbol, int])
+    means: dict[Symbol, float] = field(default_factory=dict[Symbol, float])
     #: Values of index arguments by name: a scalar that is read counts as their mean.
     indices: Mapping[str, Array] = field(default_factory=dict[str, "Array"])
 
@@ -76,12 +78,14 @@ class Counts:
         """The trips of a loop on the core that has the most, and where it starts there."""
         self.depends[loop.symbol] = self.cores_in((loop.start, loop.stop))
         entries = [s for s in self.cores if s in symbols(loop.stop)]
-        best = (-1, 0)
+        found: list[tuple[int, int]] = []
         for value in range(self.cores[entries[0]]) if len(entries) == 1 else (0,):
             here = {**known, entries[0].name: value} if entries else known
             length = number(as_expr(loop.stop - loop.start), here, least=0)
-            best = max(best, (max(0, -(-length // loop.step)), number(loop.start, here)))
+            found.append((max(0, -(-length // loop.step)), number(loop.start, here)))
+        best = max(found)
         self.turns[loop.symbol] = max(1, best[0])
+        self.means[loop.symbol] = sum(trips for trips, _ in found) / len(found)
         return best
 
     def share_of(self, branch: Branch, known: Mapping[str, int]) -> tuple[Block, float]:
@@ -119,14 +123,14 @@ class Counts:
     def steps(
         self, block: Block, times: float, known: dict[str, int]
     ) -> Iterator[tuple[Step, float]]:
-        """Every instruction of a block with how often it runs."""
+        """Every instruction of a block with how often it runs, in the mean over the cores."""
         for item in block.items:
             if isinstance(item, Structure):
                 self.structure(item, known)
             elif isinstance(item, Loop):
                 trips, start = self.trips(item, known)
                 inner = {**known, item.symbol.name: start + trips // 2 * item.step}
-                yield from self.steps(item.body, times * trips, inner)
+                yield from self.steps(item.body, times * self.means[item.symbol], inner)
             elif isinstance(item, Branch):
                 side, part = self.share_of(item, known)
                 yield from self.steps(side, times * part, known)
