@@ -102,7 +102,7 @@ def _step(subject: str, dtype: str, options: StepOptions) -> ChipStep:
     if context is None:
         context = min(_CONTEXT[phase], config.context)
     sequences = 1 if options.batch is None else options.batch
-    return chip_step(config, Batch(phase, sequences, context), dtype)
+    return chip_step(config, Batch(phase, sequences, context), dtype, subject)
 
 
 def _entry(name: str, result: StepAnswer | DureError) -> dict[str, object]:

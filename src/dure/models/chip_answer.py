@@ -82,7 +82,7 @@ class StepAnswer:
         step, built = self.step, [part.built for part in self._distinct()]
         return {
             "target": self.chip.name,
-            "model": step.config.where or step.config.family,
+            "model": step.name,
             "phase": step.batch.phase,
             "batch": step.batch.sequences,
             "context": step.batch.context,

@@ -39,6 +39,7 @@ class ChipStep:
     ``weight_bytes`` and ``kv_bytes`` are what the model and the cache take.
     """
 
+    name: str
     config: ModelConfig
     batch: Batch
     dtype: str
@@ -76,8 +77,9 @@ def _gib(size: float) -> str:
     return f"{size / 2**30:.4g} GiB"
 
 
-def chip_step(config: ModelConfig, batch: Batch, dtype: str = "bf16") -> ChipStep:
-    """The step of a batch; ``dtype`` is that of weights, KV cache and the values between ops.
+def chip_step(config: ModelConfig, batch: Batch, dtype: str = "bf16", name: str = "") -> ChipStep:
+    """The step of a batch; ``dtype`` is that of weights, KV cache and the values between ops, and
+    ``name`` what the model is called.
 
     Raises :class:`~dure.errors.DureError` for a batch or a model that doesn't go.
     """
@@ -90,7 +92,9 @@ def chip_step(config: ModelConfig, batch: Batch, dtype: str = "bf16") -> ChipSte
     weights = sum(_elements(spec.shape) for spec in weight_specs(config)) * kind.bits // 8
     pool = 2 * batch.sequences * batch.pages * PAGE * config.kv_size * kind.bits // 8
     calls = tuple(_calls(program.body, lowering, 1))
-    return ChipStep(config, batch, dtype, calls, weights, config.layers * pool)
+    return ChipStep(
+        name or config.family, config, batch, dtype, calls, weights, config.layers * pool
+    )
 
 
 def _program(config: ModelConfig, batch: Batch, kind: DType) -> Function:
