@@ -19,6 +19,10 @@ from dure.models.chip_step import ChipStep, StepCall
 from dure.sim.cost import duration
 
 
+#: What a file may call a chip's power, the best first.
+_POWERS = ("typical", "chip", "card", "board", "design")
+
+
 @dataclass(frozen=True)
 class StepPart:
     """A launch of the step on the chip; ``ps`` is what each of its turns takes."""
@@ -73,9 +77,11 @@ class StepAnswer:
 
     @property
     def joules(self) -> float | None:
-        """Energy of the step at the chip's own power, where that is known."""
-        power = self.chip.power.get("chip")
-        return None if power is None else power.base * self.ps / 1e12
+        """Energy of the step at the power that the chip's file gives, typical before designed for;
+        None where it gives none.
+        """
+        found = next((self.chip.power[n] for n in _POWERS if n in self.chip.power), None)
+        return None if found is None else found.base * self.ps / 1e12
 
     def json(self) -> dict[str, object]:
         """Everything as one JSON object."""
