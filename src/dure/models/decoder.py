@@ -138,11 +138,11 @@ class _Decoder:
         (x,) = carried
         weights = _LayerWeights(self, layer)
         mixed = self.attention(layer, weights, weights.norm(x, "attention_norm"))
-        if self.config.sandwich:
+        if self.config.post_norms:
             mixed = weights.norm(mixed, "attention_post_norm")
         x = self.b.add(mixed, x)
         mixed = self.mlp(weights, weights.norm(x, "mlp_norm"))
-        if self.config.sandwich:
+        if self.config.post_norms:
             mixed = weights.norm(mixed, "mlp_post_norm")
         return self.b.add(mixed, x)
 
