@@ -27,7 +27,7 @@ TINY = ModelConfig(
 )
 WINDOWED = ModelConfig(
     "gemma3", 64, 96, 4, 4, 2, 16, 256, 512, 1e-6, RopeConfig(1e6), local_rope=RopeConfig(1e4),
-    windows=(16, 0, 16, 0), sandwich=True, qk_norm=True, activation="gelu_tanh",
+    windows=(16, 0, 16, 0), post_norms=True, qk_norm=True, activation="gelu_tanh",
     embedding_scale=8.0,
 )  # fmt: skip
 

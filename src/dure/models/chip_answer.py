@@ -18,7 +18,6 @@ from dure.machine.chip import Chip
 from dure.models.chip_step import ChipStep, StepCall
 from dure.sim.cost import duration
 
-
 #: What a file may call a chip's power, the best first.
 _POWERS = ("typical", "chip", "card", "board", "design")
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from dure.errors import ModelFileError
 from dure.ir.builder import Layer, ProgramBuilder, State
 from dure.ir.core import Function, Value
 from dure.ir.expr import Symbol
@@ -61,7 +62,27 @@ def step_program(
     Raises :class:`IRError` where sizes don't fit together, :class:`ModelFileError` for a config
     that is no model (raised when the config is made).
     """
+    _check_layers(config)
     return _Decoder(config, types, limits, kv_dtype).build()
+
+
+def _check_layers(config: ModelConfig) -> None:
+    """Refuse the layers that the step program can't build yet."""
+    missing = {
+        "experts": config.experts is not None,
+        "attention sinks": config.sinks,
+        "layers without norms in front": not config.pre_norms,
+        "layers without rope": not all(config.rotated),
+        config.activation: config.activation == "clamped_swiglu",
+    }
+    found = [what for what, present in missing.items() if present]
+    if found:
+        raise ModelFileError(
+            f"a model with {', '.join(found)}",
+            where=config.where,
+            rule="the step program isn't written for these yet",
+            fix="take a model of the Llama, Qwen2, Qwen3 or Gemma 3 architecture",
+        )
 
 
 def layer_weight(layer: int | str, name: str) -> str:
@@ -138,11 +159,11 @@ class _Decoder:
         (x,) = carried
         weights = _LayerWeights(self, layer)
         mixed = self.attention(layer, weights, weights.norm(x, "attention_norm"))
-        if self.config.sandwich:
+        if self.config.post_norms:
             mixed = weights.norm(mixed, "attention_post_norm")
         x = self.b.add(mixed, x)
         mixed = self.mlp(weights, weights.norm(x, "mlp_norm"))
-        if self.config.sandwich:
+        if self.config.post_norms:
             mixed = weights.norm(mixed, "mlp_post_norm")
         return self.b.add(mixed, x)
 
