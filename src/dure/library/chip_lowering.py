@@ -8,7 +8,7 @@ parts.  Values between ops are of the step's activation type; sums are float32 i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from dure.errors import TargetError
@@ -18,7 +18,7 @@ from dure.ir.expr import Expr, evaluate
 from dure.ir.types import TensorType, static_extent
 from dure.library import elementwise, epilogue
 from dure.library.activation import activation_function
-from dure.library.attention import paged_attention
+from dure.library.attention import paged_attention, sink_attention
 from dure.library.call import IndexArray, KernelCall, stored_bytes, tensor
 from dure.library.embedding import gather_rows
 from dure.library.ffn import gated_linear_kn
@@ -50,13 +50,14 @@ class ChipCall:
 class ChipLowering:
     """Lowers the ops of a fused tensor program whose symbols have the values ``sizes``.
 
-    ``inputs`` are the index arguments by name, ``activation`` is the type of values between ops,
-    and ``weights`` are parameters, whose types are kept.
+    ``inputs`` are the index arguments by name, ``made`` those that ops of the program give, and
+    ``activation`` is the type of values between ops.
     """
 
     sizes: Mapping[str, int]
     inputs: Mapping[str, IndexArray]
     activation: DType
+    made: dict[Value, IndexArray] = field(default_factory=dict[Value, "IndexArray"])
 
     def region(self, ops: Sequence[Op]) -> list[ChipCall]:
         """The launches of a body's ops, in order."""
@@ -69,11 +70,11 @@ class ChipLowering:
             if op.name == "linear" and _plain(op):
                 alike = [o for o in ops[place:] if _joins(op, o)]
                 done.update(alike)
-            found.append(self.lower(alike))
+            found += self.lower(alike)
         return found
 
-    def lower(self, ops: Sequence[Op]) -> ChipCall:
-        """The launch of an op, or of several linear layers of one input."""
+    def lower(self, ops: Sequence[Op]) -> Sequence[ChipCall]:
+        """The launches of an op, or of several linear layers of one input."""
         lowering = _LOWERINGS.get(ops[0].name)
         if lowering is None:
             raise TargetError(
@@ -100,7 +101,7 @@ class ChipLowering:
 
     def list(self, value: Value, *, tight: bool = False) -> tuple[IndexArray, int, int]:
         """An index argument's values and range: the declared one, or that of its values."""
-        values = self.inputs[value.name]
+        values = self.made[value] if value in self.made else self.inputs[value.name]
         if tight:
             return values, int(values.min()), int(values.max())
         declared = value.tensor.index
@@ -109,7 +110,18 @@ class ChipLowering:
         return values, low, high
 
 
-_Lowering: TypeAlias = Callable[[ChipLowering, Sequence[Op]], ChipCall]
+_Lowering: TypeAlias = Callable[[ChipLowering, Sequence[Op]], Sequence[ChipCall]]
+_LOWERINGS: dict[str, _Lowering] = {}
+
+
+def lowers_on_chips(*names: str) -> Callable[[_Lowering], _Lowering]:
+    """Registers the decorated function as what lowers these tensor ops on chips."""
+
+    def register(function: _Lowering) -> _Lowering:
+        _LOWERINGS.update(dict.fromkeys(names, function))
+        return function
+
+    return register
 
 
 def _plain(linear: Op) -> bool:
@@ -136,7 +148,8 @@ def _weight(value: Value) -> ElementType:
     return value.tensor.dtype
 
 
-def _linear(lowering: ChipLowering, ops: Sequence[Op]) -> ChipCall:
+@lowers_on_chips("linear")
+def _linear(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     op = ops[0]
     x, w, *rest = op.operands
     m, k = _rows_columns(lowering, x)
@@ -161,7 +174,7 @@ def _linear(lowering: ChipLowering, ops: Sequence[Op]) -> ChipCall:
     tiles = {"bm": tile(m), "bn": tile(n), "bk": tile(k)}
     launch = call(matmul_kn, types, tiles, {"epilogue": epilogue.compose(stages)})
     name = "+".join(_short(o.operands[1]) for o in ops)
-    return ChipCall(name, (launch,), 2 * m * k * n, stored_bytes(weight))
+    return [ChipCall(name, (launch,), 2 * m * k * n, stored_bytes(weight))]
 
 
 def _short(value: Value) -> str:
@@ -169,7 +182,8 @@ def _short(value: Value) -> str:
     return value.name.rsplit(".", 1)[-1]
 
 
-def _gated(lowering: ChipLowering, ops: Sequence[Op]) -> ChipCall:
+@lowers_on_chips("gated_linear")
+def _gated(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     x, gate, _ = ops[0].operands
     m, k = _rows_columns(lowering, x)
     n = lowering.extent(gate.tensor.shape[0])
@@ -178,10 +192,11 @@ def _gated(lowering: ChipLowering, ops: Sequence[Op]) -> ChipCall:
     tiles = {"bm": tile(m), "bn": tile(n), "bk": tile(k)}
     consts = {"activation": activation_function(ops[0].attr("activation") or "identity")}
     launch = call(gated_linear_kn, [kind, weight, tensor(kind.dtype, m, n)], tiles, consts)
-    return ChipCall("gate+up", (launch,), 4 * m * k * n, stored_bytes(weight))
+    return [ChipCall("gate+up", (launch,), 4 * m * k * n, stored_bytes(weight))]
 
 
-def _norm(lowering: ChipLowering, ops: Sequence[Op]) -> ChipCall:
+@lowers_on_chips("rms_norm", "layer_norm")
+def _norm(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     op = ops[0]
     biased = op.name == "layer_norm"
     x, weight, *rest = op.operands
@@ -199,7 +214,7 @@ def _norm(lowering: ChipLowering, ops: Sequence[Op]) -> ChipCall:
             (kind, kinds[1], kind), ((m,), (), (m,)), strict=True)]  # fmt: skip
         consts = {"parts": _LANES, "columns": d // _LANES, "epsilon": op.attr("eps")}
         calls.append(call(rms_norm_folded, folded, {}, consts))
-    return ChipCall(_short(weight), tuple(calls), 4 * m * d, stored_bytes(lowering.type(weight)))
+    return [ChipCall(_short(weight), tuple(calls), 4 * m * d, stored_bytes(lowering.type(weight)))]
 
 
 def _heads(lowering: ChipLowering, op: Op, x: Value, table: Value) -> dict[str, object]:
@@ -213,7 +228,8 @@ def _heads(lowering: ChipLowering, op: Op, x: Value, table: Value) -> dict[str, 
     }
 
 
-def _rope(lowering: ChipLowering, ops: Sequence[Op]) -> ChipCall:
+@lowers_on_chips("rope")
+def _rope(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     op = ops[0]
     x, cosines, sines, positions, *norm = op.operands
     kind = lowering.type(x)
@@ -223,10 +239,11 @@ def _rope(lowering: ChipLowering, ops: Sequence[Op]) -> ChipCall:
     tiles = {"bt": 1, "bh": tile(heads, 8)}
     lists = {3: lowering.list(positions)}
     launch = call(rope, types, tiles, _heads(lowering, op, x, cosines), lists)
-    return ChipCall("rope", (launch,), 3 * _elements(kind))
+    return [ChipCall("rope", (launch,), 3 * _elements(kind))]
 
 
-def _kv_write(lowering: ChipLowering, ops: Sequence[Op]) -> ChipCall:
+@lowers_on_chips("kv_write")
+def _kv_write(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     op = ops[0]
     pool, x, slots, *rest = op.operands
     kind, kept = lowering.type(x), lowering.type(pool)
@@ -236,7 +253,7 @@ def _kv_write(lowering: ChipLowering, ops: Sequence[Op]) -> ChipCall:
     if not op.attr("order"):
         tiles = {"bt": 1, "bh": tile(heads, 8), "bd": tile(size, 256)}
         launch = call(kv_write, [kept, kind, None], tiles, {}, lists, unique=(2,), updates=(0,))
-        return ChipCall("kv write", (launch,), 0, 0, written)
+        return [ChipCall("kv write", (launch,), 0, 0, written)]
     cosines, sines, positions, *norm = rest
     weight = lowering.type(norm[0]) if norm else None
     types = [kept, kind, None, lowering.type(cosines), lowering.type(sines), None, weight]
@@ -244,12 +261,13 @@ def _kv_write(lowering: ChipLowering, ops: Sequence[Op]) -> ChipCall:
     lists[5] = lowering.list(positions)
     consts = _heads(lowering, op, x, cosines)
     launch = call(rope_kv_write, types, tiles, consts, lists, unique=(2,), updates=(0,))
-    return ChipCall("rope, kv write", (launch,), 3 * _elements(kind), 0, written)
+    return [ChipCall("rope, kv write", (launch,), 3 * _elements(kind), 0, written)]
 
 
-def _attention(lowering: ChipLowering, ops: Sequence[Op]) -> ChipCall:
+@lowers_on_chips("attention")
+def _attention(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     op = ops[0]
-    q, k_pool, v_pool, positions, table, context, sequence, start, rows = op.operands
+    q, k_pool, v_pool, positions, table, context, sequence, start, rows, *sinks = op.operands
     kind, pool = lowering.type(q), lowering.type(k_pool)
     tokens, heads, size = (static_extent(e) or 1 for e in kind.shape)
     groups = static_extent(pool.shape[1]) or 1
@@ -275,29 +293,38 @@ def _attention(lowering: ChipLowering, ops: Sequence[Op]) -> ChipCall:
         "window": window,
         "softcap": op.attr("softcap"),
         "narrow": True,
+        "causal": op.attr("causal"),
     }
     result = tensor(kind.dtype, tokens, heads * size)
-    types = [kind, pool, lowering.type(v_pool), *[None] * 6, result]
+    kernel: Any = sink_attention if sinks else paged_attention
+    extra = [lowering.type(sink) for sink in sinks]
+    types = [kind, pool, lowering.type(v_pool), *[None] * 6, *extra, result]
     tiles = {"piece": max(op.attr("page_size"), tile(longest, _PIECE))}
-    launch = call(paged_attention, types, tiles, consts, lists)
-    seen = [min(int(p) + 1, window or int(p) + 1) for p in lists[3][0]]
+    launch = call(kernel, types, tiles, consts, lists)
+    if op.attr("causal"):
+        seen = [min(int(p) + 1, window or int(p) + 1) for p in lists[3][0]]
+    else:
+        items = zip(lists[6][0], lists[8][0], strict=True)
+        seen = [int(lists[5][0][of]) * int(count) for of, count in items]
     lengths = [min(int(c), window or int(c)) for c in lists[5][0]]
     read = stored_bytes(tensor(pool.dtype, sum(lengths), groups, size))
-    return ChipCall("attention", (launch,), 4 * heads * size * sum(seen), 0, 2 * read)
+    return [ChipCall("attention", (launch,), 4 * heads * size * sum(seen), 0, 2 * read)]
 
 
-def _embedding(lowering: ChipLowering, ops: Sequence[Op]) -> ChipCall:
+@lowers_on_chips("embedding")
+def _embedding(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     op = ops[0]
     table, tokens = op.operands
     found = _rows_of(lowering, table, tokens, op.result, op.attr("scale"))
     count, width = _rows_columns(lowering, op.result)
     read = stored_bytes(tensor(lowering.type(table).dtype, count, width))
-    return ChipCall("embedding", (found,), 0, read)
+    return [ChipCall("embedding", (found,), 0, read)]
 
 
-def _gather(lowering: ChipLowering, ops: Sequence[Op]) -> ChipCall:
+@lowers_on_chips("gather_rows")
+def _gather(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     table, rows = ops[0].operands
-    return ChipCall("gather rows", (_rows_of(lowering, table, rows, ops[0].result, 1.0),), 0)
+    return [ChipCall("gather rows", (_rows_of(lowering, table, rows, ops[0].result, 1.0),), 0)]
 
 
 def _rows_of(
@@ -312,8 +339,15 @@ def _rows_of(
     return call(gather_rows, types, tiles, {"scale": scale}, lists)
 
 
-def _elementwise(lowering: ChipLowering, ops: Sequence[Op]) -> ChipCall:
+@lowers_on_chips("elementwise")
+def _elementwise(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     op = ops[0]
+    function = elementwise.function_of(op.attr("function"), op.attr("value"))
+    return [mapped(lowering, op, op.attr("function"), function)]
+
+
+def mapped(lowering: ChipLowering, op: Op, name: str, function: Callable[..., Any]) -> ChipCall:
+    """An elementwise kernel over operands of any broadcast shapes."""
     result = lowering.type(op.result)
     rank = len(result.shape)
     kinds = [lowering.type(o) for o in op.operands]
@@ -321,13 +355,12 @@ def _elementwise(lowering: ChipLowering, ops: Sequence[Op]) -> ChipCall:
         tuple(a is not b for a, b in zip(k.shape, result.shape[rank - len(k.shape) :], strict=True))
         for k in kinds
     )
-    function = elementwise.function_of(op.attr("function"), op.attr("value"))
     consts: dict[str, object] = {"function": elementwise.apply(function, single, rank)}
     tiles = {"bn": tile(static_extent(result.shape[-1]) or 1, 256)}
     if rank > 1:
         tiles["bm"] = 1
     launch = call(elementwise.KERNELS[rank], [result, *kinds], tiles, consts)
-    return ChipCall(op.attr("function"), (launch,), _elements(result))
+    return ChipCall(name, (launch,), _elements(result))
 
 
 def _elements(kind: TensorType) -> int:
@@ -335,17 +368,3 @@ def _elements(kind: TensorType) -> int:
     for extent in kind.shape:
         total *= static_extent(extent) or 1
     return total
-
-
-_LOWERINGS: dict[str, _Lowering] = {
-    "linear": _linear,
-    "gated_linear": _gated,
-    "rms_norm": _norm,
-    "layer_norm": _norm,
-    "rope": _rope,
-    "kv_write": _kv_write,
-    "attention": _attention,
-    "embedding": _embedding,
-    "gather_rows": _gather,
-    "elementwise": _elementwise,
-}

@@ -13,6 +13,7 @@ from dure.compiler.fuse import fuse
 from dure.errors import TargetError
 from dure.ir.core import Function, Region
 from dure.ir.dtypes import DType
+from dure.library import chip_lowering_moe as _registers_the_experts
 from dure.library.chip_lowering import ChipCall, ChipLowering
 from dure.library.operators_common import DTYPES
 from dure.machine.chip import Chip
@@ -20,6 +21,8 @@ from dure.models.batch import PAGE, QUERY_ROWS, Batch
 from dure.models.config import ModelConfig
 from dure.models.decoder import StepLimits, WeightTypes, step_program
 from dure.models.weights import layer_shapes, weight_specs
+
+assert _registers_the_experts
 
 
 @dataclass(frozen=True)

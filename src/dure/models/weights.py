@@ -44,6 +44,7 @@ _HF: dict[str, str] = {
     "q_norm": "model.layers.{}.self_attn.q_norm.weight",
     "k_norm": "model.layers.{}.self_attn.k_norm.weight",
     **{n: f"model.layers.{{}}.mlp.{n}_proj.weight" for n in ("gate", "up", "down")},
+    **{f"{n}_bias": f"model.layers.{{}}.mlp.{n}_proj.bias" for n in ("gate", "up", "down")},
 }
 _HF_PRE = {**_HF, "mlp_norm": "model.layers.{}.post_attention_layernorm.weight"}
 _HF_POST = {
