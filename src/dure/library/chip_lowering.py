@@ -173,7 +173,8 @@ def _linear(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     types = [kind, weight, tensor(kind.dtype, m, n), *extras]
     tiles = {"bm": tile(m), "bn": tile(n), "bk": tile(k)}
     launch = call(matmul_kn, types, tiles, {"epilogue": epilogue.compose(stages)})
-    name = "+".join(_short(o.operands[1]) for o in ops)
+    # A head that is tied is the table of the embeddings.
+    name = "+".join(_short(o.operands[1]).replace("embedding", "head") for o in ops)
     return [ChipCall(name, (launch,), 2 * m * k * n, stored_bytes(weight))]
 
 

@@ -99,7 +99,7 @@ class _Estimate:
                 self.counts.structure(item, known)
             elif isinstance(item, Loop):
                 trips, start = self.counts.trips(item, known)
-                inner = {**known, item.symbol.name: start + trips // 2 * item.step}
+                inner = {**known, item.symbol.name: start + int(trips) // 2 * item.step}
                 self.loop(item.body, times * trips, inner)
             elif isinstance(item, Branch):
                 side, part = self.counts.share_of(item, known)
