@@ -15,7 +15,8 @@ from dure.library.operators_common import call
 from dure.models.batch import Batch, Phase
 from dure.models.chip_answer import step_answer
 from dure.models.chip_step import chip_step
-from dure.models.config import ModelConfig, RopeConfig
+from dure.models.config import BIASED, ExpertsConfig, ModelConfig, RopeConfig
+from dure.models.encoder_config import EncoderConfig
 from dure.models.weights import weight_specs
 from dure.sim.cost import duration
 from dure.sim.values import run_values
@@ -72,6 +73,30 @@ def test_a_decode_step_is_the_sum_of_its_launches(name: str, config: ModelConfig
         assert key in answer
     assert 0 < found.fraction_of_roofline < 1
     assert answer["step_tok_s"] == pytest.approx(2e9 / (found.ps / 1e3))
+
+
+def test_experts_on_a_chip() -> None:
+    """Only the experts that a token goes to are read."""
+    config = ModelConfig(
+        "gpt_oss", 64, 32, 2, 4, 2, 16, 256, 512, 1e-6, RopeConfig(1e4), windows=(16, 0),
+        sinks=True, activation="clamped_swiglu", experts=ExpertsConfig(8, 2),
+        biases=frozenset(BIASED),
+    )  # fmt: skip
+    step = chip_step(config, Batch("decode", 1, 40))
+    parts = {c.part.name: c.part for c in step.calls}
+    assert parts["experts' gate"].weight_bytes == 2 * 2 * 32 * 64
+    found = step_answer(step, chip("rngd"))
+    assert all(part.built.verdict is not None and part.built.verdict.ok for part in found.parts)
+
+
+def test_an_encoder_on_a_chip() -> None:
+    config = EncoderConfig(64, 96, 2, 4, 256, 64)
+    found = step_answer(chip_step(config, Batch("prefill", 3, 40)), chip("rngd"))
+    assert found.json()["kv_bytes"] == 0
+    names = {(p.step.part.name, p.step.count) for p in found.parts}
+    assert {("q+k+v", 2), ("attention", 2), ("mlp_norm", 2)} <= names
+    with pytest.raises(UsageError, match="decode"):
+        chip_step(config, Batch("decode", 3, 40))
 
 
 def test_prefill_on_a_chip() -> None:

@@ -82,7 +82,7 @@ def _step(subject: str, dtype: str, options: StepOptions) -> ChipStep:
     from dure.library.operators_common import FLOATS
     from dure.models.batch import Batch
     from dure.models.chip_step import chip_step
-    from dure.models.shapes import model_config
+    from dure.models.shapes import any_config
 
     if dtype not in FLOATS:
         raise UsageError(
@@ -97,7 +97,7 @@ def _step(subject: str, dtype: str, options: StepOptions) -> ChipStep:
             rule="a step decodes a token of each sequence, or prefills all of them",
             fix="--phase decode, or --phase prefill",
         )
-    config = model_config(subject)
+    config = any_config(subject)
     context = options.context
     if context is None:
         context = min(_CONTEXT[phase], config.context)

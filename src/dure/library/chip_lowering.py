@@ -125,15 +125,17 @@ def lowers_on_chips(*names: str) -> Callable[[_Lowering], _Lowering]:
 
 
 def _plain(linear: Op) -> bool:
-    """A linear layer without an epilogue."""
-    ignored = {"precise"}
+    """A linear layer without an epilogue, but perhaps with a bias."""
+    ignored = {"precise", "bias"}
     defaults = linear.definition.defaults
     return all(linear.attr(n) == d for n, d in defaults.items() if n not in ignored)
 
 
 def _joins(first: Op, other: Op) -> bool:
     """Whether two linear layers are one product."""
-    return other.name == "linear" and _plain(other) and other.operands[0] is first.operands[0]
+    if other.name != "linear" or other.operands[0] is not first.operands[0]:
+        return False
+    return _plain(other) and other.attr("bias") == first.attr("bias")
 
 
 def _rows_columns(lowering: ChipLowering, value: Value) -> tuple[int, int]:
@@ -309,7 +311,9 @@ def _attention(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
         seen = [int(lists[5][0][of]) * int(count) for of, count in items]
     lengths = [min(int(c), window or int(c)) for c in lists[5][0]]
     read = stored_bytes(tensor(pool.dtype, sum(lengths), groups, size))
-    return [ChipCall("attention", (launch,), 4 * heads * size * sum(seen), 0, 2 * read)]
+    # Keys and values that the step itself makes are no cache.
+    cached = 2 * read if k_pool.name else 0
+    return [ChipCall("attention", (launch,), 4 * heads * size * sum(seen), 0, cached)]
 
 
 @lowers_on_chips("embedding")

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from dure.errors import UsageError
 from dure.models.config import ModelConfig
+from dure.models.encoder_config import EncoderConfig
 
 Phase: TypeAlias = Literal["decode", "prefill"]
 Int32s: TypeAlias = "npt.NDArray[np.int32]"
@@ -64,7 +65,7 @@ class Batch:
         """Pages of a sequence."""
         return -(-self.context // PAGE)
 
-    def check(self, config: ModelConfig) -> None:
+    def check(self, config: ModelConfig | EncoderConfig) -> None:
         """Raise :class:`UsageError` for more positions than the model knows."""
         if self.context > config.context:
             raise UsageError(

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dure.compiler.fuse import fuse
-from dure.errors import TargetError
+from dure.errors import TargetError, UsageError
 from dure.ir.core import Function, Region
 from dure.ir.dtypes import DType
 from dure.library import chip_lowering_moe as _registers_the_experts
@@ -20,6 +20,14 @@ from dure.machine.chip import Chip
 from dure.models.batch import PAGE, QUERY_ROWS, Batch
 from dure.models.config import ModelConfig
 from dure.models.decoder import StepLimits, WeightTypes, step_program
+from dure.models.encoder import (
+    EncoderLimits,
+    encoder_batch,
+    encoder_program,
+    encoder_specs,
+    encoder_types,
+)
+from dure.models.encoder_config import EncoderConfig
 from dure.models.weights import layer_shapes, weight_specs
 
 assert _registers_the_experts
@@ -43,7 +51,7 @@ class ChipStep:
     """
 
     name: str
-    config: ModelConfig
+    config: ModelConfig | EncoderConfig
     batch: Batch
     dtype: str
     calls: tuple[StepCall, ...]
@@ -80,24 +88,47 @@ def _gib(size: float) -> str:
     return f"{size / 2**30:.4g} GiB"
 
 
-def chip_step(config: ModelConfig, batch: Batch, dtype: str = "bf16", name: str = "") -> ChipStep:
+def chip_step(
+    config: ModelConfig | EncoderConfig, batch: Batch, dtype: str = "bf16", name: str = ""
+) -> ChipStep:
     """The step of a batch; ``dtype`` is that of weights, KV cache and the values between ops, and
-    ``name`` what the model is called.
+    ``name`` what the model is called.  An encoder's step is a prefill that keeps nothing.
 
     Raises :class:`~dure.errors.DureError` for a batch or a model that doesn't go.
     """
     batch.check(config)
     kind = DTYPES[dtype]
-    program = _program(config, batch, kind)
-    inputs = batch.inputs(config)
-    sizes = {"T": batch.tokens, "W": len(inputs["work_start"]), "L": batch.sequences}
-    lowering = ChipLowering(sizes, inputs, kind)
-    weights = sum(_elements(spec.shape) for spec in weight_specs(config)) * kind.bits // 8
-    pool = 2 * batch.sequences * batch.pages * PAGE * config.kv_size * kind.bits // 8
-    calls = tuple(_calls(program.body, lowering, 1))
-    return ChipStep(
-        name or config.family, config, batch, dtype, calls, weights, config.layers * pool
-    )
+    if isinstance(config, EncoderConfig):
+        program, lowering = _encoder(config, batch, kind)
+        specs, kept = encoder_specs(config), 0
+        name = name or "encoder"
+    else:
+        program = _program(config, batch, kind)
+        inputs = batch.inputs(config)
+        sizes = {"T": batch.tokens, "W": len(inputs["work_start"]), "L": batch.sequences}
+        lowering = ChipLowering(sizes, inputs, kind)
+        slots = batch.sequences * batch.pages * PAGE
+        specs, kept = weight_specs(config), 2 * config.layers * slots * config.kv_size
+        name = name or config.family
+    weights = sum(_elements(spec.shape) for spec in specs) * kind.bits // 8
+    calls = tuple(_calls(fuse(program).body, lowering, 1))
+    return ChipStep(name, config, batch, dtype, calls, weights, kept * kind.bits // 8)
+
+
+def _encoder(config: EncoderConfig, batch: Batch, kind: DType) -> tuple[Function, ChipLowering]:
+    if batch.phase != "prefill":
+        raise UsageError(
+            "a decode step of an encoder",
+            where=config.where,
+            rule="an encoder takes whole sequences",
+            fix="--phase prefill",
+        )
+    pages = batch.sequences * batch.pages
+    limits = EncoderLimits(pages, batch.sequences, PAGE, QUERY_ROWS)
+    sequences = [[0] * batch.context] * batch.sequences
+    made = encoder_batch(config, limits, sequences)
+    program = encoder_program(config, encoder_types(config, kind.name), limits)
+    return program, ChipLowering(made.sizes, made.inputs, kind)
 
 
 def _program(config: ModelConfig, batch: Batch, kind: DType) -> Function:
@@ -114,7 +145,7 @@ def _program(config: ModelConfig, batch: Batch, kind: DType) -> Function:
         page_size=PAGE,
         query_rows=QUERY_ROWS,
     )
-    return fuse(step_program(config, types, limits, kind.name))
+    return step_program(config, types, limits, kind.name)
 
 
 def _calls(region: Region, lowering: ChipLowering, count: int) -> list[StepCall]:
