@@ -17,7 +17,7 @@ from dure.models.encoder_config import EncoderConfig, encoder_from_hf
 from dure.models.hf_config import config_from_hf, read_json
 from dure.models.weights import weight_specs
 
-#: name -> parameters in billions as the models' own pages count them (norms and biases included).
+#: name -> parameters in billions, as commonly stated of each; Gemma without its vision tower.
 PARAMETERS = {
     "smollm2-135m": 0.1345,
     "llama-2-7b": 6.738,
@@ -50,7 +50,7 @@ def test_every_name_is_a_model_with_a_source() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(PARAMETERS))
-def test_a_name_has_as_many_parameters_as_are_published(name: str) -> None:
+def test_a_name_has_as_many_parameters_as_are_stated(name: str) -> None:
     config = shapes.model_config(name)
     total = 0
     for spec in weight_specs(config):
