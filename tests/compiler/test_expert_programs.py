@@ -6,13 +6,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tensor_programs import random_value
 
 import dure.library
 from dure.compiler.pipeline import compile_program
 from dure.errors import IRError
+from dure.ir.blocks import Blocks
 from dure.ir.builder import ProgramBuilder
 from dure.ir.core import Function, Value, op_definition
 from dure.ir.interpret import execute
+from dure.ir.pack import pack
 
 assert dure.library
 RNG = np.random.default_rng(0)
@@ -103,7 +106,12 @@ def test_what_does_not_fit_is_refused() -> None:
 def compiled(program: Function, values: dict[str, Any], workers: int = 2) -> dict[str, np.ndarray]:
     step = compile_program(program, workers=workers)
     roles = dict(zip(program.attrs["names"], program.attrs["roles"], strict=True))
-    step.load({n: v for n, v in values.items() if roles[n] == "weight"})
+    types = {n: kind for n, kind in step.weight_types.items() if n in values}
+    stored = {
+        n: pack(v, types[n].layout, types[n].dtype) if isinstance(v, Blocks) else v
+        for n, v in values.items()
+    }
+    step.load({n: v for n, v in stored.items() if roles[n] == "weight"})
     step.allocate_states()
     return step.run({n: v for n, v in values.items() if roles[n] == "input"})
 
@@ -112,7 +120,8 @@ def mixture(count: int, k: int, dtype: str, *, bias: bool, clamped: bool) -> Fun
     """One mixture of experts."""
     b = ProgramBuilder("mixture")
     tokens = b.symbol("T", 1, TOKENS)
-    x, logits = b.input("x", (tokens, 48)), b.input("logits", (tokens, count))
+    hidden, inner = (64, 96) if dtype.startswith("q") else (48, 40)
+    x, logits = b.input("x", (tokens, hidden)), b.input("logits", (tokens, count))
 
     def product(x: Value, name: str, n: int, k: int) -> Value:
         added = b.weight(name + "_bias", (count, n), "float32") if bias else None
@@ -122,9 +131,9 @@ def mixture(count: int, k: int, dtype: str, *, bias: bool, clamped: bool) -> Fun
     places, *bounds = b.dispatch(experts, count)
     ends = (bounds[0], bounds[1])
     rows = b.expert_rows(x, places)
-    gate, up = product(rows, "gate", 40, 48), product(rows, "up", 40, 48)
-    inner = b.clamped_swiglu(gate, up, 0.5, 1.702) if clamped else b.mul(b.silu(gate), up)
-    b.output("y", b.expert_sum(product(inner, "down", 48, 40), places, weights))
+    gate, up = (product(rows, name, inner, hidden) for name in ("gate", "up"))
+    mixed = b.clamped_swiglu(gate, up, 0.5, 1.702) if clamped else b.mul(b.silu(gate), up)
+    b.output("y", b.expert_sum(product(mixed, "down", hidden, inner), places, weights))
     b.output("experts", experts)
     return b.build()
 
@@ -135,6 +144,9 @@ def mixture(count: int, k: int, dtype: str, *, bias: bool, clamped: bool) -> Fun
         (4, 2, "float32", False, False),
         (7, 3, "bfloat16", True, True),
         (32, 8, "float16", True, False),
+        (6, 2, "q8_0", False, False),
+        (6, 2, "q4_1", True, True),
+        (6, 2, "q4_0", True, False),
     ],
 )
 def test_a_mixture_on_the_cpu(count: int, k: int, dtype: str, bias: bool, clamped: bool) -> None:
@@ -143,16 +155,17 @@ def test_a_mixture_on_the_cpu(count: int, k: int, dtype: str, bias: bool, clampe
         str(n): p.value.tensor for n, p in zip(program.attrs["names"], program.params, strict=True)
     }
     fixed = {
-        n: (floats(*(int(str(e)) for e in kind.shape)) * 0.3).astype(kind.dtype.numpy)
+        n: random_value(RNG, kind.dtype, tuple(int(str(e)) for e in kind.shape))
         for n, kind in kinds.items()
         if n not in ("x", "logits")
     }
     for tokens in (1, 5, TOKENS):
-        values = {"x": floats(tokens, 48), "logits": floats(tokens, count), **fixed}
+        x = floats(tokens, int(str(kinds["x"].shape[1])))
+        values = {"x": x, "logits": floats(tokens, count), **fixed}
         found = compiled(program, values)
         y, experts = execute(program, [values[n] for n in kinds])
         np.testing.assert_array_equal(found["experts"], experts)
-        np.testing.assert_allclose(found["y"], y, atol=1e-5, rtol=1e-4)
+        np.testing.assert_allclose(found["y"], y, atol=1e-5 * np.abs(y).max(), rtol=1e-4)
 
 
 def test_logits_that_are_nan_stay_inside() -> None:

@@ -16,7 +16,8 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from reference_models import Compiled, Reference, reference_model, written_config
+from reference_models import Reference, reference_model, written_config
+from step_runner import Compiled
 
 BASE: dict[str, Any] = {
     "hidden_size": 64,

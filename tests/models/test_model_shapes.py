@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dure.errors import ModelFileError, UsageError
 from dure.models import shapes
 from dure.models.config import ModelConfig
-from dure.models.encoder_config import EncoderConfig
-from dure.models.hf_config import read_json
+from dure.models.encoder_config import EncoderConfig, encoder_from_hf
+from dure.models.hf_config import config_from_hf, read_json
 from dure.models.weights import weight_specs
 
-#: name -> parameters in billions as the models' own pages count them (norms and biases included).
+#: name -> parameters in billions, as commonly stated of each; Gemma without its vision tower.
 PARAMETERS = {
     "smollm2-135m": 0.1345,
     "llama-2-7b": 6.738,
@@ -48,7 +50,7 @@ def test_every_name_is_a_model_with_a_source() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(PARAMETERS))
-def test_a_name_has_as_many_parameters_as_are_published(name: str) -> None:
+def test_a_name_has_as_many_parameters_as_are_stated(name: str) -> None:
     config = shapes.model_config(name)
     total = 0
     for spec in weight_specs(config):
@@ -99,8 +101,8 @@ def test_gemma_files_that_leave_out_what_the_class_says(tmp_path: Path) -> None:
 def test_a_path_or_its_folder_is_a_model_too(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text(Path(shapes.__file__).with_name("qwen3-8b.json").read_text())
-    for given in (path, str(path), tmp_path):
-        assert shapes.model_config(given).layers == 36
+    for place in (path, str(path), tmp_path):
+        assert shapes.model_config(place).layers == 36
 
 
 def test_a_name_that_is_not_there_is_told_with_close_ones() -> None:
@@ -137,6 +139,12 @@ WRONG: list[tuple[str, str, Any, str]] = [
     ("gpt-oss-120b", "swiglu_limit", -7.0, "the limit of the clamped SwiGLU is -7.0"),
     ("gpt-oss-120b", "layer_types", ["linear_attention"] * 36, "a layer of type 'linear_attent"),
     ("gpt-oss-120b", "layer_types", ["full_attention"], "layer_types has other than 36"),
+    ("gpt-oss-120b", "layer_types", "full_attention", "layer_types is 'full_attention'"),
+    ("gpt-oss-120b", "rope_scaling", "yarn", "rope_scaling is 'yarn'"),
+    ("gpt-oss-120b", "rope_parameters", 3, "rope_parameters is 3"),
+    ("gpt-oss-120b", "rope_scaling", {"rope_type": "yarn", "truncate": 0}, "truncate is 0"),
+    ("gemma-3-4b", "text_config", None, "text_config is None"),
+    ("gemma-3-4b", "text_config", ..., "there is no hidden_size"),
     ("bert-large", "type_vocab_size", ..., "there is no type_vocab_size"),
     ("bert-large", "hidden_size", 1000, "16 attention heads share 1000 columns"),
     ("bert-large", "num_hidden_layers", True, "num_hidden_layers is True"),
@@ -161,3 +169,22 @@ def test_wrong_values_are_named(
     with pytest.raises(ModelFileError, match=message) as error:
         shapes.any_config(path)
     assert str(path) in str(error.value)
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9)
+VALUES = SCALARS | st.lists(SCALARS, max_size=3) | st.dictionaries(st.text(), SCALARS, max_size=2)
+
+
+@given(st.sampled_from(shapes.names()), st.integers(0, 99), VALUES)
+def test_any_value_gives_a_config_or_a_named_error(name: str, place: int, value: Any) -> None:
+    values: Any = json.loads(json.dumps(read_json(Path(shapes.__file__).with_name(f"{name}.json"))))
+    # Keys of nested objects too.
+    owners = [values, *(v for v in values.values() if isinstance(v, dict))]
+    keys = [(owner, key) for owner in owners for key in owner if key != "source"]
+    owner, key = keys[place % len(keys)]
+    owner[key] = value
+    read = encoder_from_hf if values["model_type"] == "bert" else config_from_hf
+    try:
+        read(values)
+    except ModelFileError as error:
+        assert str(error)

@@ -112,7 +112,7 @@ def _row_variants(
     return [Launch([v for v in values if v is not None], variants)]
 
 
-def _k_block(x: TensorType, w: TensorType) -> int:
+def k_block(x: TensorType, w: TensorType) -> int:
     formats = [t.dtype.block for t in (x, w) if isinstance(t.dtype, BlockFormat)]
     return block_of(x.shape[-1], least=max(formats, default=1))
 
@@ -137,7 +137,7 @@ def lower_linear(op: Op, context: LoweringContext) -> list[Launch]:
         stages.append(epilogue.softcapped(op.attr("softcap")))
     if op.attr("residual"):
         stages.append(epilogue.residual(1 if op.attr("bias") else 0))
-    consts = {"bk": _k_block(x.tensor, w.tensor), "epilogue": epilogue.compose(stages)}
+    consts = {"bk": k_block(x.tensor, w.tensor), "epilogue": epilogue.compose(stages)}
     return _row_variants(matmul, [x, w, op.result, *rest], rows, consts)
 
 
@@ -146,7 +146,7 @@ def lower_gated_linear(op: Op, context: LoweringContext) -> list[Launch]:
     """Both products and the gate in one kernel."""
     x, gate, up = op.operands
     rows = _axes(op, 0, 2).shape[0]
-    block = max(_k_block(x.tensor, gate.tensor), _k_block(x.tensor, up.tensor))
+    block = max(k_block(x.tensor, gate.tensor), k_block(x.tensor, up.tensor))
     consts = {"bk": block, "activation": _activation(op.attr("activation"))}
     return _row_variants(gated_linear, [x, gate, up, op.result], rows, consts)
 

@@ -11,7 +11,7 @@ from dure.ir.expr import Expr
 from dure.ir.lowering import Launch, LoweringContext, lowers
 from dure.ir.types import static_extent
 from dure.library import elementwise
-from dure.library.lowering import block_of, launch, mapped, power_of_two
+from dure.library.lowering import block_of, k_block, launch, mapped, power_of_two
 from dure.library.moe import (
     expert_ends,
     expert_places,
@@ -67,7 +67,9 @@ def lower_grouped_linear(op: Op, context: LoweringContext) -> list[Launch]:
     """An instance for each expert and each block of columns."""
     x, w, starts, stops, *bias = op.operands
     values = [x, w, starts, stops, bias[0] if bias else None, op.result]
-    return launch(grouped_linear, values, bm=_ROWS, bn=_COLUMNS, bk=block_of(x.tensor.shape[1]))
+    bk = k_block(x.tensor, w.tensor)
+    decoded = w.tensor.block is not None
+    return launch(grouped_linear, values, bm=_ROWS, bn=_COLUMNS, bk=bk, decoded=decoded)
 
 
 @lowers("expert_sum")

@@ -172,15 +172,22 @@ def grouped_linear(
     bm: dl.const,
     bn: dl.const,
     bk: dl.const,
+    decoded: dl.const = False,
 ):
-    """Like :func:`grouped_matmul` for w (E, N, K); ``bias`` (E, N) may be None."""
+    """Like :func:`grouped_matmul` for w (E, N, K); ``bias`` (E, N) may be None.
+
+    ``decoded`` multiplies by the numbers that a weight's blocks stand for.
+    """
     e, j = dl.program_id(0), dl.program_id(1)
     rows, result = x[starts[e] : stops[e]], y[starts[e] : stops[e]]
     for i in dl.range(dl.cdiv(rows.shape[0], bm)):
         acc = dl.zeros((bm, bn), dl.float32)
         for k in dl.range(dl.cdiv(x.shape[1], bk)):
-            weights = dl.load(w, (e, j, k), (1, bn, bk)).reshape((bn, bk))
-            acc = dl.dot(dl.load(rows, (i, k), (bm, bk)), weights.T, acc)
+            weights = dl.load(w, (e, j, k), (1, bn, bk))
+            if decoded:
+                weights = weights.to(dl.float32)
+            right = weights.reshape((bn, bk)).T
+            acc = dl.dot(dl.load(rows, (i, k), (bm, bk)), right, acc)
         if bias is not None:
             acc = acc + dl.load(bias, (e, j), (1, bn)).to(dl.float32)
         dl.store(result, (i, j), convert(acc, y.dtype))

@@ -91,8 +91,15 @@ def config_from_hf(values: Mapping[str, Any], where: str = "") -> ModelConfig:
             rule=f"dure runs {', '.join(MODEL_TYPES)}",
             fix="use a model of one of these types",
         )
-    inner = _mapping(values.get("text_config"))
-    if kind == "gemma3" and inner is not None:
+    if kind == "gemma3" and "text_config" in values:
+        inner = _mapping(values["text_config"])
+        if inner is None:
+            raise ModelFileError(
+                f"text_config is {values['text_config']!r}",
+                where=where,
+                rule="text_config is an object",
+                fix="download the model's config.json again",
+            )
         return config_from_hf({**inner, "model_type": "gemma3_text"}, where)
     return _Reader(values, family, where).config()
 
@@ -136,8 +143,8 @@ class _Reader:
         except OverflowError as error:
             raise self.fail(f"{key} is too large a number") from error
 
-    def flag(self, key: str, default: bool) -> bool:
-        value = self.values.get(key, default)
+    def flag(self, key: str, default: bool, source: Mapping[str, Any] | None = None) -> bool:
+        value = (self.values if source is None else source).get(key, default)
         if not isinstance(value, bool):
             raise self.fail(f"{key} is {value!r}", f"{key} is true or false")
         return value
@@ -184,6 +191,14 @@ class _Reader:
             biases=self.biases(),
             where=self.where,
         )
+
+    def mapping(self, source: Mapping[str, Any], key: str) -> Mapping[str, Any] | None:
+        """An object, or None where the key is absent or null."""
+        value: object = source.get(key)
+        found = _mapping(value)
+        if value is not None and found is None:
+            raise self.fail(f"{key} is {value!r}", f"{key} is an object")
+        return found
 
     def activation(self) -> Activation:
         """The activation of the gate."""
@@ -239,7 +254,9 @@ class _Reader:
             return (0,) * layers
         window = self.size("sliding_window", "context")
         types = self.values.get("layer_types")
-        if isinstance(types, Sequence) and not isinstance(types, str):
+        if types is not None:
+            if isinstance(types, str) or not isinstance(types, Sequence):
+                raise self.fail(f"layer_types is {types!r}", "layer_types is a list")
             kinds = cast("Sequence[object]", types)
             if len(kinds) != layers:
                 raise self.fail(f"layer_types has other than {layers} entries", "one a layer")
@@ -283,19 +300,20 @@ class _Reader:
     def ropes(self) -> tuple[RopeConfig, RopeConfig | None]:
         """Global and local rope, from ``rope_parameters`` or the older keys."""
         base = self.number(self.values, "rope_theta", 1000000.0 if self.gemma else 10000.0)
-        nested = _mapping(self.values.get("rope_parameters"))
+        nested = self.mapping(self.values, "rope_parameters")
         if nested is not None:
-            full = _mapping(nested.get("full_attention", nested))
-            rope = self.rope(full or {}, base)
+            whole = "full_attention" not in nested
+            rope = self.rope(nested if whole else self.mapping(nested, "full_attention"), base)
             if not self.gemma:
                 return rope, None
-            return rope, self.rope(_mapping(nested.get("sliding_attention")) or {}, 10000.0)
-        rope = self.rope(_mapping(self.values.get("rope_scaling")) or {}, base)
+            return rope, self.rope(self.mapping(nested, "sliding_attention"), 10000.0)
+        rope = self.rope(self.mapping(self.values, "rope_scaling"), base)
         if not self.gemma:
             return rope, None
         return rope, RopeConfig(self.number(self.values, "rope_local_base_freq", 10000.0))
 
-    def rope(self, source: Mapping[str, Any], base: float) -> RopeConfig:
+    def rope(self, source: Mapping[str, Any] | None, base: float) -> RopeConfig:
+        source = {} if source is None else source
         name = source.get("rope_type", source.get("type", "default"))
         kind = _SCALINGS.get(name) if isinstance(name, str) else None
         if kind is None:
@@ -313,7 +331,7 @@ class _Reader:
             beta_fast=self.number(source, "beta_fast", 32.0),
             beta_slow=self.number(source, "beta_slow", 1.0),
             attention_factor=None if attention is None else self.number(source, "attention_factor"),
-            truncate=bool(source.get("truncate", True)),
+            truncate=self.flag("truncate", True, source),
         )
         return RopeConfig(self.number(source, "rope_theta", base), scaling)
 

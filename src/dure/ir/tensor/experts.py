@@ -173,7 +173,11 @@ def _grouped_typing(
 ) -> Sequence[Type]:
     x, w, starts, stops, *bias = count(operands, 4 + bool(attrs["bias"]), "grouped_linear")
     rank(floating(x, "the operand of grouped_linear"), 2, "the operand of grouped_linear")
-    rank(floating(w, "the weight of grouped_linear"), 3, "the weight of grouped_linear")
+    rank(w, 3, "the weight of grouped_linear")
+    if not w.dtype.is_float:
+        raise broken(f"a weight of {w.dtype}", "a weight holds floats or quantized blocks")
+    if w.block is not None and w.quantized_axis % 3 != 2:
+        raise broken(f"a weight of {w}", "a weight is quantized along K, its last axis")
     equal(w.shape[2], x.shape[1], "K of the weight of grouped_linear")
     for what, ends in (("starts", starts), ("stops", stops)):
         equal(index(ends, f"{what} of grouped_linear").shape[0], w.shape[0], f"the {what}")
