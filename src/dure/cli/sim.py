@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -72,6 +73,7 @@ def sim(
         sim_model(subject, target, settings, dtype, step, strict, as_json)
         return
     _refuse(subject, {given: given for given in step.given()})
+    _known(subject, dims)
     names, on_host = _without_host(target)
     chips = targets_of(names, settings) if names else []
     work = work_of(subject, dims, dtype, algorithm, arg, const)
@@ -94,6 +96,21 @@ def is_model(subject: str) -> bool:
     from dure.models.shapes import names  # which reads no model
 
     return subject in names() or subject.endswith(".json")
+
+
+def _known(subject: str, dims: str | None) -> None:
+    """Name the models that come close to a subject that is nothing else."""
+    from dure.library.operators import forms
+    from dure.library.work import is_kernel
+    from dure.models.shapes import names
+
+    near = difflib.get_close_matches(argument(subject, "the subject").lower(), names(), n=3)
+    if near and dims is None and subject not in forms() and not is_kernel(subject):
+        raise UsageError(
+            f"no model is called '{subject[:80]}'",
+            rule="a subject is an operator, FILE.py:KERNEL, or a model: its name or a config.json",
+            fix=f"one of {', '.join(near)}",
+        )
 
 
 def _refuse(subject: str, given: Mapping[str, object]) -> None:
