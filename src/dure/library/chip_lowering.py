@@ -58,6 +58,8 @@ class ChipLowering:
     inputs: Mapping[str, IndexArray]
     activation: DType
     made: dict[Value, IndexArray] = field(default_factory=dict[Value, "IndexArray"])
+    #: Pools of the KV cache, once they are written.
+    pools: set[Value] = field(default_factory=set[Value])
 
     def region(self, ops: Sequence[Op]) -> list[ChipCall]:
         """The launches of a body's ops, in order."""
@@ -249,6 +251,7 @@ def _rope(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
 def _kv_write(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     op = ops[0]
     pool, x, slots, *rest = op.operands
+    lowering.pools.add(op.result)
     kind, kept = lowering.type(x), lowering.type(pool)
     heads, size = (static_extent(e) or 1 for e in kind.shape[1:])
     written = stored_bytes(replace(kept, shape=kind.shape))
@@ -312,7 +315,7 @@ def _attention(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     lengths = [min(int(c), window or int(c)) for c in lists[5][0]]
     read = stored_bytes(tensor(pool.dtype, sum(lengths), groups, size))
     # Keys and values that the step itself makes are no cache.
-    cached = 2 * read if k_pool.name else 0
+    cached = 2 * read if k_pool in lowering.pools else 0
     return [ChipCall("attention", (launch,), 4 * heads * size * sum(seen), 0, cached)]
 
 
