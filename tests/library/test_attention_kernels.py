@@ -156,7 +156,7 @@ def run_attention(
     where = np.array(positions, np.int32)
     execute(
         library.paged_attention,
-        [q, *cache.pools, where, cache.table, cache.context, *lists, y],
+        [q, *cache.pools, where, cache.table, cache.context, *lists, None, y],
         bq=bq,
         group=group,
         bg=1 << (group - 1).bit_length(),

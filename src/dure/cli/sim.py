@@ -10,7 +10,8 @@ import typer
 
 from dure.cli import options
 from dure.cli.chip_options import Set
-from dure.cli.output import print_json, say, show, table
+from dure.cli.output import say, show, table
+from dure.cli.results import concluded, duration, quantity, show_confidence
 from dure.cli.sim_model import Batch, Context, Phase, StepOptions, sim_model
 from dure.cli.subject import (
     Algorithm,
@@ -21,7 +22,6 @@ from dure.cli.subject import (
     Strict,
     Subject,
     Targets,
-    error_json,
     targets_of,
     work_of,
 )
@@ -80,14 +80,7 @@ def sim(
     found = [(chip.name, _answer(work, chip, strict)) for chip in chips]
     if on_host:
         found.append((_HOST, _host(work)))
-    errors = [a for _, a in found if isinstance(a, DureError)]
-    if len(errors) == len(found) and (len(found) == 1 or not as_json):
-        raise errors[0]
-    if as_json and len(found) == 1:
-        print_json(_entry(*found[0]))
-    elif as_json:
-        print_json({"results": [_entry(name, result) for name, result in found]})
-    else:
+    if not concluded(found, as_json):
         _show(work, found)
 
 
@@ -151,12 +144,6 @@ def _answer(work: Work, chip: Chip, strict: bool) -> Answer | DureError:
         return error
 
 
-def _entry(name: str, result: Answer | DureError) -> dict[str, object]:
-    if isinstance(result, DureError):
-        return {"target": name, **error_json(result)}
-    return result.json()
-
-
 # --- for people ----------------------------------------------------------------------------------
 
 
@@ -200,12 +187,7 @@ def _details(result: Answer) -> None:
             )
         if len(shown) > _CONVERSIONS:
             show(f"  and {len(shown) - _CONVERSIONS} conversions more\n")
-    if result.confidence.guesses:
-        show("  rests on guesses: " + ", ".join(result.confidence.guesses) + "\n")
-    if result.confidence.untried:
-        show("  and may rest on guesses: " + ", ".join(result.confidence.untried) + "\n")
-    if result.confidence.overridden:
-        show("  rests on --set: " + ", ".join(result.confidence.overridden) + "\n")
+    show_confidence(result.confidence)
 
 
 def _how(part: Built) -> str:
@@ -214,19 +196,3 @@ def _how(part: Built) -> str:
     tiles = " ".join(f"{name}={size}" for name, size in part.consts.items()) or "no open tile sizes"
     cores = "x".join(map(str, split_of(part))) or "1"
     return f"{tiles}; cores {cores}; {part.compiled.options.stages} slots a ring"
-
-
-def duration(ps: int) -> str:
-    """A time in the unit that suits it."""
-    for unit, size in (("s", 10**12), ("ms", 10**9), ("us", 10**6)):
-        if ps >= size:
-            return f"{ps / size:.4g} {unit}"
-    return f"{ps / 1000:.4g} ns"
-
-
-def quantity(value: float) -> str:
-    """A number with a decimal prefix."""
-    for prefix, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= size:
-            return f"{value / size:.4g} {prefix}"
-    return f"{value:.4g} "

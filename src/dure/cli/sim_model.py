@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dure.cli.output import print_json, say, show, table
-from dure.cli.subject import error_json, targets_of
+from dure.cli.output import say, show, table
+from dure.cli.results import concluded, duration, show_confidence
+from dure.cli.subject import targets_of
 from dure.cli.text import argument
 from dure.errors import DureError, UsageError
 
@@ -58,23 +59,18 @@ def sim_model(
     as_json: bool,
 ) -> None:
     """Compile a model's step for chips, prove its programs, and tell its time."""
+    from dure.models.chip_answer import step_answer  # which imports the compiler
+
     step = _step(subject, dtype, options)
     found: list[tuple[str, StepAnswer | DureError]] = []
     for chip in targets_of(target, settings):
-        from dure.models.chip_answer import step_answer
-
         if not as_json:
             say(f"compiling for {chip.name}")
         try:
             found.append((chip.name, step_answer(step, chip, strict=strict)))
         except DureError as error:
             found.append((chip.name, error))
-    if len(found) == 1 and isinstance(found[0][1], DureError):
-        raise found[0][1]
-    if as_json:
-        entries = [_entry(name, result) for name, result in found]
-        print_json(entries[0] if len(entries) == 1 else {"results": entries})
-    else:
+    if not concluded(found, as_json):
         _show(subject, step, found)
 
 
@@ -105,12 +101,6 @@ def _step(subject: str, dtype: str, options: StepOptions) -> ChipStep:
     return chip_step(config, Batch(phase, sequences, context), dtype, subject)
 
 
-def _entry(name: str, result: StepAnswer | DureError) -> dict[str, object]:
-    if isinstance(result, DureError):
-        return {"target": name, **error_json(result)}
-    return result.json()
-
-
 # --- for people ----------------------------------------------------------------------------------
 
 
@@ -132,8 +122,6 @@ def _show(
 
 
 def _row(name: str, result: StepAnswer | DureError) -> tuple[str, ...]:
-    from dure.cli.sim import duration
-
     if isinstance(result, DureError):
         return (name, "-", "-", "doesn't run: see below", "", "", "")
     joules = result.joules
@@ -149,8 +137,6 @@ def _row(name: str, result: StepAnswer | DureError) -> tuple[str, ...]:
 
 
 def _details(result: StepAnswer) -> None:
-    from dure.cli.sim import duration
-
     show("\n")
     rows = [
         (
@@ -165,10 +151,4 @@ def _details(result: StepAnswer) -> None:
         for part in result.parts
     ]
     table([_PARTS, *rows], right=(1, 2, 3, 4))
-    for title, paths in (
-        ("rests on guesses", result.confidence.guesses),
-        ("and may rest on guesses", result.confidence.untried),
-        ("rests on --set", result.confidence.overridden),
-    ):
-        if paths:
-            show(f"  {title}: {', '.join(paths)}\n")
+    show_confidence(result.confidence)

@@ -32,6 +32,7 @@ def paged_attention(
     work_sequence: Places,
     work_start: Places,
     work_rows: RowCounts,
+    sinks: dl.Tensor | None,
     y: dl.Tensor,
     bq: dl.const,
     group: dl.const,
@@ -54,56 +55,16 @@ def paged_attention(
     power of two that covers them; ``bd`` covers D.  ``window`` of 0 sees everything, else the last
     ``window`` positions. A single token takes all heads of its group in one tile; more take one
     head after another.  Where it isn't ``causal`` a token sees all of its sequence, and there is no
-    window.  Products are of float32 numbers; ``narrow`` ones of the pools' type, which
-    matrix engines multiply faster.
+    window.  ``sinks`` (H,), which may be None, are one more logit a head, which has no value.
+    Products are of float32 numbers; ``narrow`` ones of the pools' type, which matrix engines
+    multiply faster.
     """
-    lists = (positions, block_table, context, work_sequence, work_start, work_rows)
-    numbers = (page, piece, scale, window, softcap, narrow, causal)
-    attend_item(q, (k_pool, v_pool), lists, None, y, (bq, group, bg, bd), numbers)
-
-
-@dure.kernel
-def sink_attention(
-    q: dl.Tensor,
-    k_pool: dl.Tensor,
-    v_pool: dl.Tensor,
-    positions: Places,
-    block_table: OptionalPlaces,
-    context: Places,
-    work_sequence: Places,
-    work_start: Places,
-    work_rows: RowCounts,
-    sinks: dl.Tensor,
-    y: dl.Tensor,
-    bq: dl.const,
-    group: dl.const,
-    bg: dl.const,
-    bd: dl.const,
-    page: dl.const,
-    piece: dl.const,
-    scale: dl.const,
-    window: dl.const = 0,
-    softcap: dl.const = 0.0,
-    narrow: dl.const = False,
-    causal: dl.const = True,
-):
-    """:func:`paged_attention` with one more logit a head, ``sinks`` (H,), which has no value."""
-    lists = (positions, block_table, context, work_sequence, work_start, work_rows)
-    numbers = (page, piece, scale, window, softcap, narrow, causal)
-    attend_item(q, (k_pool, v_pool), lists, sinks, y, (bq, group, bg, bd), numbers)
-
-
-def attend_item(
-    q: Any, pools: Any, lists: Any, sinks: Any, y: Any, sizes: Any, numbers: Any
-) -> None:
-    """One work item and KV head, with or without ``sinks``."""
     item, kv_head = dl.program_id(0), dl.program_id(1)
-    positions, block_table, context, work_sequence, work_start, work_rows = lists
-    bq, group, bg, bd = sizes
     sequence, start, rows = work_sequence[item], work_start[item], work_rows[item]
     stop = min(start + rows, q.shape[0])
     own_q, own_positions, own_y = q[start:stop], positions[start:stop], y[start:stop]
-    cache = (*pools, block_table, sequence, kv_head, context[sequence])
+    cache = (k_pool, v_pool, block_table, sequence, kv_head, context[sequence])
+    numbers = (page, piece, scale, window, softcap, narrow, causal)
     if rows == 1:
         heads = own_q[:, kv_head * group : kv_head * group + group]
         tile = dl.load(heads, (0, 0, 0), (1, bg, bd)).reshape((bg, bd))

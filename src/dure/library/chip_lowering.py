@@ -18,7 +18,7 @@ from dure.ir.expr import Expr, evaluate
 from dure.ir.types import TensorType, static_extent
 from dure.library import elementwise, epilogue
 from dure.library.activation import activation_function
-from dure.library.attention import paged_attention, sink_attention
+from dure.library.attention import paged_attention
 from dure.library.call import IndexArray, KernelCall, stored_bytes, tensor
 from dure.library.embedding import gather_rows
 from dure.library.ffn import gated_linear_kn
@@ -148,10 +148,6 @@ def _rows_columns(lowering: ChipLowering, value: Value) -> tuple[int, int]:
     return rows, shape[-1]
 
 
-def _weight(value: Value) -> ElementType:
-    return value.tensor.dtype
-
-
 @lowers_on_chips("linear")
 def _linear(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     op = ops[0]
@@ -173,7 +169,7 @@ def _linear(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     if op.attr("residual"):
         stages.append(epilogue.residual(len(extras)))
         extras.append(tensor(kind.dtype, m, n))
-    weight = tensor(_weight(w), k, n)
+    weight = tensor(w.tensor.dtype, k, n)
     types = [kind, weight, tensor(kind.dtype, m, n), *extras]
     tiles = {"bm": tile(m), "bn": tile(n), "bk": tile(k)}
     launch = call(matmul_kn, types, tiles, {"epilogue": epilogue.compose(stages)})
@@ -193,7 +189,7 @@ def _gated(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     m, k = _rows_columns(lowering, x)
     n = lowering.extent(gate.tensor.shape[0])
     kind = lowering.type(x, (m, k))
-    weight = tensor(_weight(gate), k, 2 * n)
+    weight = tensor(gate.tensor.dtype, k, 2 * n)
     tiles = {"bm": tile(m), "bn": tile(n), "bk": tile(k)}
     consts = {"activation": activation_function(ops[0].attr("activation") or "identity")}
     launch = call(gated_linear_kn, [kind, weight, tensor(kind.dtype, m, n)], tiles, consts)
@@ -302,11 +298,10 @@ def _attention(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
         "causal": op.attr("causal"),
     }
     result = tensor(kind.dtype, tokens, heads * size)
-    kernel: Any = sink_attention if sinks else paged_attention
-    extra = [lowering.type(sink) for sink in sinks]
-    types = [kind, pool, lowering.type(v_pool), *[None] * 6, *extra, result]
+    sink = lowering.type(sinks[0]) if sinks else None
+    types = [kind, pool, lowering.type(v_pool), *[None] * 6, sink, result]
     tiles = {"piece": max(op.attr("page_size"), tile(longest, _PIECE))}
-    launch = call(kernel, types, tiles, consts, lists)
+    launch = call(paged_attention, types, tiles, consts, lists)
     if op.attr("causal"):
         seen = [min(int(p) + 1, window or int(p) + 1) for p in lists[3][0]]
     else:

@@ -19,7 +19,7 @@ from dure.ir.lowering import Launch, LoweringContext, Updated, Variant, lowers
 from dure.ir.types import TensorType, static_extent
 from dure.library import elementwise, epilogue
 from dure.library.activation import activation_function
-from dure.library.attention import paged_attention, sink_attention
+from dure.library.attention import paged_attention
 from dure.library.conv import conv2d
 from dure.library.embedding import embedding, gather_rows
 from dure.library.matmul import batched_matmul, gated_linear, matmul
@@ -266,8 +266,8 @@ def lower_attention(op: Op, context: LoweringContext) -> list[Launch]:
     if op.attr("quantize") and (width != size or size % _QUANTUM):
         result = context.temporary(TensorType(op.result.tensor.shape, float32), "attention")
     launches = launch(
-        sink_attention if op.attr("sinks") else paged_attention,
-        [*op.operands, result],
+        paged_attention,
+        [*op.operands, *([] if op.attr("sinks") else [None]), result],
         bq=power_of_two(op.attr("query_rows")),
         group=heads // groups,
         bg=power_of_two(heads // groups),

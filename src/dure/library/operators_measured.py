@@ -233,7 +233,7 @@ def attention(shape: Shape, dtype: str) -> Plan:
     y = tensor(kind, s.tokens, s.heads * s.group * s.size)
     launch = call(
         paged_attention,
-        [q, pool, pool, *[None] * 6, y],
+        [q, pool, pool, *[None] * 7, y],
         {"piece": max(PAGE, tile(s.length, OWN_PIECE))},
         {
             "bq": bq,

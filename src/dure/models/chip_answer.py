@@ -7,11 +7,10 @@ pipeline.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dure.library.answer import Confidence, confidence, roofline_seconds
+from dure.library.answer import Confidence, bound_of, confidence, roofline_seconds
 from dure.library.build import Built, build
 from dure.library.call import KernelCall
 from dure.machine.chip import Chip
@@ -53,10 +52,7 @@ class StepAnswer:
     @property
     def bound(self) -> str:
         """What bounds most of the time."""
-        times: Counter[str] = Counter()
-        for part in self.parts:
-            times[part.built.timing.bound] += part.total_ps
-        return times.most_common(1)[0][0]
+        return bound_of((part.built, part.total_ps) for part in self.parts)
 
     @property
     def roofline_ps(self) -> float:
@@ -84,7 +80,7 @@ class StepAnswer:
 
     def json(self) -> dict[str, object]:
         """Everything as one JSON object."""
-        step, built = self.step, [part.built for part in self._distinct()]
+        step, built = self.step, [part for part, _ in _programs(self.parts)]
         return {
             "target": self.chip.name,
             "model": step.name,
@@ -99,10 +95,7 @@ class StepAnswer:
             "flops": step.flops,
             "bytes": step.bytes,
             "fraction_of_roofline": self.fraction_of_roofline,
-            "confidence": self.confidence.status,
-            "guesses": list(self.confidence.guesses),
-            "untried": list(self.confidence.untried),
-            "overridden": list(self.confidence.overridden),
+            **self.confidence.json(),
             "joules": self.joules,
             "compile_s": sum(b.compile_s for b in built),
             "sim_s": sum(b.sim_s for b in built),
@@ -110,10 +103,6 @@ class StepAnswer:
             "kv_bytes": step.kv_bytes,
             "operators": [_operator(part) for part in self.parts],
         }
-
-    def _distinct(self) -> list[StepPart]:
-        """The parts, each program once."""
-        return list({id(part.built): part for part in self.parts}.values())
 
 
 def _operator(part: StepPart) -> dict[str, object]:
@@ -133,13 +122,7 @@ def _operator(part: StepPart) -> dict[str, object]:
     }
 
 
-def step_answer(
-    step: ChipStep,
-    chip: Chip,
-    *,
-    strict: bool = False,
-    progress: Callable[[str], None] | None = None,
-) -> StepAnswer:
+def step_answer(step: ChipStep, chip: Chip, *, strict: bool = False) -> StepAnswer:
     """What the chip does with the step.
 
     Raises :class:`~dure.errors.DureError` for a step that doesn't fit or that the chip can't run.
@@ -149,30 +132,28 @@ def step_answer(
     made: dict[object, Built] = {}
     parts: list[StepPart] = []
     for entry in step.calls:
-        if progress is not None:
-            progress(entry.part.name)
         for call in entry.part.calls:
             if _key(call) not in made:
                 made[_key(call)] = build(call, chip, strict=strict)
         built = min((made[_key(call)] for call in entry.part.calls), key=lambda b: b.timing.ps)
         parts.append(StepPart(entry, built, built.timing.ps - launch + signal))
     total = launch + sum(p.total_ps for p in parts)
-    distinct = list({id(p.built): p.built for p in parts}.values())
-    trust = confidence(distinct, chip, _turns(parts), total)
+    programs, turns = zip(*_programs(parts), strict=True)
+    trust = confidence(programs, chip, turns, total)
     return StepAnswer(step, chip, tuple(parts), trust)
 
 
-def _turns(parts: Sequence[StepPart]) -> dict[int, int]:
-    """How often each program runs, by its identity."""
-    found: Counter[int] = Counter()
+def _programs(parts: Sequence[StepPart]) -> list[tuple[Built, int]]:
+    """Each program once, with how often it runs."""
+    found: dict[int, tuple[Built, int]] = {}
     for part in parts:
-        found[id(part.built)] += part.step.count
-    return dict(found)
+        _, turns = found.get(id(part.built), (part.built, 0))
+        found[id(part.built)] = part.built, turns + part.step.count
+    return list(found.values())
 
 
 def _key(call: KernelCall) -> object:
     """What makes two launches the same program."""
-    consts = tuple(sorted((name, id(value) if callable(value) else value)
-                          for name, value in call.consts.items()))  # fmt: skip
+    consts = frozenset(call.consts.items())
     lists = tuple((place, values.tobytes()) for place, values in sorted(call.indices.items()))
     return call.kernel, call.types, consts, tuple(call.tiles), lists, call.updates

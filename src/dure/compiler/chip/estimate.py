@@ -128,7 +128,8 @@ class _Estimate:
         """Tiles that stay have a slot each: when their loop begins again, whoever reads the first
         of them waits for its way in, but for the turns in which the others were used up.
         """
-        turn = sum(self.compute(s) for s in direct(body) if s.kind == "compute")
+        computing = [s for s in direct(body) if s.kind == "compute"]
+        turn = sum(map(self.compute, computing))
         for item in body.items:
             if not isinstance(item, Branch) or item.last is None:
                 continue
@@ -142,7 +143,7 @@ class _Estimate:
                 flow = max(moved.bytes / self.rate(dma, moved) * 1e12, self.at_home(load))
                 again = max(0.0, times * part / slots - 1)
                 behind = (slots - 1) * turn
-                for queue in {s.queue for s in direct(body) if s.kind == "compute"}:
+                for queue in {s.queue for s in computing}:
                     self.bound.chain(queue, again * max(0.0, latency + flow - behind))
                 # What moves stands still meanwhile, and until there is something to store.
                 self.bound.stalls += again * max(0.0, latency + turn - behind)
