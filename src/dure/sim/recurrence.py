@@ -113,7 +113,7 @@ class Recurrence:
             for entry in self.replay.semaphores
             for s in entry
         ]
-        return (tuple(queues), tuple(semaphores))
+        return (tuple(queues), tuple(semaphores), self.replay.phases.state(now, self.queues))
 
     def _repetitions(self, kept: _Kept) -> int:
         """How often more all queues do what they did since then."""
@@ -146,6 +146,7 @@ class Recurrence:
                     (t + shift, n) for t, n in semaphore.arriving
                 )
         replay.starts[:] = [(t + shift, order, flight) for t, order, flight in replay.starts]
+        replay.phases.shift(shift)
         replay.flows.now += shift
         if replay.contention is not None:
             replay.contention.shift(shift)

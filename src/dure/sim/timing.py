@@ -156,7 +156,8 @@ def simulate(
     )
     flows.log = [] if record else None
     makespan = replay.run()
-    names = [s.name or f"semaphore {i}" for i, s in enumerate(streams.semaphores)]
+    # The last name is what PHASE, -1, counts as.
+    names = [*(s.name or f"semaphore {i}" for i, s in enumerate(streams.semaphores)), "phase"]
     stuck = replay.stuck()
     if stuck:
         raise deadlock(stuck, streams.queues, names)
@@ -222,7 +223,7 @@ class _Ways:
         self._numbers: dict[tuple[str, int], int] = {}
         #: Name in the machine file -> (whose, or -1 for the chip's; its engines)
         self.engines: dict[str, list[str]] = {}
-        used = [name for name, dma in chip.dma.items() if dma.queue in streams.queues]
+        used = [n for n, dma in chip.dma.items() if not {*dma.queues}.isdisjoint(streams.queues)]
         for name in used:
             self.engines[f"dma.{name}"] = [name]
             for way in chip.dma[name].route:
@@ -332,7 +333,7 @@ def _bound(
     chip: Chip, total: int, busy: Mapping[str, int], resources: Mapping[str, ResourceUse]
 ) -> Bound:
     computing = {engine.queue for engine in chip.engines.values()}
-    moving = {dma.queue for dma in chip.dma.values()}
+    moving = chip.transfer_queues
     parts: dict[Bound, int] = {"compute": 0, "memory": 0, "link": 0}
     for name, ps in busy.items():
         if name in computing:

@@ -112,7 +112,7 @@ class Model:
                     ends[self.semaphore_number[op.operands[0]]].add(number)
             if op.name == "dma_store":
                 self.stored.add(op.operands[0])
-        known = {d.queue for d in self.chip.dma.values()}
+        known = self.chip.transfer_queues
         for name, number in self.queue_number.items():
             if name not in known:
                 self.compute_queues.add(number)
