@@ -1,0 +1,133 @@
+"""Causal attention over a paged KV cache whose tiles hold all query heads that share a KV head.
+
+This is the attention of chips; :mod:`dure.library.attention` has the one of the host, whose tiles
+are a head's.  Keys are walked in pieces of a fixed size, aligned to their absolute position, in
+ascending order, with an online softmax: a token's result depends on neither the batch nor on how
+its tokens are cut.  Pieces that every query of a tile sees whole need no masks and get none; in
+the others scores are masked by position, and values beyond a sequence's length are replaced before
+they are used, so that not even a NaN left in a page can leak.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dure
+import dure.lang as dl
+from dure.library.attention import LOWEST
+from dure.library.convert import convert
+from dure.library.indices import OptionalPlaces, Places, RowCounts
+
+
+@dure.kernel
+def grouped_attention(
+    q: dl.Tensor,
+    k_pool: dl.Tensor,
+    v_pool: dl.Tensor,
+    positions: Places,
+    block_table: OptionalPlaces,
+    context: Places,
+    work_sequence: Places,
+    work_start: Places,
+    work_rows: RowCounts,
+    y: dl.Tensor,
+    bq: dl.const,
+    bh: dl.const,
+    group: dl.const,
+    bd: dl.const,
+    page: dl.const,
+    piece: dl.const,
+    scale: dl.const,
+    window: dl.const = 0,
+    softcap: dl.const = 0.0,
+):
+    """Attention of q (T, KV heads, ``group``, D) to the cached keys and values, into y like q.
+
+    The pools are (KV heads, slots, D) with ``page`` slots a page; ``block_table`` (S, pages) holds
+    each sequence's pages (-1: absent) and ``context`` (S,) its length with this step's tokens.
+    Work item w is the tokens ``work_start[w] .. + work_rows[w]`` of sequence ``work_sequence[w]``,
+    taken in blocks of ``bq``; ``bh`` KV heads are one instance's; ``bd`` covers D.
+    ``window`` of 0 sees everything, else the last ``window`` positions.
+    """
+    item, heads = dl.program_id(0), dl.program_id(1)
+    sequence, start, count = work_sequence[item], work_start[item], work_rows[item]
+    stop = start + count
+    own_q, own_positions, own_y = q[start:stop], positions[start:stop], y[start:stop]
+    cache = (k_pool, v_pool, block_table, sequence, heads, context[sequence])
+    numbers = (bq, bh, group, bd, page, piece, window, softcap)
+    for block in dl.range(dl.cdiv(count, bq)):
+        tile = dl.load(own_q, (block, heads, 0, 0), (bq, bh, group, bd))
+        tile = convert(tile.to(dl.float32) * scale, k_pool.dtype)
+        query = dl.transpose(tile, (1, 0, 2, 3)).reshape((bh, bq * group, bd))
+        first = own_positions[0] + block * bq
+        result = convert(attend(query, first, cache, numbers), y.dtype)
+        result = dl.transpose(result.reshape((bh, bq, group, bd)), (1, 0, 2, 3))
+        dl.store(own_y, (block, heads, 0, 0), result)
+
+
+def attend(query: Any, first: Any, cache: Any, numbers: Any) -> Any:
+    """The result (bh, bq * group, D) of queries at the positions from ``first`` on."""
+    bq, bh, group, bd, _, piece, window, _ = numbers
+    rows = bq * group
+    state = (
+        dl.full((bh, rows, 1), LOWEST, dl.float32),
+        dl.zeros((bh, rows, 1), dl.float32),
+        dl.zeros((bh, rows, bd), dl.float32),
+    )
+    begin = max(first + 1 - window, 0) // piece if window else 0
+    for p in dl.range(begin, first // piece + 1):
+        state = step(query, p, first, state, cache, numbers)
+    _, total, acc = state
+    return acc / dl.where(total > 0.0, total, 1.0)
+
+
+def step(query: Any, p: Any, first: Any, state: Any, cache: Any, numbers: Any) -> Any:
+    """The softmax over the keys so far, with those of piece ``p``: the last is that of the queries'
+    own positions.
+    """
+    highest, total, acc = state
+    k_pool, v_pool, block_table, sequence, heads, length = cache
+    bq, bh, group, bd, page, piece, window, softcap = numbers
+    pages = dl.load(block_table, (sequence, p), (1, piece // page), fill=0)
+    pages = pages.reshape((piece // page,))
+    keys = dl.load(k_pool, (heads, pages, 0), (bh, piece, bd))
+    values = dl.load(v_pool, (heads, pages, 0), (bh, piece, bd))
+    scores = dl.dot(query, dl.transpose(keys, (0, 2, 1)))
+    if softcap:
+        scores = dl.tanh(scores * (1.0 / softcap)) * softcap
+    own = first // piece
+    seen = (p * piece, first, bq, group, window)
+    if window:
+        scores = masked(scores, seen)
+    elif p == own:
+        scores = masked(scores, seen)
+    top = dl.maximum(highest, dl.max(scores, 2, keepdims=True))
+    weights = dl.exp(scores - top)
+    if window:
+        weights = dl.where(visible(scores.shape[2], seen), weights, 0.0)
+    correction = dl.exp(highest - top)
+    total = total * correction + dl.sum(weights, 2, keepdims=True)
+    weights = weights.to(v_pool.dtype)
+    acc = acc * correction
+    if p == own:
+        present = (p * piece + dl.arange(piece) < length)[None, :, None]
+        acc = dl.dot(weights, dl.where(present, values, 0.0), acc)
+    else:
+        acc = dl.dot(weights, values, acc)
+    return top, total, acc
+
+
+def masked(scores: Any, seen: Any) -> Any:
+    """Scores (bh, rows, piece) without those of keys that a row doesn't see."""
+    return dl.where(visible(scores.shape[2], seen), scores, LOWEST)
+
+
+def visible(piece: Any, seen: Any) -> Any:
+    """Which of ``piece`` keys each row of queries sees."""
+    start, first, bq, group, window = seen
+    key = start + dl.arange(piece)[None, :]
+    position = first + dl.arange(bq * group)[:, None] // group
+    allowed = key <= position
+    if window:
+        allowed = allowed & (key > position - window)
+    return allowed[None, :, :]
