@@ -58,11 +58,19 @@ def grouped_attention(
     for block in dl.range(dl.cdiv(count, bq)):
         tile = dl.load(own_q, (block, heads, 0, 0), (bq, bh, group, bd))
         tile = convert(tile.to(dl.float32) * scale, k_pool.dtype)
-        query = dl.transpose(tile, (1, 0, 2, 3)).reshape((bh, bq * group, bd))
-        first = own_positions[0] + block * bq
+        query = swapped(tile).reshape((bh, bq * group, bd))
+        first = own_positions[block * bq]
         result = convert(attend(query, first, cache, numbers), y.dtype)
-        result = dl.transpose(result.reshape((bh, bq, group, bd)), (1, 0, 2, 3))
+        result = swapped(result.reshape((bh, bq, group, bd)))
         dl.store(own_y, (block, heads, 0, 0), result)
+
+
+def swapped(tile: Any) -> Any:
+    """A tile with its first two axes swapped."""
+    first, second, group, size = tile.shape
+    if first == 1 or second == 1:
+        return tile.reshape((second, first, group, size))
+    return dl.transpose(tile, (1, 0, 2, 3))
 
 
 def attend(query: Any, first: Any, cache: Any, numbers: Any) -> Any:
@@ -105,15 +113,15 @@ def step(query: Any, p: Any, first: Any, state: Any, cache: Any, numbers: Any) -
     weights = dl.exp(scores - top)
     if window:
         weights = dl.where(visible(scores.shape[2], seen), weights, 0.0)
+    narrow = weights.to(v_pool.dtype)
     correction = dl.exp(highest - top)
     total = total * correction + dl.sum(weights, 2, keepdims=True)
-    weights = weights.to(v_pool.dtype)
     acc = acc * correction
     if p == own:
         present = (p * piece + dl.arange(piece) < length)[None, :, None]
-        acc = dl.dot(weights, dl.where(present, values, 0.0), acc)
+        acc = dl.dot(narrow, dl.where(present, values, 0.0), acc)
     else:
-        acc = dl.dot(weights, values, acc)
+        acc = dl.dot(narrow, values, acc)
     return top, total, acc
 
 
