@@ -33,7 +33,7 @@ def grouped_attention(
     y: dl.Tensor,
     bq: dl.const,
     bh: dl.const,
-    group: dl.const,
+    bg: dl.const,
     bd: dl.const,
     page: dl.const,
     piece: dl.const,
@@ -46,7 +46,8 @@ def grouped_attention(
     The pools are (KV heads, slots, D) with ``page`` slots a page; ``block_table`` (S, pages) holds
     each sequence's pages (-1: absent) and ``context`` (S,) its length with this step's tokens.
     Work item w is the tokens ``work_start[w] .. + work_rows[w]`` of sequence ``work_sequence[w]``,
-    taken in blocks of ``bq``; ``bh`` KV heads are one instance's; ``bd`` covers D.
+    taken in blocks of ``bq``; ``bh`` KV heads are one instance's; ``bg``
+    covers the group and ``bd`` D.
     ``window`` of 0 sees everything, else the last ``window`` positions.
     """
     item, heads = dl.program_id(0), dl.program_id(1)
@@ -54,14 +55,14 @@ def grouped_attention(
     stop = start + count
     own_q, own_positions, own_y = q[start:stop], positions[start:stop], y[start:stop]
     cache = (k_pool, v_pool, block_table, sequence, heads, context[sequence])
-    numbers = (bq, bh, group, bd, page, piece, window, softcap)
+    numbers = (bq, bh, bg, bd, page, piece, window, softcap)
     for block in dl.range(dl.cdiv(count, bq)):
-        tile = dl.load(own_q, (block, heads, 0, 0), (bq, bh, group, bd))
+        tile = dl.load(own_q, (block, heads, 0, 0), (bq, bh, bg, bd))
         tile = convert(tile.to(dl.float32) * scale, k_pool.dtype)
-        query = swapped(tile).reshape((bh, bq * group, bd))
+        query = swapped(tile).reshape((bh, bq * bg, bd))
         first = own_positions[block * bq]
         result = convert(attend(query, first, cache, numbers), y.dtype)
-        result = swapped(result.reshape((bh, bq, group, bd)))
+        result = swapped(result.reshape((bh, bq, bg, bd)))
         dl.store(own_y, (block, heads, 0, 0), result)
 
 
@@ -74,9 +75,9 @@ def swapped(tile: Any) -> Any:
 
 
 def attend(query: Any, first: Any, cache: Any, numbers: Any) -> Any:
-    """The result (bh, bq * group, D) of queries at the positions from ``first`` on."""
-    bq, bh, group, bd, _, piece, window, _ = numbers
-    rows = bq * group
+    """The result (bh, bq * bg, D) of queries at the positions from ``first`` on."""
+    bq, bh, bg, bd, _, piece, window, _ = numbers
+    rows = bq * bg
     state = (
         dl.full((bh, rows, 1), LOWEST, dl.float32),
         dl.zeros((bh, rows, 1), dl.float32),
@@ -95,7 +96,7 @@ def step(query: Any, p: Any, first: Any, state: Any, cache: Any, numbers: Any) -
     """
     highest, total, acc = state
     k_pool, v_pool, block_table, sequence, heads, length = cache
-    bq, bh, group, bd, page, piece, window, softcap = numbers
+    bq, bh, bg, bd, page, piece, window, softcap = numbers
     pages = dl.load(block_table, (sequence, p), (1, piece // page), fill=0)
     pages = pages.reshape((piece // page,))
     keys = dl.load(k_pool, (heads, pages, 0), (bh, piece, bd))
@@ -104,7 +105,7 @@ def step(query: Any, p: Any, first: Any, state: Any, cache: Any, numbers: Any) -
     if softcap:
         scores = dl.tanh(scores * (1.0 / softcap)) * softcap
     own = first // piece
-    seen = (p * piece, first, bq, group, window)
+    seen = (p * piece, first, bq, bg, window)
     if window:
         scores = masked(scores, seen)
     elif p == own:
@@ -132,9 +133,9 @@ def masked(scores: Any, seen: Any) -> Any:
 
 def visible(piece: Any, seen: Any) -> Any:
     """Which of ``piece`` keys each row of queries sees."""
-    start, first, bq, group, window = seen
+    start, first, bq, bg, window = seen
     key = start + dl.arange(piece)[None, :]
-    position = first + dl.arange(bq * group)[:, None] // group
+    position = first + dl.arange(bq * bg)[:, None] // bg
     allowed = key <= position
     if window:
         allowed = allowed & (key > position - window)

@@ -243,7 +243,7 @@ def attention(shape: Shape, dtype: str) -> Plan:
         [q, pool, pool, *[None] * 6, q],
         {"bq": tile(rows, 16), "bh": 1, "piece": max(OWN_PAGE, tile(s.length, OWN_PIECE))},
         {
-            "group": s.group,
+            "bg": power_of_two(s.group),
             "bd": power_of_two(s.size),
             "page": OWN_PAGE,
             "scale": s.size**-0.5,

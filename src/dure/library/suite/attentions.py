@@ -10,6 +10,7 @@ import numpy as np
 
 from dure.library.attention import paged_attention
 from dure.library.attention_dense import attention_scores, dense_attention
+from dure.library.attention_grouped import grouped_attention
 from dure.library.attention_ragged import ragged_attention
 from dure.library.suite.case import NUMPY, Array, Case, Drawn, Shape, empty, normal, values
 
@@ -174,6 +175,51 @@ def draw_paged(
     return Drawn(arguments, {9: np.stack(expected)}, consts)
 
 
+def draw_grouped(
+    dtype: str, window: int, softcap: float, rng: np.random.Generator, size: Shape
+) -> Drawn:
+    """The same through the kernel whose tiles hold a KV head's group; heads of a cache come first.
+
+    The tokens of a work item lie in one block of eight positions.
+    """
+    heads, kv_heads, _, _, d, _ = size
+    group, page, rows = heads // kv_heads, 4, 8
+    lengths, parts = ragged(rng, size)
+    cache = scattered(rng, dtype, lengths, (kv_heads, d), page)
+    q = normal(rng, dtype, sum(parts), kv_heads, group, d)
+    scale = d**-0.5
+    positions: list[int] = []
+    work: list[tuple[int, int, int]] = []
+    expected: list[Array] = []
+    for s, (length, count) in enumerate(zip(lengths, parts, strict=True)):
+        place = length - count
+        while place < length:
+            end = min(length, (place // rows + 1) * rows)
+            work.append((s, len(positions), end - place))
+            for own in range(place, end):
+                row = values(q[len(positions)]).reshape(heads, d)
+                row = attended(
+                    row, cache.rows[0][s], cache.rows[1][s], own, (scale, window, softcap)
+                )
+                expected.append(row.reshape(kv_heads, group, d))
+                positions.append(own)
+            place = end
+    consts = {
+        "bg": 1 << (group - 1).bit_length(),
+        "bd": 1 << (d - 1).bit_length(),
+        "page": page,
+        "scale": scale,
+        "window": window,
+        "softcap": softcap,
+    }
+    pools = [np.ascontiguousarray(pool.swapaxes(0, 1)) for pool in cache.pools]
+    lists = [np.array(column, np.int32) for column in zip(*work, strict=True)]
+    where = np.array(positions, np.int32)
+    y = empty(dtype, sum(parts), kv_heads, group, d)
+    arguments = [q, *pools, where, cache.table, cache.context, *lists, y]
+    return Drawn(arguments, {9: np.stack(expected)}, consts)
+
+
 def draw_ragged(dtype: str, rng: np.random.Generator, size: Shape) -> Drawn:
     """The same batch through the algorithm of the measured kernel, heads first."""
     heads, kv_heads, _, _, d, _ = size
@@ -244,6 +290,18 @@ def paged_cases() -> Iterable[Case]:
         name = f"paged attention of a ragged batch{marks}"
         full = ("attn", "32x8x512x2048x128", "bf16")
         yield Case(name, item, paged_attention, draw, mixed, {}, full, tolerance)
+    tiles = {"bq": 4, "bh": 2, "piece": 8}
+    for dtype, window, softcap in (("f32", 0, 0.0), ("f32", 5, 3.0), ("bf16", 0, 0.0)):
+        marks = " window softcap" if window else ""
+        tolerance = _TOLERANCES[dtype]
+        for kind, sizes, dims in (
+            ("decode", decode, "32x8x1x8192x128"),
+            ("a ragged batch", mixed, "32x8x512x2048x128"),
+        ):
+            draw = partial(draw_grouped, dtype, window, softcap)
+            name = f"grouped attention of {kind}{marks} {dtype}"
+            full = ("attn", dims, "bf16")
+            yield Case(name, item, grouped_attention, draw, sizes, tiles, full, tolerance)
     for dtype in ("f32", "bf16"):
         draw = partial(draw_ragged, dtype)
         full = ("ragged_attention", "32x8x512x2048x128", "bf16")
