@@ -105,13 +105,14 @@ class Writer:
         for value, _ in pairs:
             sources += self.stored.get(self.usage.base(value), ())[:1]
         reads, writes = {b.memory for b in sources}, {b.memory for _, b in pairs}
-        queue = next(
+        queue = min(
             (
                 q
                 for q in self.engines.able(["copy"])
                 if reads <= self.engines.reads(q) and writes <= self.engines.writes(q)
             ),
-            None,
+            key=lambda q: sum(_copy_cost(self.engines, value, q) for value, _ in pairs),
+            default=None,
         )
         if queue is None:
             route = f"copy from {', '.join(reads) or 'nowhere'} to {', '.join(writes)}"
@@ -286,22 +287,20 @@ def _run_costs(writer: Writer, queue: str, ops: Sequence[Op]) -> Iterator[float]
             stored = writer.stored.get(value, ())
             if stored and value not in far and all(b.memory not in reads for b in stored):
                 far.add(value)
-                copies += _copy_cost(engines, value)
+                able = engines.able(["copy"])
+                copies += max((_copy_cost(engines, value, q) for q in able), default=0.0)
         yield issue + max(works.values(), default=0.0) + copies
 
 
-def _copy_cost(engines: Engines, value: Value) -> float:
-    """The picoseconds of copying a tile, on the first queue that can."""
+def _copy_cost(engines: Engines, value: Value, queue: str) -> float:
+    """The picoseconds of copying a tile on a queue that can."""
     chip = engines.chip
-    copy = Op("reshape", (value,), (value,))
-    for queue in engines.able(["copy"])[:1]:
-        name = engines.doer(queue, "copy")
-        assert name is not None
-        engine = chip.engines[name]
-        cycles = engines.costs.cycles(name, "copy", copy)
-        issue = float(duration(chip, engine.issue, engine.clock))
-        return issue + cycles / float((engine.clock or chip.clock).base) * 1e12
-    return 0.0
+    name = engines.doer(queue, "copy")
+    assert name is not None
+    engine = chip.engines[name]
+    cycles = engines.costs.cycles(name, "copy", Op("reshape", (value,), (value,)))
+    issue = float(duration(chip, engine.issue, engine.clock))
+    return issue + cycles / float((engine.clock or chip.clock).base) * 1e12
 
 
 def _prefix(writer: Writer, queue: str, ops: Sequence[Op]) -> int:
