@@ -8,6 +8,7 @@ from __future__ import annotations
 from dure.library import lowering as _registers_lowerings
 from dure.library.attention import paged_attention
 from dure.library.attention_dense import attention_scores, dense_attention
+from dure.library.attention_grouped import grouped_attention
 from dure.library.attention_ragged import ragged_attention
 from dure.library.conv import conv2d
 from dure.library.elementwise import (
@@ -46,6 +47,7 @@ __all__ = [
     "gated_linear_kn",
     "gated_linear_packed",
     "gather_rows",
+    "grouped_attention",
     "grouped_matmul",
     "kv_write",
     "layer_norm",

@@ -33,6 +33,7 @@ def grouped_attention(
     y: dl.Tensor,
     bq: dl.const,
     bh: dl.const,
+    rows: dl.const,
     bg: dl.const,
     bd: dl.const,
     page: dl.const,
@@ -46,10 +47,11 @@ def grouped_attention(
     The pools are (KV heads, slots, D) with ``page`` slots a page; ``block_table`` (S, pages) holds
     each sequence's pages (-1: absent) and ``context`` (S,) its length with this step's tokens.
     Work item w is the tokens ``work_start[w] .. + work_rows[w]`` of sequence ``work_sequence[w]``,
-    taken in blocks of ``bq``; ``bh`` KV heads are one instance's; ``bg``
-    covers the group and ``bd`` D.
+    whose positions lie in one aligned run of ``rows``, taken in tiles of ``bq``.  ``bh`` KV heads
+    are one instance's; ``bg`` covers the group and ``bd`` D.
     ``window`` of 0 sees everything, else the last ``window`` positions.
     """
+    dl.static_assert(piece % rows == 0, "an item's positions lie in one piece")
     item, heads = dl.program_id(0), dl.program_id(1)
     sequence, start, count = work_sequence[item], work_start[item], work_rows[item]
     stop = start + count
@@ -106,9 +108,7 @@ def step(query: Any, p: Any, first: Any, state: Any, cache: Any, numbers: Any) -
         scores = dl.tanh(scores * (1.0 / softcap)) * softcap
     own = first // piece
     seen = (p * piece, first, bq, bg, window)
-    if window:
-        scores = masked(scores, seen)
-    elif p == own:
+    if window or p == own:
         scores = masked(scores, seen)
     top = dl.maximum(highest, dl.max(scores, 2, keepdims=True))
     weights = dl.exp(scores - top)

@@ -184,7 +184,9 @@ class Sequences:
 
 
 def sequences(shape: Shape, page: int = PAGE) -> Sequences:
-    """The sequences of ``HqxHkvxSqxSkvxD`` in pages of ``page`` slots; extents that don't go together are a UsageError."""
+    """The sequences of ``HqxHkvxSqxSkvxD`` in pages of ``page`` slots; extents that don't go
+    together are a UsageError.
+    """
     heads, kv_heads, queries, length, size = shape
     if heads % kv_heads:
         raise UsageError(
@@ -210,7 +212,7 @@ def sequences(shape: Shape, page: int = PAGE) -> Sequences:
 
 
 def balanced(ascending: list[int]) -> list[int]:
-    """Short and long items taking turns, so that neighbours together are as much work everywhere."""
+    """Short and long items in turns, so that neighbours together are as much work everywhere."""
     half = -(-len(ascending) // 2)
     pairs = zip_longest(ascending[:half], reversed(ascending[half:]))
     return [item for pair in pairs for item in pair if item is not None]
@@ -220,12 +222,15 @@ def attention(shape: Shape, dtype: str) -> Plan:
     """``HqxHkvxSqxSkvxD`` by dure's own paged attention."""
     s, kind = sequences(shape, OWN_PAGE), DTYPES[dtype]
     rows = tile(s.queries, OWN_ROWS)
+    past = s.length - s.queries
+    # An item's positions lie in one run of so many, and so in one piece of keys.
+    cuts = [past, *range((past // rows + 1) * rows, s.length, rows), s.length]
     starts = [
-        (n, n * s.queries + first, min(rows, s.queries - first))
+        (n, n * s.queries + cuts[item] - past, cuts[item + 1] - cuts[item])
         for n in range(s.count)
-        for first in balanced(list(range(0, s.queries, rows)))
+        for item in balanced(list(range(len(cuts) - 1)))
     ]
-    positions = indices(np.tile(np.arange(s.length - s.queries, s.length), s.count))
+    positions = indices(np.tile(np.arange(past, s.length), s.count))
     work = indices(starts)
     lists = {
         3: (positions, 0, s.length - 1),
@@ -243,6 +248,7 @@ def attention(shape: Shape, dtype: str) -> Plan:
         [q, pool, pool, *[None] * 6, q],
         {"bq": tile(rows, 16), "bh": 1, "piece": max(OWN_PAGE, tile(s.length, OWN_PIECE))},
         {
+            "rows": rows,
             "bg": power_of_two(s.group),
             "bd": power_of_two(s.size),
             "page": OWN_PAGE,

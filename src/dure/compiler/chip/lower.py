@@ -548,14 +548,16 @@ class _Lowering:
             makers = [self.usage.makers.get(region.yields[place]) for region in op.regions]
             sums = {m.operands[2] if m is not None and m.name == "dot" else None for m in makers}
             if len(sums) == 1 and result in self.wanted and None not in sums:
-                self.wanted.setdefault(*(v for v in sums if v is not None), self.wanted[result])
+                for value in sums:
+                    assert value is not None
+                    self.wanted.setdefault(value, self.wanted[result])
         self.flush(block)
         members = [_members(region) for region in op.regions]
         targets = [self._chosen(op, place, members, block) for place in range(len(op.results))]
         stored, occupant = self.writer.stored, self.occupant
         inner: list[Block] = []
         for region, own in zip(op.regions, members, strict=True):
-            # What one branch stores, the other doesn't have; what the other needs, this one doesn't.
+            # What one branch stores the other doesn't have, and neither needs what the other does.
             self.writer.stored = {v: list(buffers) for v, buffers in stored.items()}
             self.occupant = dict(occupant)
             self.done.update(*members)
@@ -573,9 +575,7 @@ class _Lowering:
         for result, target in zip(op.results, targets, strict=True):
             self.put(result, target)
 
-    def _chosen(
-        self, op: Op, place: int, members: Sequence[set[Consumer]], block: Block
-    ) -> Buffer:
+    def _chosen(self, op: Op, place: int, members: Sequence[set[Consumer]], block: Block) -> Buffer:
         """The buffer of a branch's result: where it is wanted, or of what a branch leaves as it is,
         if whoever is there isn't needed afterwards; else a new one.
         """

@@ -205,6 +205,7 @@ def draw_grouped(
                 positions.append(own)
             place = end
     consts = {
+        "rows": rows,
         "bg": 1 << (group - 1).bit_length(),
         "bd": 1 << (d - 1).bit_length(),
         "page": page,
@@ -273,7 +274,7 @@ def paged_cases() -> Iterable[Case]:
     )
     mixed: tuple[Shape, ...] = ((1, 1, 1, 1, 1, 1), (4, 2, 3, 9, 12, 2), (6, 2, 7, 21, 16, 3))
     item = "paged decode attention"
-    large = ("attn", "32x8x1x8192x128", "bf16")
+    large = ("paged_attention", "32x8x1x8192x128", "bf16")
     forms = (
         ("f32", 0, 0.0, False),
         ("f32", 5, 3.0, False),
@@ -288,7 +289,7 @@ def paged_cases() -> Iterable[Case]:
         name = f"paged decode attention{marks}"
         yield Case(name, item, paged_attention, draw, decode, {}, large, tolerance)
         name = f"paged attention of a ragged batch{marks}"
-        full = ("attn", "32x8x512x2048x128", "bf16")
+        full = ("paged_attention", "32x8x512x2048x128", "bf16")
         yield Case(name, item, paged_attention, draw, mixed, {}, full, tolerance)
     tiles = {"bq": 4, "bh": 2, "piece": 8}
     for dtype, window, softcap in (("f32", 0, 0.0), ("f32", 5, 3.0), ("bf16", 0, 0.0)):
