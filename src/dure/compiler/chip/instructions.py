@@ -265,10 +265,17 @@ def vector_runs(writer: Writer, group: Sequence[Op]) -> list[tuple[str, list[Op]
 def _run_costs(writer: Writer, queue: str, ops: Sequence[Op]) -> Iterator[float]:
     """The picoseconds of the first op on a queue, of the first two, and so on.
 
-    What the queue can't reach where it is stored is copied to it, and counts as one copy more.
+    What the queue can't reach where it is stored is copied to it, and counts as one copy more; so
+    does what it can't write to the scratchpad.
     """
     engines = writer.engines
     reads, chip = engines.reads(queue), engines.chip
+    near = chip.scratchpad in engines.writes(queue)
+    able = engines.able(["copy"])
+
+    def copied(value: Value) -> float:
+        return max((_copy_cost(engines, value, q) for q in able), default=0.0)
+
     issue = 0.0
     works: dict[str, float] = {}
     copies = 0.0
@@ -287,9 +294,9 @@ def _run_costs(writer: Writer, queue: str, ops: Sequence[Op]) -> Iterator[float]
             stored = writer.stored.get(value, ())
             if stored and value not in far and all(b.memory not in reads for b in stored):
                 far.add(value)
-                able = engines.able(["copy"])
-                copies += max((_copy_cost(engines, value, q) for q in able), default=0.0)
-        yield issue + max(works.values(), default=0.0) + copies
+                copies += copied(value)
+        away = 0.0 if near else sum(map(copied, op.results))
+        yield issue + max(works.values(), default=0.0) + copies + away
 
 
 def _copy_cost(engines: Engines, value: Value, queue: str) -> float:
