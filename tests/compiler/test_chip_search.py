@@ -15,8 +15,10 @@ from dure.errors import KernelError
 from dure.ir import dtypes
 from dure.ir.core import Function
 from dure.ir.types import TensorType, shape_of
+from dure.library.build import build
 from dure.library.matmul import matmul_kn
-from dure.targets import chip
+from dure.library.operators import operator
+from dure.targets import chip, chip_names
 
 NAMES = ("bm", "bn", "bk")
 
@@ -103,11 +105,10 @@ def test_a_ring_takes_what_its_parts_need(
     once = issue + latency + flow + more + turn
     assert found >= once - 1e-6
     assert found >= turns * max(turn, issue, flow) - 1e-6
-    assert found <= turns * once + 1e-6
+    # Transfers that share the bandwidth end together: up to a ring of them has begun too much.
+    assert found <= (turns + (0 if serial else slots)) * once + 1e-6
     if slots == 1:
         assert found == pytest.approx(turns * once)
-    deeper = Ring(slots + 1, turn, issue, latency, flow, flow + more, True, outstanding)
-    assert deeper.time(turns) <= turns * once + 1e-6
 
 
 def test_a_ring_by_hand() -> None:
@@ -117,3 +118,12 @@ def test_a_ring_by_hand() -> None:
     ring = Ring(2, turn=4, issue=0, latency=5, flow=10, alone=10, serial=True, outstanding=8)
     # Arrivals 15, 25, 35 (issued at 19, flows from 25), 45, ...; each is computed on for 4.
     assert ring.time(4) == 49
+
+
+@pytest.mark.parametrize("name", chip_names())
+@pytest.mark.parametrize("dims", ["1x2048x4000", "37x1000x1100", "300x700x500"])
+def test_no_less_is_moved_than_there_is(name: str, dims: str) -> None:
+    """Tiles that hang over an edge, and cores with fewer of them, don't make traffic cheaper."""
+    what = operator("gemm", dims, "bf16")
+    made = build(what.calls[0], chip(name))
+    assert made.timing.bytes >= 0.995 * what.bytes

@@ -156,7 +156,7 @@ def run_attention(
     where = np.array(positions, np.int32)
     execute(
         library.paged_attention,
-        [q, *cache.pools, where, cache.table, cache.context, *lists, y],
+        [q, *cache.pools, where, cache.table, cache.context, *lists, None, y],
         bq=bq,
         group=group,
         bg=1 << (group - 1).bit_length(),
@@ -230,7 +230,7 @@ def run_grouped(execute: Execute, cache: Cache, parts: list[tuple[int, int]], bq
     pools = [np.ascontiguousarray(pool.swapaxes(0, 1)) for pool in cache.pools]
     lists = [np.array(column, np.int32) for column in zip(*work, strict=True)]
     where = np.array(positions, np.int32)
-    arguments = [q, *pools, where, cache.table, cache.context, *lists, y]
+    arguments = [q, *pools, where, cache.table, cache.context, *lists, None, y]
     consts = {"bq": bq, "bh": 1, "rows": rows, "bg": 2, "bd": size, "page": 4, "piece": 8}
     execute(library.grouped_attention, arguments, scale=0.3, **consts)
     return y

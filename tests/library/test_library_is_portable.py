@@ -93,6 +93,15 @@ def kv_write(b: ProgramBuilder, order: str) -> Value:
     return b.op("kv_write", pool.value, x, slots, *rest, order=order)[0]
 
 
+def experts(b: ProgramBuilder) -> Value:
+    weights, chosen = b.route(b.input("logits", (size(b), 6)), 3)
+    places, starts, stops = b.dispatch(chosen, 6)
+    y = b.expert_rows(rows(b, 70), places)
+    bias = b.weight("bias", (6, 20), "float32")
+    y = b.grouped_linear(y, b.weight("w", (6, 20, 70), "bfloat16"), (starts, stops), bias)
+    return b.expert_sum(b.clamped_swiglu(y, y, 7.0, 1.702), places, weights)
+
+
 CASES: dict[str, Callable[[ProgramBuilder], Value | tuple[Value, ...]]] = {
     "linear float": lambda b: linear(b, "float32", False),
     "linear bf16": lambda b: linear(b, "bfloat16", False),
@@ -138,7 +147,7 @@ def test_the_kernels_of_an_op_are_portable(case: str) -> None:
         assert report.live_tile_bytes > 0 and report.descriptors > 0
 
 
-def attention(b: ProgramBuilder) -> Value:
+def attention(b: ProgramBuilder, sinks: Value | None = None) -> Value:
     tokens, work = size(b), b.symbol("W", 1, 40)
 
     def index(name: str, shape: Sequence[IntLike], low: int, high: int) -> Value:
@@ -160,6 +169,7 @@ def attention(b: ProgramBuilder) -> Value:
         page_size=16,
         query_rows=8,
         window=20,
+        sinks=sinks,
     )
 
 
@@ -192,3 +202,27 @@ def test_paged_attention_is_portable() -> None:
     for kernel in kernels(attention):
         report = check_portable(kernel, sampler=ragged)
         assert report.lists == 4
+
+
+def sorted_rows(function: Function, seed: int) -> Sample:
+    """Experts whose rows follow one another, one of them without any."""
+    sample = draw(function, seed, {s.name: 9 for s in function.symbols})
+    ends = {"starts": [0, 5, 5, 11, 20, 21], "stops": [5, 5, 11, 20, 21, 27]}
+    arguments = [
+        np.array(ends[p.value.name], np.int32) if p.value.name in ends and p.access == "in" else a
+        for p, a in zip(function.params, sample.arguments, strict=True)
+    ]
+    return Sample(tuple(arguments), sample.sizes)
+
+
+def test_a_mixture_of_experts_is_portable() -> None:
+    found = kernels(experts)
+    names = ["moe_route", "expert_places", "expert_ends", "expert_rows", "grouped_linear"]
+    assert [k.name for k in found] == [*names, "elementwise_2d", "expert_sum"]
+    for kernel in found:
+        assert check_portable(kernel, sampler=sorted_rows).descriptors > 0
+
+
+def test_attention_with_sinks_is_portable() -> None:
+    for kernel in kernels(lambda b: attention(b, b.weight("sinks", (6,), "float32"))):
+        assert check_portable(kernel, sampler=ragged).lists == 4

@@ -79,7 +79,7 @@ def test_gemma_3_from_config_json() -> None:
     assert config.attention_scale == 1 / math.sqrt(168)
     assert config.rope_of(0).base == 10000 and config.rope_of(0).scaling.kind == "none"
     assert config.rope_of(5).base == 1e6 and config.rope_of(5).scaling.factor == 8
-    assert config.norm_offset == 1 and config.sandwich and config.qk_norm and config.tied
+    assert config.norm_offset == 1 and config.post_norms and config.qk_norm and config.tied
     assert config.embedding_scale == math.sqrt(5376) and config.activation == "gelu_tanh"
 
 
@@ -156,7 +156,7 @@ def test_gemma_3_from_metadata(tmp_path: Path) -> None:
     config = stored_config(Tiny("gemma3", layers=7, window=5, rope_base=1e6), tmp_path)
     assert config.windows == (5, 5, 5, 5, 5, 0, 5)
     assert config.rope_of(0).base == 10000 and config.rope_of(5).base == 1e6
-    assert config.sandwich and config.qk_norm and config.norm_offset == 0
+    assert config.post_norms and config.qk_norm and config.norm_offset == 0
     assert config.embedding_scale == 8.0 and config.attention_scale == 0.25
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import typer
 
 from dure.cli import options
 from dure.cli.chip_options import Set
-from dure.cli.output import print_json, say, show, table
+from dure.cli.output import say, show, table
+from dure.cli.results import concluded, duration, quantity, show_confidence
+from dure.cli.sim_model import Batch, Context, Phase, StepOptions, sim_model
 from dure.cli.subject import (
     Algorithm,
     Arg,
@@ -19,11 +22,11 @@ from dure.cli.subject import (
     Strict,
     Subject,
     Targets,
-    error_json,
     targets_of,
     work_of,
 )
-from dure.errors import DureError
+from dure.cli.text import argument
+from dure.errors import DureError, UsageError
 
 if TYPE_CHECKING:
     from dure.library.answer import Answer
@@ -38,7 +41,11 @@ _HOST = "cpu"
 
 def register(app: typer.Typer) -> None:
     """Add the command to the application."""
-    app.command("sim", epilog="Example: dure sim gemm 4096x4096x4096 --target all")(sim)
+    app.command(
+        "sim",
+        epilog="Examples: dure sim gemm 4096x4096x4096 --target all; "
+        "dure sim llama-3.1-8b --target rngd --batch 8",
+    )(sim)
 
 
 def sim(
@@ -49,29 +56,66 @@ def sim(
     algorithm: Algorithm = "dure",
     arg: Arg = None,
     const: Const = None,
+    batch: Batch = None,
+    context: Context = None,
+    phase: Phase = None,
     settings: Set = None,
     strict: Strict = False,
     as_json: options.Json = False,
 ) -> None:
-    """Compile an operator or a kernel for a chip, prove the program, and tell its time.
+    """Compile an operator, a kernel or a model's step for a chip, prove it, and tell its time.
 
     The target cpu is the machine that dure runs on, whose rates are measured first.
     """
+    step = StepOptions(batch, context, phase)
+    if is_model(subject):
+        _refuse(subject, {"dims": dims, "--arg": arg, "--const": const})
+        sim_model(subject, target, settings, dtype, step, strict, as_json)
+        return
+    _refuse(subject, {given: given for given in step.given()})
+    _known(subject, dims)
     names, on_host = _without_host(target)
     chips = targets_of(names, settings) if names else []
     work = work_of(subject, dims, dtype, algorithm, arg, const)
     found = [(chip.name, _answer(work, chip, strict)) for chip in chips]
     if on_host:
         found.append((_HOST, _host(work)))
-    errors = [a for _, a in found if isinstance(a, DureError)]
-    if len(errors) == len(found) and (len(found) == 1 or not as_json):
-        raise errors[0]
-    if as_json and len(found) == 1:
-        print_json(_entry(*found[0]))
-    elif as_json:
-        print_json({"results": [_entry(name, result) for name, result in found]})
-    else:
+    if not concluded(found, as_json):
         _show(work, found)
+
+
+def is_model(subject: str) -> bool:
+    """Whether a subject is a model: its name, or a config.json."""
+    from dure.models.shapes import names  # which reads no model
+
+    return subject in names() or subject.endswith(".json")
+
+
+def _known(subject: str, dims: str | None) -> None:
+    """Name the models that come close to a subject that is nothing else."""
+    from dure.library.operators import forms
+    from dure.library.work import is_kernel
+    from dure.models.shapes import names
+
+    near = difflib.get_close_matches(argument(subject, "the subject").lower(), names(), n=3)
+    if near and dims is None and subject not in forms() and not is_kernel(subject):
+        raise UsageError(
+            f"no model is called '{subject[:80]}'",
+            rule="a subject is an operator, FILE.py:KERNEL, or a model: its name or a config.json",
+            fix=f"one of {', '.join(near)}",
+        )
+
+
+def _refuse(subject: str, given: Mapping[str, object]) -> None:
+    """Refuse what doesn't go with the subject."""
+    for name, value in given.items():
+        if value is not None:
+            raise UsageError(
+                f"{argument(subject, 'the subject')} with {name}",
+                rule="a model takes --batch, --context and --phase; an operator its dims; a kernel "
+                "of a file --arg and --const",
+                fix=f"leave out {name}",
+            )
 
 
 def _without_host(target: str) -> tuple[str, bool]:
@@ -98,12 +142,6 @@ def _answer(work: Work, chip: Chip, strict: bool) -> Answer | DureError:
         return answer(work, chip, strict=strict)
     except DureError as error:
         return error
-
-
-def _entry(name: str, result: Answer | DureError) -> dict[str, object]:
-    if isinstance(result, DureError):
-        return {"target": name, **error_json(result)}
-    return result.json()
 
 
 # --- for people ----------------------------------------------------------------------------------
@@ -149,12 +187,7 @@ def _details(result: Answer) -> None:
             )
         if len(shown) > _CONVERSIONS:
             show(f"  and {len(shown) - _CONVERSIONS} conversions more\n")
-    if result.confidence.guesses:
-        show("  rests on guesses: " + ", ".join(result.confidence.guesses) + "\n")
-    if result.confidence.untried:
-        show("  and may rest on guesses: " + ", ".join(result.confidence.untried) + "\n")
-    if result.confidence.overridden:
-        show("  rests on --set: " + ", ".join(result.confidence.overridden) + "\n")
+    show_confidence(result.confidence)
 
 
 def _how(part: Built) -> str:
@@ -163,19 +196,3 @@ def _how(part: Built) -> str:
     tiles = " ".join(f"{name}={size}" for name, size in part.consts.items()) or "no open tile sizes"
     cores = "x".join(map(str, split_of(part))) or "1"
     return f"{tiles}; cores {cores}; {part.compiled.options.stages} slots a ring"
-
-
-def duration(ps: int) -> str:
-    """A time in the unit that suits it."""
-    for unit, size in (("s", 10**12), ("ms", 10**9), ("us", 10**6)):
-        if ps >= size:
-            return f"{ps / size:.4g} {unit}"
-    return f"{ps / 1000:.4g} ns"
-
-
-def quantity(value: float) -> str:
-    """A number with a decimal prefix."""
-    for prefix, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= size:
-            return f"{value / size:.4g} {prefix}"
-    return f"{value:.4g} "

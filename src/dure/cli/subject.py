@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 Subject = Annotated[
     str,
     typer.Argument(
-        metavar="OP|FILE.py:KERNEL",
-        help="An operator (gemm, ffn_gated, attn, any library kernel), or a kernel of a file.",
+        metavar="OP|FILE.py:KERNEL|MODEL",
+        help="An operator (gemm, ffn_gated, attn, any library kernel), a kernel of a file, or (for "
+        "sim) a model: its name or a config.json.",
         show_default=False,
     ),
 ]

@@ -22,6 +22,7 @@ from dure.ir.lowering import (
     lowering_of,
     normalized_sizes,
 )
+from dure.ir.tensor.program import without_range
 
 _KEPT = ("repeat", "reshape_tensor", "copy", "barrier", "launch")
 
@@ -70,7 +71,11 @@ def _append(builder: Rebuilder, op: Op, laid_out: Op, launches: Sequence[Launch]
         }
         operands, results = _split(op, launch, written)
         made = infer("launch", operands, attrs, span=op.span)
-        named = tuple(Value(m.type, r.name) for m, r in zip(made.results, results, strict=True))
+        named = tuple(
+            # A kernel's result has no range; what its op declares holds for later launches.
+            Value(r.type if without_range(r.tensor) == without_range(m.tensor) else m.type, r.name)
+            for m, r in zip(made.results, results, strict=True)
+        )
         for result, value in zip(results, named, strict=True):
             if value.type != result.type:
                 raise _unfit(op, f"gives {value.type} for {result.type}")

@@ -12,7 +12,7 @@ import numpy as np
 from dure.errors import IRError
 from dure.ir.core import Function, Op, Value, walk
 from dure.ir.dtypes import Array
-from dure.ir.expr import Const, Expr, Symbol, bounds
+from dure.ir.expr import Const, Expr, Symbol, bounds, evaluate, symbols
 from dure.ir.interpret import RuntimeValue
 from dure.ir.samples import Sample, draw
 
@@ -28,7 +28,11 @@ def draw_step(function: Function, seed: int) -> Sample:
     attention = [op for op in walk(function.body) if op.name == "attention"]
     if not attention:
         return draw(function, seed)
-    step = _Step(function, attention, np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    if all(op.attr("causal") for op in attention):
+        step: _Step | _Batch = _Step(function, attention, rng)
+    else:
+        step = _Batch(attention, rng)
     sample = draw(function, seed, step.sizes)
     params = [p.value for p in function.params]
     arguments = [
@@ -45,7 +49,7 @@ class _Step:
         self.sizes: dict[str, int] = {}
         self.values: dict[Value, RuntimeValue] = {}
         op = attention[0]
-        q, pool, _, positions, table, context, sequence, start, rows = op.operands
+        q, pool, _, positions, table, context, sequence, start, rows = op.operands[:9]
         self.page: int = op.attr("page_size")
         count = self._size(q.tensor.shape[0], _ROWS)
         most = min(count, self._bound(context.tensor.shape[0]))
@@ -120,6 +124,42 @@ class _Step:
 
     def _fill(self, operand: Value, values: Array | list[int]) -> None:
         self.values[operand] = np.array(values, np.int32)
+
+
+class _Batch:
+    """A drawn batch of an encoder: its rows are the pages of its keys, a sequence a page."""
+
+    def __init__(self, attention: list[Op], rng: np.random.Generator) -> None:
+        q, _, _, positions, table, context, *work = attention[0].operands[:9]
+        page: int = attention[0].attr("page_size")
+        rows: int = attention[0].attr("query_rows")
+        self.sizes = {entry.name: max(_low(entry), 2) for entry in symbols(q.tensor.shape[0])}
+        pages = evaluate(q.tensor.shape[0], self.sizes) // page
+        sequences, width = (evaluate(extent, self.sizes) for extent in table.tensor.shape)
+        if not 1 <= pages <= sequences:
+            raise _no_room(f"{sequences} sequences on {pages} pages")
+        lengths = np.zeros(sequences, np.int32)
+        lengths[:pages] = rng.integers(1, page + 1, pages)
+        entries = np.zeros((sequences, width), np.int32)
+        entries[:pages, 0] = np.arange(pages)
+        items = [
+            (s, s * page + first, min(rows, int(lengths[s]) - first))
+            for s in range(pages)
+            for first in range(0, int(lengths[s]), rows)
+        ]
+        (extent,) = work[0].tensor.shape
+        self.sizes |= {entry.name: len(items) for entry in symbols(extent)}
+        lists = [np.array(entry, np.int32) for entry in zip(*items, strict=True)]
+        self.values: dict[Value, RuntimeValue] = {
+            positions: np.tile(np.arange(page, dtype=np.int32), pages),
+            table: entries,
+            context: lengths,
+            **dict(zip(work, lists, strict=True)),
+        }
+
+
+def _low(entry: Symbol) -> int:
+    return bounds(entry)[0] or 0
 
 
 def _no_room(what: str) -> IRError:

@@ -288,8 +288,8 @@ class ProgramBuilder:
     def attention(
         self,
         q: Value,
-        k_pool: State,
-        v_pool: State,
+        k_pool: State | Value,
+        v_pool: State | Value,
         positions: Value,
         block_table: Value,
         context: Value,
@@ -300,21 +300,63 @@ class ProgramBuilder:
         query_rows: int = 16,
         window: int = 0,
         softcap: float = 0.0,
+        causal: bool = True,
+        sinks: Value | None = None,
     ) -> Value:
-        """Causal attention over paged pools for a ragged batch: (T, H, D) to (T, H * D).
+        """Attention over paged pools for a ragged batch: (T, H, D) to (T, H * D).
 
         ``work`` is (work_sequence, work_start, work_rows), each of at most ``query_rows`` rows; see
-        :mod:`dure.ir.tensor.attention`.
+        :mod:`dure.ir.tensor.attention`.  ``sinks`` (H) are the heads' extra logits.
         """
+        pools = (p.value if isinstance(p, State) else p for p in (k_pool, v_pool))
+        rest = () if sinks is None else (sinks,)
         return self._op(
             "attention",
-            *(q, k_pool.value, v_pool.value, positions, block_table, context, *work),
+            *(q, *pools, positions, block_table, context, *work, *rest),
             scale=float(scale),
             page_size=page_size,
             query_rows=query_rows,
             window=window,
             softcap=float(softcap),
+            causal=causal,
+            sinks=sinks is not None,
         )
+
+    def route(self, logits: Value, k: int, *, normalized: bool = True) -> tuple[Value, Value]:
+        """The k experts of each token, by the softmax of ``logits`` (T, E): their weights and
+        numbers, (T, k) each.
+        """
+        weights, experts = self.op("route", logits, k=k, normalized=normalized)
+        return weights, experts
+
+    def dispatch(self, experts: Value, count: int) -> tuple[Value, Value, Value]:
+        """Where each choice of (T, k) goes in an order by expert, and where each of the ``count``
+        experts' rows start and stop; see :mod:`dure.ir.tensor.experts`.
+        """
+        places, starts, stops = self.op("dispatch", experts, experts=count)
+        return places, starts, stops
+
+    def expert_rows(self, x: Value, places: Value) -> Value:
+        """Rows (T, D) in the order of ``places`` (T, k): (T * k, D)."""
+        return self._op("expert_rows", x, places)
+
+    def grouped_linear(
+        self, x: Value, weight: Value, ends: tuple[Value, Value], bias: Value | None = None
+    ) -> Value:
+        """``x @ weight[e].T + bias[e]`` of each expert's rows: (P, K), (E, N, K), (E, N) to (P, N).
+
+        ``ends`` are the starts and stops of the experts' rows.
+        """
+        rest = () if bias is None else (bias,)
+        return self._op("grouped_linear", x, weight, *ends, *rest, bias=bias is not None)
+
+    def expert_sum(self, y: Value, places: Value, weights: Value) -> Value:
+        """A token's rows of ``y`` (P, N), at its ``places``, times its ``weights``: (T, N)."""
+        return self._op("expert_sum", y, places, weights)
+
+    def clamped_swiglu(self, gate: Value, up: Value, limit: float, alpha: float) -> Value:
+        """``(up + 1) * gate * sigmoid(alpha * gate)``, with both clamped by ``limit``."""
+        return self._op("clamped_swiglu", gate, up, limit=float(limit), alpha=float(alpha))
 
     def gather_rows(self, x: Value, rows: Value) -> Value:
         """``x[rows]``."""

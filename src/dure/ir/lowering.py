@@ -15,7 +15,7 @@ from typing import Protocol, TypeAlias
 
 from dure.errors import IRError
 from dure.ir.core import Function, Op, Value
-from dure.ir.expr import Expr, IntLike, Symbol, as_expr
+from dure.ir.expr import Expr, IntLike, Symbol, as_expr, symbols
 from dure.ir.layout import AnyLayout
 from dure.ir.types import TensorType
 
@@ -143,18 +143,22 @@ def argument_types(launch: Launch) -> list[TensorType]:
 def sizes_of(kernel: Function, arguments: Sequence[TensorType]) -> tuple[Expr, ...]:
     """The values of a kernel's symbols, from the shapes of its arguments.
 
-    Raises :class:`IRError` where a symbol occurs in no shape by itself, or would get two values.
+    A symbol that occurs only inside of extents (``T * 2`` rows) keeps its value where these are the
+    same expressions in the argument.  Raises :class:`IRError` where a symbol gets no value, or two.
     """
     values: dict[Symbol, Expr] = {}
+    kept = set[Symbol]()
     for param, argument in zip(kernel.params, arguments, strict=True):
         wanted = param.value.tensor
         if wanted.rank != argument.rank:
             raise _mismatch(kernel, param.value, argument)
         for extent, given in zip(wanted.shape, argument.shape, strict=True):
             if not isinstance(extent, Symbol):
+                kept |= symbols(extent) if extent is given else set()
                 continue
             if values.setdefault(extent, given) is not given:
                 raise _mismatch(kernel, param.value, argument)
+    values = {**{symbol: symbol for symbol in kept}, **values}
     missing = [s.name for s in kernel.symbols if s not in values]
     if missing:
         raise IRError(

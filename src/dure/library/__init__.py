@@ -6,6 +6,7 @@ Importing this package registers the lowering of every tensor op.
 from __future__ import annotations
 
 from dure.library import lowering as _registers_lowerings
+from dure.library import lowering_moe as _registers_expert_lowerings
 from dure.library.attention import paged_attention
 from dure.library.attention_dense import attention_scores, dense_attention
 from dure.library.attention_grouped import grouped_attention
@@ -70,4 +71,4 @@ __all__ = [
     "top_k",
     "transpose",
 ]
-_REGISTERED = _registers_lowerings
+_REGISTERED = (_registers_lowerings, _registers_expert_lowerings)

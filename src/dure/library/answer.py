@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 
@@ -38,6 +38,15 @@ class Confidence:
     overridden: tuple[str, ...]
     untried: tuple[str, ...] = ()
 
+    def json(self) -> dict[str, object]:
+        """What is said of it in JSON."""
+        return {
+            "confidence": self.status,
+            "guesses": list(self.guesses),
+            "untried": list(self.untried),
+            "overridden": list(self.overridden),
+        }
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -61,10 +70,7 @@ class Answer:
     @property
     def bound(self) -> str:
         """What bounds most of the time."""
-        times: Counter[str] = Counter()
-        for part in self.parts:
-            times[part.timing.bound] += part.timing.ps
-        return times.most_common(1)[0][0]
+        return bound_of((part, part.timing.ps) for part in self.parts)
 
     @property
     def flops(self) -> int:
@@ -103,10 +109,7 @@ class Answer:
             "flops": self.flops,
             "bytes": self.work.bytes,
             "fraction_of_roofline": self.fraction_of_roofline,
-            "confidence": self.confidence.status,
-            "guesses": list(self.confidence.guesses),
-            "untried": list(self.confidence.untried),
-            "overridden": list(self.confidence.overridden),
+            **self.confidence.json(),
             "compile_s": sum(part.compile_s for part in self.parts),
             "sim_s": sum(part.sim_s for part in self.parts),
             "program_sha256": self.sha256,
@@ -116,6 +119,14 @@ class Answer:
             "parts": [_part(part) for part in self.parts],
         }
         return found
+
+
+def bound_of(parts: Iterable[tuple[Built, int]]) -> str:
+    """What bounds most of the time of parts, each with the picoseconds that it takes."""
+    times: Counter[str] = Counter()
+    for part, ps in parts:
+        times[part.timing.bound] += ps
+    return times.most_common(1)[0][0]
 
 
 def answer(work: Work, chip: Chip, *, strict: bool = False) -> Answer:
@@ -166,39 +177,53 @@ def peak(chip: Chip, dtype: str) -> float:
     return peaks[name].base if name in peaks else min(p.base for p in peaks.values())
 
 
-def confidence(parts: Sequence[Built], chip: Chip) -> Confidence:
+def confidence(
+    parts: Sequence[Built],
+    chip: Chip,
+    turns: Sequence[int] | None = None,
+    total: int | None = None,
+) -> Confidence:
     """How far the time of launches one after another is to be trusted.
 
+    ``turns`` says how often each part runs (once), ``total`` is the time of all (their sum).
     Guesses are tried first: where the time rests on one, no other number can be worse.
     """
-    total = total_ps(parts)
-    guesses, untried = _resting(parts, chip, "guessed", total)
-    overridden, _ = _resting(parts, chip, "overridden", total)
+    often = [1] * len(parts) if turns is None else turns
+    rest = _Rest(parts, chip, often, total_ps(parts) if total is None else total)
+    guesses, untried = rest.resting("guessed")
+    overridden, _ = rest.resting("overridden")
     status = "guessed"
     if not guesses and not untried:
-        derived, rest = _resting(parts, chip, "derived", total)
-        status = "derived" if derived or rest else "published"
+        derived, others = rest.resting("derived")
+        status = "derived" if derived or others else "published"
     return Confidence(status, guesses, overridden, untried)
 
 
-def _resting(
-    parts: Sequence[Built], chip: Chip, status: str, total: int
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The numbers of a status that the time rests on, those that move it most first; and those that
-    weren't tried.
-    """
-    moved: Counter[str] = Counter()
-    untried: dict[str, None] = {}
-    for part in parts:
-        function = part.compiled.function
-        lists = index_values(part.call, function)
-        for found in sensitivity(function, chip, part.timing, indices=lists, statuses=(status,)):
-            if found.ps is None:
-                untried[found.path] = None
-            else:
-                moved[found.path] += ceil(found.ps)
-    resting = tuple(path for path, ps in moved.most_common() if ps > RESTS * total)
-    return resting, tuple(path for path in untried if path not in resting)
+@dataclass(frozen=True)
+class _Rest:
+    parts: Sequence[Built]
+    chip: Chip
+    turns: Sequence[int]
+    total: int
+
+    def resting(self, status: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The numbers of a status that the time rests on, those that move it most first; and those
+        that weren't tried.
+        """
+        moved: Counter[str] = Counter()
+        untried: dict[str, None] = {}
+        for part, times in zip(self.parts, self.turns, strict=True):
+            function = part.compiled.function
+            lists = index_values(part.call, function)
+            for found in sensitivity(
+                function, self.chip, part.timing, indices=lists, statuses=(status,)
+            ):
+                if found.ps is None:
+                    untried[found.path] = None
+                else:
+                    moved[found.path] += ceil(times * found.ps)
+        resting = tuple(path for path, ps in moved.most_common() if ps > RESTS * self.total)
+        return resting, tuple(path for path in untried if path not in resting)
 
 
 def check_fits(work: Work, chip: Chip) -> None:

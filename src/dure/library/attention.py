@@ -32,6 +32,7 @@ def paged_attention(
     work_sequence: Places,
     work_start: Places,
     work_rows: RowCounts,
+    sinks: dl.Tensor | None,
     y: dl.Tensor,
     bq: dl.const,
     group: dl.const,
@@ -43,6 +44,7 @@ def paged_attention(
     window: dl.const = 0,
     softcap: dl.const = 0.0,
     narrow: dl.const = False,
+    causal: dl.const = True,
 ):
     """Attention of q (T, H, D) to the cached keys and values, into y (T, H * D).
 
@@ -52,19 +54,22 @@ def paged_attention(
     at most ``bq``; grid (W, KV heads).  ``group`` query heads share a KV head and ``bg`` is the
     power of two that covers them; ``bd`` covers D.  ``window`` of 0 sees everything, else the last
     ``window`` positions. A single token takes all heads of its group in one tile; more take one
-    head after another.  Products are of float32 numbers; ``narrow`` ones of the pools' type, which
-    matrix engines multiply faster.
+    head after another.  Where it isn't ``causal`` a token sees all of its sequence, and there is no
+    window.  ``sinks`` (H,), which may be None, are one more logit a head, which has no value.
+    Products are of float32 numbers; ``narrow`` ones of the pools' type, which matrix engines
+    multiply faster.
     """
     item, kv_head = dl.program_id(0), dl.program_id(1)
     sequence, start, rows = work_sequence[item], work_start[item], work_rows[item]
     stop = min(start + rows, q.shape[0])
     own_q, own_positions, own_y = q[start:stop], positions[start:stop], y[start:stop]
     cache = (k_pool, v_pool, block_table, sequence, kv_head, context[sequence])
-    numbers = (page, piece, scale, window, softcap, narrow)
+    numbers = (page, piece, scale, window, softcap, narrow, causal)
     if rows == 1:
         heads = own_q[:, kv_head * group : kv_head * group + group]
         tile = dl.load(heads, (0, 0, 0), (1, bg, bd)).reshape((bg, bd))
-        result = attend(tile, own_positions, 1, bg, cache, numbers)
+        sink = sink_tile(sinks, kv_head * group, group, bg)
+        result = attend(tile, own_positions, 1, bg, cache, numbers, sink)
         place = dl.arange(bg)[:, None]
         for member in dl.static_range(group):
             row = dl.sum(dl.where(place == member, result, 0.0), 0, keepdims=True)
@@ -73,8 +78,17 @@ def paged_attention(
         for member in dl.range(group):
             head = kv_head * group + member
             tile = dl.load(own_q, (0, head, 0), (bq, 1, bd)).reshape((bq, bd))
-            result = attend(tile, own_positions, bq, 1, cache, numbers)
+            own_sink = sink_tile(sinks, head, 1, 1)
+            result = attend(tile, own_positions, bq, 1, cache, numbers, own_sink)
             store_head(own_y, head, result, q.shape[2])
+
+
+def sink_tile(sinks: Any, first: Any, count: Any, rows: Any) -> Any:
+    """The sinks of ``count`` heads as a column of ``rows``, or None where there are none."""
+    if sinks is None:
+        return None
+    tile = dl.load(sinks[first : first + count], (0,), (rows,))
+    return tile.to(dl.float32).reshape((rows, 1))
 
 
 def store_head(y: Any, head: Any, tile: Any, size: Any) -> None:
@@ -86,19 +100,26 @@ def store_head(y: Any, head: Any, tile: Any, size: Any) -> None:
         dl.store(y[:, head * size : head * size + size], (0, 0), tile)
 
 
-def attend(query: Any, positions: Any, tokens: Any, heads: Any, cache: Any, numbers: Any) -> Any:
-    """The result (tokens * heads, D) of one query tile; ``positions`` is the view of its tokens."""
+def attend(
+    query: Any, positions: Any, tokens: Any, heads: Any, cache: Any, numbers: Any, sink: Any
+) -> Any:
+    """The result (tokens * heads, D) of one query tile; ``positions`` is the view of its tokens.
+
+    ``sink`` is None or the logits (rows or 1, 1) that start the softmax, with a value of zero.
+    """
     k_pool, v_pool, block_table, sequence, kv_head, length = cache
-    page, piece, scale, window, softcap, narrow = numbers
+    page, piece, scale, window, softcap, narrow, causal = numbers
     count, size = query.shape
     query = query.to(k_pool.dtype) if narrow else query.to(dl.float32) * scale
     position = dl.load(positions, (0,), (tokens,), fill=-1)
     position = dl.broadcast_to(position[:, None], (tokens, heads)).reshape((count, 1))
     first = positions[0]
     begin = max(first + 1 - window, 0) // piece if window else 0
-    end = dl.cdiv(first + positions.shape[0], piece)
+    end = dl.cdiv(first + positions.shape[0] if causal else length, piece)
     highest = dl.full((count, 1), LOWEST, dl.float32)
     total = dl.zeros((count, 1), dl.float32)
+    if sink is not None:
+        highest, total = dl.broadcast_to(sink, (count, 1)), dl.full((count, 1), 1.0, dl.float32)
     acc = dl.zeros((count, size), dl.float32)
     for p in dl.range(begin, end):
         pages = dl.load(block_table, (sequence, p), (1, piece // page), fill=0)
@@ -110,7 +131,10 @@ def attend(query: Any, positions: Any, tokens: Any, heads: Any, cache: Any, numb
             scores = scores * scale
         if softcap:
             scores = dl.tanh(scores * (1.0 / softcap)) * softcap
-        allowed = key[None, :] <= position
+        if causal:
+            allowed = key[None, :] <= position
+        else:
+            allowed = dl.broadcast_to((key < length)[None, :], (count, piece))
         if window:
             allowed = allowed & (key[None, :] > position - window)
         scores = dl.where(allowed, scores, LOWEST)

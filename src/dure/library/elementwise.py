@@ -203,6 +203,18 @@ def softcapped(cap: float) -> Callable[[Any], Any]:
     return softcap
 
 
+@cache
+def clamped_swiglu(limit: float, alpha: float) -> Callable[[Any, Any], Any]:
+    """gpt-oss' gate: ``(up + 1) * gate * sigmoid(alpha * gate)``, both clamped by ``limit``."""
+
+    def swiglu(gate: Any, up: Any) -> Any:
+        gate = dl.minimum(gate, limit)
+        up = dl.maximum(dl.minimum(up, limit), -limit)
+        return (up + 1.0) * gate * dl.sigmoid(gate * alpha)
+
+    return swiglu
+
+
 _PLAIN: dict[str, Callable[..., Any]] = {
     "add": add,
     "sub": subtract,

@@ -33,10 +33,14 @@ def gather_rows(
     y: dl.Tensor,
     bt: dl.const,
     bd: dl.const,
+    scale: dl.const = 1.0,
 ):
-    """``y[t] = table[rows[t]]`` by index lists of ``bt`` rows; a row of -1 is absent and reads
-    zeros.
+    """``y[t] = table[rows[t]] * scale`` by index lists of ``bt`` rows; a row of -1 is absent and
+    reads zeros.
     """
     c, t = dl.program_id(0), dl.program_id(1)
     found = dl.load(rows, (t,), (bt,), fill=-1)
-    dl.store(y, (t, c), dl.load(table, (found, c), (bt, bd)))
+    picked = dl.load(table, (found, c), (bt, bd))
+    if scale != 1.0:
+        picked = convert(picked.to(dl.float32) * scale, y.dtype)
+    dl.store(y, (t, c), picked)

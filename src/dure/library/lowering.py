@@ -90,7 +90,7 @@ def _types(values: Sequence[Value | None]) -> list[TensorType | None]:
     return [None if value is None else value.tensor for value in values]
 
 
-def _launch(kernel: Any, values: Sequence[Value | None], **consts: object) -> list[Launch]:
+def launch(kernel: Any, values: Sequence[Value | None], **consts: object) -> list[Launch]:
     """One launch of one variant; None stands for an absent tensor."""
     function = _specialize(kernel, _types(values), consts)
     return [Launch([v for v in values if v is not None], [Variant(function)])]
@@ -112,7 +112,7 @@ def _row_variants(
     return [Launch([v for v in values if v is not None], variants)]
 
 
-def _k_block(x: TensorType, w: TensorType) -> int:
+def k_block(x: TensorType, w: TensorType) -> int:
     formats = [t.dtype.block for t in (x, w) if isinstance(t.dtype, BlockFormat)]
     return block_of(x.shape[-1], least=max(formats, default=1))
 
@@ -137,7 +137,7 @@ def lower_linear(op: Op, context: LoweringContext) -> list[Launch]:
         stages.append(epilogue.softcapped(op.attr("softcap")))
     if op.attr("residual"):
         stages.append(epilogue.residual(1 if op.attr("bias") else 0))
-    consts = {"bk": _k_block(x.tensor, w.tensor), "epilogue": epilogue.compose(stages)}
+    consts = {"bk": k_block(x.tensor, w.tensor), "epilogue": epilogue.compose(stages)}
     return _row_variants(matmul, [x, w, op.result, *rest], rows, consts)
 
 
@@ -146,7 +146,7 @@ def lower_gated_linear(op: Op, context: LoweringContext) -> list[Launch]:
     """Both products and the gate in one kernel."""
     x, gate, up = op.operands
     rows = _axes(op, 0, 2).shape[0]
-    block = max(_k_block(x.tensor, gate.tensor), _k_block(x.tensor, up.tensor))
+    block = max(k_block(x.tensor, gate.tensor), k_block(x.tensor, up.tensor))
     consts = {"bk": block, "activation": _activation(op.attr("activation"))}
     return _row_variants(gated_linear, [x, gate, up, op.result], rows, consts)
 
@@ -165,7 +165,7 @@ def lower_conv2d(op: Op, context: LoweringContext) -> list[Launch]:
     x, w, *bias = op.operands
     columns = static_extent(op.result.tensor.shape[2]) or 16
     stride, padding, dilation = op.attr("stride"), op.attr("padding"), op.attr("dilation")
-    return _launch(
+    return launch(
         conv2d,
         [x, w, bias[0] if bias else None, op.result],
         bw=min(16, power_of_two(columns)),
@@ -186,7 +186,7 @@ def lower_rms_norm(op: Op, context: LoweringContext) -> list[Launch]:
     x, weight, *rest = op.operands
     columns = block_of(_axes(op, 0, 2).shape[1])
     values = [x, weight, rest[0] if rest else None, op.result]
-    return _launch(rms_norm, values, bm=1, bd=columns, epsilon=op.attr("eps"))
+    return launch(rms_norm, values, bm=1, bd=columns, epsilon=op.attr("eps"))
 
 
 @lowers("layer_norm")
@@ -195,14 +195,14 @@ def lower_layer_norm(op: Op, context: LoweringContext) -> list[Launch]:
     x, weight, bias, *rest = op.operands
     columns = block_of(_axes(op, 0, 2).shape[1])
     values = [x, weight, bias, rest[0] if rest else None, op.result]
-    return _launch(layer_norm, values, bm=1, bd=columns, epsilon=op.attr("eps"))
+    return launch(layer_norm, values, bm=1, bd=columns, epsilon=op.attr("eps"))
 
 
 @lowers("softmax")
 def lower_softmax(op: Op, context: LoweringContext) -> list[Launch]:
     """A row an instance."""
     columns = block_of(_axes(op, 0, 2).shape[1])
-    return _launch(softmax, [op.operands[0], op.result], bm=1, bd=columns)
+    return launch(softmax, [op.operands[0], op.result], bm=1, bd=columns)
 
 
 def _head_consts(op: Op, x: Value, table: Value) -> dict[str, object]:
@@ -226,7 +226,7 @@ def lower_rope(op: Op, context: LoweringContext) -> list[Launch]:
     """One head of one token an instance."""
     x, cosines, sines, positions, *norm = op.operands
     values = [x, cosines, sines, positions, norm[0] if norm else None, op.result]
-    return _launch(rope, values, **_head_consts(op, x, cosines))
+    return launch(rope, values, **_head_consts(op, x, cosines))
 
 
 @lowers("kv_write")
@@ -265,9 +265,9 @@ def lower_attention(op: Op, context: LoweringContext) -> list[Launch]:
     width = power_of_two(size)
     if op.attr("quantize") and (width != size or size % _QUANTUM):
         result = context.temporary(TensorType(op.result.tensor.shape, float32), "attention")
-    launches = _launch(
+    launches = launch(
         paged_attention,
-        [*op.operands, result],
+        [*op.operands, *([] if op.attr("sinks") else [None]), result],
         bq=power_of_two(op.attr("query_rows")),
         group=heads // groups,
         bg=power_of_two(heads // groups),
@@ -277,15 +277,16 @@ def lower_attention(op: Op, context: LoweringContext) -> list[Launch]:
         scale=op.attr("scale"),
         window=op.attr("window"),
         softcap=op.attr("softcap"),
+        causal=op.attr("causal"),
     )
-    return launches if result is op.result else launches + _map(_same, [result], op.result)
+    return launches if result is op.result else launches + mapped(_same, [result], op.result)
 
 
 def _same(x: Any) -> Any:
     return x
 
 
-def _map(function: Callable[..., Any], inputs: Sequence[Value], result: Value) -> list[Launch]:
+def mapped(function: Callable[..., Any], inputs: Sequence[Value], result: Value) -> list[Launch]:
     """An elementwise kernel over inputs of any broadcast shapes."""
     shape = result.tensor.shape
     rank = len(shape)
@@ -308,20 +309,20 @@ def _map(function: Callable[..., Any], inputs: Sequence[Value], result: Value) -
     }
     if rank > 1:
         consts["bm"] = 1
-    return _launch(elementwise.KERNELS[rank], [result, *inputs], **consts)
+    return launch(elementwise.KERNELS[rank], [result, *inputs], **consts)
 
 
 @lowers("elementwise")
 def lower_elementwise(op: Op, context: LoweringContext) -> list[Launch]:
     """One kernel, whatever the function."""
     function = elementwise.function_of(op.attr("function"), op.attr("value"))
-    return _map(function, op.operands, op.result)
+    return mapped(function, op.operands, op.result)
 
 
 @lowers("quantize_rows")
 def lower_quantize(op: Op, context: LoweringContext) -> list[Launch]:
     """An elementwise kernel whose store quantizes."""
-    return _map(_same, op.operands, op.result)
+    return mapped(_same, op.operands, op.result)
 
 
 @lowers("embedding")
@@ -330,25 +331,25 @@ def lower_embedding(op: Op, context: LoweringContext) -> list[Launch]:
     table = op.operands[0].tensor
     least = table.block.block if table.block is not None else 1
     columns = block_of(table.shape[1], least)
-    return _launch(embedding, [*op.operands, op.result], bd=columns, scale=op.attr("scale"))
+    return launch(embedding, [*op.operands, op.result], bd=columns, scale=op.attr("scale"))
 
 
 @lowers("gather_rows")
 def lower_gather_rows(op: Op, context: LoweringContext) -> list[Launch]:
     """Rows by index list."""
     columns = block_of(_axes(op, 0, 2).shape[1])
-    return _launch(gather_rows, [*op.operands, op.result], bt=1, bd=columns)
+    return launch(gather_rows, [*op.operands, op.result], bt=1, bd=columns)
 
 
 @lowers("argmax")
 def lower_argmax(op: Op, context: LoweringContext) -> list[Launch]:
     """A row an instance."""
     columns = block_of(_axes(op, 0, 2).shape[1])
-    return _launch(argmax, [op.operands[0], op.result], bm=1, bn=columns)
+    return launch(argmax, [op.operands[0], op.result], bm=1, bn=columns)
 
 
 @lowers("top_k")
 def lower_top_k(op: Op, context: LoweringContext) -> list[Launch]:
     """k passes over a row."""
     columns = block_of(_axes(op, 0, 2).shape[1])
-    return _launch(top_k, [op.operands[0], *op.results], bm=1, bn=columns)
+    return launch(top_k, [op.operands[0], *op.results], bm=1, bn=columns)

@@ -1,11 +1,17 @@
-"""Mixture of experts: which experts a token goes to, and the matmul of tokens sorted by expert."""
+"""Mixture of experts: which experts a token goes to, and the matmul of tokens sorted by expert.
+
+Tokens are sorted by counting: the place of a choice is the number of choices that come before it,
+which every instance counts for its own.  Nothing depends on the order of instances.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import dure
 import dure.lang as dl
 from dure.library.convert import NEGATIVE_INFINITY, convert
-from dure.library.indices import Places
+from dure.library.indices import DistinctPlaces, Places
 
 _LAST = 2**31 - 1
 
@@ -70,4 +76,118 @@ def grouped_matmul(
         for k in dl.range(dl.cdiv(x.shape[1], bk)):
             weights = dl.load(w, (e, k, j), (1, bk, bn)).reshape((bk, bn))
             acc = dl.dot(dl.load(rows, (i, k), (bm, bk)), weights, acc)
+        dl.store(result, (i, j), convert(acc, y.dtype))
+
+
+def owners(experts: Any, i: Any, shape: Any, count: Any) -> Any:
+    """The experts of a tile of choices in a row, and the choices' numbers.
+
+    A number outside of the ``count`` experts counts as the nearest (a logit that is NaN has no
+    expert); what lies beyond the last choice comes after every expert.
+    """
+    rows, columns = shape
+    tile = dl.load(experts, (i, 0), (rows, columns))
+    token, choice = i * rows + dl.arange(rows)[:, None], dl.arange(columns)[None, :]
+    inside = (token < experts.shape[0]) & (choice < experts.shape[1])
+    found = dl.where(inside, dl.minimum(dl.maximum(tile, 0), count - 1), _LAST)
+    number = token * columns + choice
+    return found.reshape((rows * columns,)), number.reshape((rows * columns,))
+
+
+@dure.kernel
+def expert_places(
+    experts: dl.Tensor,
+    places: dl.Tensor,
+    bt: dl.const,
+    bo: dl.const,
+    bk: dl.const,
+    count: dl.const,
+):
+    """For each of a token's choices (T, k), its place in an order of all choices by expert.
+
+    The order keeps that of the choices where experts are equal.  ``bk`` covers k; ``bt`` tokens are
+    compared with ``bo`` at a time.
+    """
+    i = dl.program_id(0)
+    own, at = owners(experts, i, (bt, bk), count)
+    total = dl.zeros((bt * bk,), dl.int32)
+    for c in dl.range(dl.cdiv(experts.shape[0], bo)):
+        other, number = owners(experts, c, (bo, bk), count)
+        same = (other[None, :] == own[:, None]) & (number[None, :] < at[:, None])
+        total = total + dl.sum(dl.where((other[None, :] < own[:, None]) | same, 1, 0), 1)
+    dl.store(places, (i, 0), total.reshape((bt, bk)))
+
+
+@dure.kernel
+def expert_ends(
+    experts: dl.Tensor,
+    starts: dl.Tensor,
+    stops: dl.Tensor,
+    be: dl.const,
+    bo: dl.const,
+    bk: dl.const,
+    count: dl.const,
+):
+    """Where the choices of each expert start and stop in the order of :func:`expert_places`."""
+    i = dl.program_id(0)
+    expert = (i * be + dl.arange(be))[:, None]
+    below, through = dl.zeros((be,), dl.int32), dl.zeros((be,), dl.int32)
+    for c in dl.range(dl.cdiv(experts.shape[0], bo)):
+        other, _ = owners(experts, c, (bo, bk), count)
+        below = below + dl.sum(dl.where(other[None, :] < expert, 1, 0), 1)
+        through = through + dl.sum(dl.where(other[None, :] <= expert, 1, 0), 1)
+    dl.store(starts, (i,), below)
+    dl.store(stops, (i,), through)
+
+
+@dure.kernel
+def expert_rows(x: dl.Tensor, places: DistinctPlaces, y: dl.Tensor, bk: dl.const, bd: dl.const):
+    """``y[places[t, j]] = x[t]`` for x (T, D), places (T, k), y (T * k, D); ``bk`` covers k."""
+    t, c = dl.program_id(0), dl.program_id(1)
+    rows = dl.load(places, (t, 0), (1, bk), fill=-1).reshape((bk,))
+    tile = dl.load(x, (t, c), (1, bd))
+    dl.store(y, (rows, c), dl.broadcast_to(convert(tile, y.dtype), (bk, bd)))
+
+
+@dure.kernel
+def expert_sum(
+    y: dl.Tensor, places: Places, weights: dl.Tensor, z: dl.Tensor, bk: dl.const, bd: dl.const
+):
+    """``z[t]`` is the sum over j of ``weights[t, j] * y[places[t, j]]``; ``bk`` covers k."""
+    t, c = dl.program_id(0), dl.program_id(1)
+    rows = dl.load(places, (t, 0), (1, bk), fill=-1).reshape((bk,))
+    tile = dl.load(y, (rows, c), (bk, bd)).to(dl.float32)
+    shares = dl.load(weights, (t, 0), (1, bk)).to(dl.float32).reshape((bk, 1))
+    dl.store(z, (t, c), convert(dl.sum(tile * shares, 0, keepdims=True), z.dtype))
+
+
+@dure.kernel
+def grouped_linear(
+    x: dl.Tensor,
+    w: dl.Tensor,
+    starts: Places,
+    stops: Places,
+    bias: dl.Tensor | None,
+    y: dl.Tensor,
+    bm: dl.const,
+    bn: dl.const,
+    bk: dl.const,
+    decoded: dl.const = False,
+):
+    """Like :func:`grouped_matmul` for w (E, N, K); ``bias`` (E, N) may be None.
+
+    ``decoded`` multiplies by the numbers that a weight's blocks stand for.
+    """
+    e, j = dl.program_id(0), dl.program_id(1)
+    rows, result = x[starts[e] : stops[e]], y[starts[e] : stops[e]]
+    for i in dl.range(dl.cdiv(rows.shape[0], bm)):
+        acc = dl.zeros((bm, bn), dl.float32)
+        for k in dl.range(dl.cdiv(x.shape[1], bk)):
+            weights = dl.load(w, (e, j, k), (1, bn, bk))
+            if decoded:
+                weights = weights.to(dl.float32)
+            right = weights.reshape((bn, bk)).T
+            acc = dl.dot(dl.load(rows, (i, k), (bm, bk)), right, acc)
+        if bias is not None:
+            acc = acc + dl.load(bias, (e, j), (1, bn)).to(dl.float32)
         dl.store(result, (i, j), convert(acc, y.dtype))

@@ -20,6 +20,7 @@ their way to the result, as quantized networks do.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -84,10 +85,11 @@ def operator(op: str, dims: str, dtype: str = "bf16", algorithm: str = "dure") -
         )
     form = forms(algorithm).get(op)
     if form is None:
+        near = difflib.get_close_matches(op, forms(), n=3, cutoff=0.5)
         raise UsageError(
             f"no operator is called '{op}'",
             rule="an operator is one that the library has",
-            fix=f"one of {', '.join(sorted(forms()))}",
+            fix=f"one of {', '.join(near or sorted(forms()))}",
         )
     extents = parse_dims(op, form.dims, dims)
     if dtype not in form.dtypes:

@@ -416,7 +416,7 @@ def paged_attention_plan(shape: Shape, dtype: str) -> Plan:
     y = tensor(kind, s.tokens, s.heads * s.group * s.size)
     launch = call(
         paged_attention,
-        [q, pool, pool, *[None] * 6, y],
+        [q, pool, pool, *[None] * 7, y],
         {"piece": max(s.page, tile(s.length, 256))},
         {
             "bq": bq,

@@ -245,7 +245,7 @@ def attention(shape: Shape, dtype: str) -> Plan:
     q = tensor(kind, s.tokens, s.heads, s.group, s.size)
     launch = call(
         grouped_attention,
-        [q, pool, pool, *[None] * 6, q],
+        [q, pool, pool, *[None] * 7, q],
         {"bq": tile(rows, 16), "bh": 1, "piece": max(OWN_PAGE, tile(s.length, OWN_PIECE))},
         {
             "rows": rows,

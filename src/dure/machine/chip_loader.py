@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 from dure.errors import TargetError
 from dure.machine.chip import SCHEMA, Chip
 from dure.machine.chip_checks import check_chip
+from dure.machine.document import parse_document, read_text
 from dure.machine.quantity import UNITS, Quantity
 
 _FIXES = {
@@ -39,31 +39,12 @@ _WRITTEN = re.compile(r"\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z/]*)\s*")
 
 def load_chip(path: Path) -> Chip:
     """The chip that a file describes."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise TargetError(
-            f"the machine file can't be read: {error}", where=str(path), fix="check the path"
-        ) from error
-    return parse_chip(text, str(path))
+    return parse_chip(read_text(path), str(path))
 
 
 def parse_chip(text: str, where: str) -> Chip:
     """The chip that a text describes; ``where`` names it in errors."""
-    try:
-        data = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise TargetError(
-            f"the machine file isn't TOML: {error}", where=where, fix="mend the line that it names"
-        ) from error
-    schema: object = data.get("schema")
-    if isinstance(schema, bool) or schema != SCHEMA:
-        raise TargetError(
-            f"the schema of the machine file is {schema!r}",
-            where=where,
-            rule=f"this version of dure reads chips of schema {SCHEMA}",
-            fix=f"write schema = {SCHEMA}, or take the dure that the file was written for",
-        )
+    data = parse_document(text, where, SCHEMA, "chips of schema")
     return _build(data, where)
 
 

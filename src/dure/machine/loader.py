@@ -13,12 +13,12 @@ rates.float32 = { ... }                  # multiply-adds a cycle of a core, by d
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import cast
 
 from dure.errors import TargetError
+from dure.machine.document import parse_document, read_text
 from dure.machine.quantity import Quantity, read_quantity
 from dure.machine.schema import KINDS, SCHEMA, SHARED_BY, Engine, Machine, Memory
 
@@ -34,31 +34,12 @@ def load_machine(path: Path) -> Machine:
     Raises :class:`~dure.errors.TargetError` for a file that can't be read, isn't TOML or breaks the
     schema.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise TargetError(
-            f"the machine file can't be read: {error}", where=str(path), fix="check the path"
-        ) from error
-    return parse_machine(text, str(path))
+    return parse_machine(read_text(path), str(path))
 
 
 def parse_machine(text: str, where: str) -> Machine:
     """The machine that a text describes; ``where`` names it in errors."""
-    try:
-        data = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise TargetError(
-            f"the machine file isn't TOML: {error}", where=where, fix="mend the line that it names"
-        ) from error
-    schema: object = data.get("schema")
-    if isinstance(schema, bool) or schema != SCHEMA:
-        raise TargetError(
-            f"the schema of the machine file is {schema!r}",
-            where=where,
-            rule=f"this version of dure reads schema {SCHEMA}",
-            fix=f"write schema = {SCHEMA}, or take the dure that the file was written for",
-        )
+    data = parse_document(text, where, SCHEMA, "schema")
     _check_keys(data, _TOP, where)
     memories = tuple(
         _memory(n, t, f"{where}: memories.{n}") for n, t in _tables(data, "memories", where)

@@ -13,7 +13,10 @@ from typing import Literal, TypeAlias
 
 from dure.errors import ModelFileError
 
-Family: TypeAlias = Literal["llama", "qwen2", "qwen3", "gemma3"]
+Family: TypeAlias = Literal[
+    "llama", "qwen2", "qwen3", "gemma3", "exaone4", "mixtral", "qwen3_moe", "gpt_oss"
+]
+Activation: TypeAlias = Literal["silu", "gelu_tanh", "clamped_swiglu"]
 ScalingKind: TypeAlias = Literal["none", "linear", "llama3", "yarn"]
 
 #: (smallest, largest) value that a size may have; the largest are far above any published model's.
@@ -26,7 +29,10 @@ LIMITS: dict[str, tuple[int, int]] = {
     "head_dim": (2, 1 << 12),
     "vocabulary": (1, 1 << 24),
     "context": (1, 1 << 24),
+    "experts": (1, 1 << 14),
 }
+#: What may have a bias.
+BIASED = ("q", "k", "v", "o", "router", "gate", "up", "down")
 
 
 @dataclass(frozen=True)
@@ -59,17 +65,36 @@ class RopeConfig:
 
 
 @dataclass(frozen=True)
+class ExpertsConfig:
+    """A mixture of experts in the place of each layer's MLP.
+
+    A token goes to the ``chosen`` of ``count`` experts with the largest probability, a softmax over
+    all of the router's logits.  ``normalized`` divides the chosen probabilities by their sum, which
+    is the same as a softmax over the chosen logits.
+    """
+
+    count: int
+    chosen: int
+    normalized: bool = True
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """A decoder-only model.
 
-    ``head_dim`` is the size of one head (heads * head_dim need not be ``hidden``).  ``windows``
-    has one entry a layer: how many positions, its own included, a token of that layer sees; 0 is
-    all of them. Layers with a window use ``local_rope`` where there is one.  ``interleaved`` says
-    that a rotation pairs neighbours (the order of Llama's GGUF files) and not halves.
-    ``qk_norm``: an RMS norm of each head of q and k before rope; ``sandwich``: RMS norms after
-    attention and after the MLP too.  ``norm_offset`` is added to norm weights when they are loaded
-    (1 for Gemma's own files, 0 where it is in the file). ``biases`` names the projections that
-    have one.  ``attention_scale`` multiplies q.
+    ``head_dim`` is the size of one head (heads * head_dim need not be ``hidden``).
+    ``intermediate`` is the width of the MLP, of one expert's where there are ``experts``.
+    ``windows`` has one entry a layer: how many positions, its own included, a token of that layer
+    sees; 0 is all of them. Layers with a window use ``local_rope`` where there is one.  ``rotated``
+    has one entry a layer: whether it has rope.  ``interleaved`` says that a rotation pairs
+    neighbours (the order of Llama's GGUF files) and not halves.
+    ``qk_norm``: an RMS norm of each head of q and k before rope; ``pre_norms`` and ``post_norms``:
+    RMS norms before, and after, attention and MLP.  ``norm_offset`` is added to norm weights when
+    they are loaded (1 for Gemma's own files, 0 where it is in the file). ``biases`` names the
+    projections that have one (of :data:`BIASED`).  ``attention_scale`` multiplies q.  ``sinks``:
+    each head has a learned logit that takes part in the softmax and has no value.
+    ``activation`` is of the gate; ``clamped_swiglu`` has ``swiglu_limit`` and ``swiglu_alpha``
+    (see the tensor op of this name).
     """
 
     family: Family
@@ -85,11 +110,17 @@ class ModelConfig:
     rope: RopeConfig
     local_rope: RopeConfig | None = None
     windows: tuple[int, ...] = ()
+    rotated: tuple[bool, ...] = ()
     interleaved: bool = False
     tied: bool = True
     qk_norm: bool = False
-    sandwich: bool = False
-    activation: Literal["silu", "gelu_tanh"] = "silu"
+    pre_norms: bool = True
+    post_norms: bool = False
+    sinks: bool = False
+    experts: ExpertsConfig | None = None
+    activation: Activation = "silu"
+    swiglu_limit: float = 7.0
+    swiglu_alpha: float = 1.702
     embedding_scale: float = 1.0
     attention_scale: float = 0.0
     attention_softcap: float = 0.0
@@ -101,6 +132,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if not self.windows:
             object.__setattr__(self, "windows", (0,) * min(self.layers, LIMITS["layers"][1]))
+        if not self.rotated:
+            object.__setattr__(self, "rotated", (True,) * min(self.layers, LIMITS["layers"][1]))
         if not self.attention_scale:
             object.__setattr__(self, "attention_scale", 1.0 / math.sqrt(max(self.head_dim, 1)))
         self._check_sizes()
@@ -133,9 +166,15 @@ class ModelConfig:
 
     def _check_sizes(self) -> None:
         for name, (low, high) in LIMITS.items():
-            value: int = getattr(self, name)
-            if not low <= value <= high:
+            value = self._size(name)
+            if value is not None and not low <= value <= high:
                 raise self._fail(f"{name} is {value}", f"{name} lies between {low} and {high}")
+
+    def _size(self, name: str) -> int | None:
+        if name == "experts":
+            return None if self.experts is None else self.experts.count
+        value: int = getattr(self, name)
+        return value
 
     def _check_relations(self) -> None:
         if self.heads % self.kv_heads:
@@ -149,6 +188,20 @@ class ModelConfig:
             raise self._fail(
                 f"{len(self.windows)} window sizes for {self.layers} layers", "one entry a layer"
             )
+        if len(self.rotated) != self.layers:
+            raise self._fail(
+                f"{len(self.rotated)} flags of rope for {self.layers} layers", "one entry a layer"
+            )
+        if self.experts is not None and not 1 <= self.experts.chosen <= self.experts.count:
+            raise self._fail(
+                f"{self.experts.chosen} of {self.experts.count} experts are chosen",
+                "a token goes to at least one expert, and to no more than there are",
+            )
+        if not self.biases <= set(BIASED):
+            raise self._fail(
+                f"biases of {', '.join(sorted(self.biases - set(BIASED)))}",
+                f"what has a bias is one of {', '.join(BIASED)}",
+            )
         if any(not 0 <= window <= LIMITS["context"][1] for window in self.windows):
             raise self._fail(
                 f"a sliding window of {max(self.windows)}", "a window is 0 or a length"
@@ -160,6 +213,8 @@ class ModelConfig:
             "the epsilon of the RMS norm": (self.rms_epsilon, 1e-12, 1.0),
             "the embedding's scale": (self.embedding_scale, 1e-6, 1e6),
             "the attention's scale": (self.attention_scale, 1e-6, 1e6),
+            "the limit of the clamped SwiGLU": (self.swiglu_limit, 1e-3, 1e6),
+            "the alpha of the clamped SwiGLU": (self.swiglu_alpha, 1e-3, 1e6),
         }
         for rope in ropes:
             numbers["the rope's base"] = (rope.base, 1.0, 1e12)

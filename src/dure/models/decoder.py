@@ -113,10 +113,7 @@ class _Decoder:
         c = self.config
         table = self.model_weight("embedding", (c.vocabulary, c.hidden))
         x = self.b.embedding(table, self.token_ids, scale=c.embedding_scale)
-        signatures = [
-            (c.windows[i], c.local_rope is not None and c.windows[i] > 0, *self.layer_types(i))
-            for i in range(c.layers)
-        ]
+        signatures = [(c.windows[i], c.rotated[i], *self.layer_types(i)) for i in range(c.layers)]
         (x,) = self.b.layers(signatures, self.layer, x)
         x = self.b.gather_rows(x, self.out_rows)
         x = self.b.rms_norm(x, self.model_weight("final_norm", (c.hidden,)), c.rms_epsilon)
@@ -138,13 +135,10 @@ class _Decoder:
         (x,) = carried
         weights = _LayerWeights(self, layer)
         mixed = self.attention(layer, weights, weights.norm(x, "attention_norm"))
-        if self.config.sandwich:
-            mixed = weights.norm(mixed, "attention_post_norm")
-        x = self.b.add(mixed, x)
-        mixed = self.mlp(weights, weights.norm(x, "mlp_norm"))
-        if self.config.sandwich:
-            mixed = weights.norm(mixed, "mlp_post_norm")
-        return self.b.add(mixed, x)
+        x = self.b.add(weights.norm(mixed, "attention_post_norm"), x)
+        y = weights.norm(x, "mlp_norm")
+        mixed = self.mlp(weights, y) if self.config.experts is None else self.experts(weights, y)
+        return self.b.add(weights.norm(mixed, "mlp_post_norm"), x)
 
     def attention(self, layer: Layer, weights: _LayerWeights, x: Value) -> Value:
         """Projections, rope, the KV cache, attention, and the output projection."""
@@ -155,12 +149,7 @@ class _Decoder:
         q = b.reshape(q, -1, c.heads, c.head_dim)
         k = b.reshape(k, -1, c.kv_heads, c.head_dim)
         v = b.reshape(v, -1, c.kv_heads, c.head_dim)
-        tables = self.rope_tables(bool(window))
-        order = "llama" if c.interleaved else "neox"
-        norms = (weights.get("q_norm"), weights.get("k_norm")) if c.qk_norm else (None, None)
-        eps = c.rms_epsilon
-        q = b.rope(q, tables, self.positions, order=order, norm=norms[0], eps=eps)
-        k = b.rope(k, tables, self.positions, order=order, norm=norms[1], eps=eps)
+        q, k = self.place(layer, weights, q, "q_norm"), self.place(layer, weights, k, "k_norm")
         k_pool, v_pool = self.pool(layer, "k_pool"), self.pool(layer, "v_pool")
         b.kv_write(k_pool, k, self.slots)
         b.kv_write(v_pool, v, self.slots)
@@ -177,17 +166,53 @@ class _Decoder:
             query_rows=self.limits.query_rows,
             window=window,
             softcap=c.attention_softcap,
+            sinks=weights.find("sinks"),
         )
         return weights.linears(mixed, ("o",))[0]
+
+    def place(self, layer: Layer, weights: _LayerWeights, x: Value, norm: str) -> Value:
+        """Heads (T, H, D) after their norm, if there is one, and rope, if the layer has it."""
+        c, b = self.config, self.b
+        number, weight = layer.numbers[0], weights.find(norm)
+        if c.rotated[number]:
+            order = "llama" if c.interleaved else "neox"
+            tables = self.rope_tables(bool(c.windows[number]))
+            return b.rope(x, tables, self.positions, order=order, norm=weight, eps=c.rms_epsilon)
+        if weight is None:
+            return x
+        rows = b.rms_norm(b.reshape(x, -1, c.head_dim), weight, c.rms_epsilon)
+        heads = c.heads if norm == "q_norm" else c.kv_heads
+        return b.reshape(rows, -1, heads, c.head_dim)
 
     def mlp(self, weights: _LayerWeights, x: Value) -> Value:
         """The gated MLP."""
         gate, up = weights.linears(x, ("gate", "up"))
-        if self.config.activation == "gelu_tanh":
-            gate = self.b.gelu(gate)
-        else:
-            gate = self.b.silu(gate)
-        return weights.linears(self.b.mul(gate, up), ("down",))[0]
+        return weights.linears(self.gate(gate, up), ("down",))[0]
+
+    def experts(self, weights: _LayerWeights, x: Value) -> Value:
+        """The mixture of experts: each a gated MLP, of the tokens that are routed to it."""
+        b, experts = self.b, self.config.experts
+        assert experts is not None
+        # Which experts a token goes to hangs on small differences of these few logits.
+        (logits,) = weights.linears(x, ("router",), precise=True)
+        shares, chosen = b.route(logits, experts.chosen, normalized=experts.normalized)
+        places, starts, stops = b.dispatch(chosen, experts.count)
+        rows = b.expert_rows(x, places)
+
+        def product(x: Value, name: str) -> Value:
+            weight, bias = weights.get(name), weights.find(f"{name}_bias")
+            return b.grouped_linear(x, weight, (starts, stops), bias)
+
+        inner = self.gate(product(rows, "gate"), product(rows, "up"))
+        return b.expert_sum(product(inner, "down"), places, shares)
+
+    def gate(self, gate: Value, up: Value) -> Value:
+        """The gate's activation, times what it lets through."""
+        c, b = self.config, self.b
+        if c.activation == "clamped_swiglu":
+            return b.clamped_swiglu(gate, up, c.swiglu_limit, c.swiglu_alpha)
+        gate = b.gelu(gate) if c.activation == "gelu_tanh" else b.silu(gate)
+        return b.mul(gate, up)
 
     def rope_tables(self, windowed: bool) -> tuple[Value, Value]:
         """The cosines and sines of a kind of layer."""
@@ -212,13 +237,21 @@ class _LayerWeights:
         shape = self.decoder.shapes[name]
         return self.layer.weight(layer_weight("{}", name), shape, dtype)
 
+    def find(self, name: str) -> Value | None:
+        """The weight, or None where the model's layers have none of this name."""
+        return self.get(name) if name in self.decoder.shapes else None
+
     def norm(self, x: Value, name: str) -> Value:
-        return self.decoder.b.rms_norm(x, self.get(name), self.decoder.config.rms_epsilon)
+        """``x`` after this norm, or ``x`` where the model's layers lack it."""
+        weight = self.find(name)
+        if weight is None:
+            return x
+        return self.decoder.b.rms_norm(x, weight, self.decoder.config.rms_epsilon)
 
     def linears(self, x: Value, names: tuple[str, ...], *, precise: bool = False) -> list[Value]:
         """Linear layers of one input."""
         results: list[Value] = []
         for name in names:
-            bias = self.get(f"{name}_bias") if f"{name}_bias" in self.decoder.shapes else None
+            bias = self.find(f"{name}_bias")
             results.append(self.decoder.b.linear(x, self.get(name), bias, precise=precise))
         return results

@@ -153,7 +153,7 @@ class _Reader:
             interleaved=self.family == "llama",
             tied="output.weight" not in self.tensors,
             qk_norm=self.family in ("qwen3", "gemma3"),
-            sandwich=gemma,
+            post_norms=gemma,
             activation="gelu_tanh" if gemma else "silu",
             embedding_scale=math.sqrt(hidden) if gemma else 1.0,
             attention_scale=1.0 / math.sqrt(max(scale_of if gemma else head_dim, 1)),

@@ -5,7 +5,7 @@ Matrices are (outputs, inputs), as GGUF and PyTorch keep them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from dure.errors import ModelFileError
@@ -44,9 +44,10 @@ _HF: dict[str, str] = {
     "q_norm": "model.layers.{}.self_attn.q_norm.weight",
     "k_norm": "model.layers.{}.self_attn.k_norm.weight",
     **{n: f"model.layers.{{}}.mlp.{n}_proj.weight" for n in ("gate", "up", "down")},
+    **{f"{n}_bias": f"model.layers.{{}}.mlp.{n}_proj.bias" for n in ("gate", "up", "down")},
 }
-_HF_PLAIN = {**_HF, "mlp_norm": "model.layers.{}.post_attention_layernorm.weight"}
-_HF_SANDWICH = {
+_HF_PRE = {**_HF, "mlp_norm": "model.layers.{}.post_attention_layernorm.weight"}
+_HF_POST = {
     **_HF,
     "attention_post_norm": "model.layers.{}.post_attention_layernorm.weight",
     "mlp_norm": "model.layers.{}.pre_feedforward_layernorm.weight",
@@ -55,8 +56,12 @@ _HF_SANDWICH = {
 
 
 def hf_names(config: ModelConfig) -> dict[str, str]:
-    """Logical name -> name in a Hugging Face checkpoint."""
-    return _HF_SANDWICH if config.sandwich else _HF_PLAIN
+    """Logical name -> name in a Hugging Face checkpoint, of all but experts and their router.
+
+    Checkpoints keep each expert apart, or all in one tensor, by family.
+    """
+    names = _HF_POST if config.post_norms else _HF_PRE
+    return {**names, "sinks": "model.layers.{}.self_attn.sinks"}
 
 
 @dataclass(frozen=True)
@@ -73,28 +78,46 @@ class WeightSpec:
 
 
 def layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The weights of one layer: logical name -> shape, in the order in which a step uses them."""
+    """The weights of one layer: logical name -> shape, in the order in which a step uses them.
+
+    Experts are along the first axis of gate, up and down, and of their biases.
+    """
     c = config
-    shapes: dict[str, tuple[int, ...]] = {
-        "attention_norm": (c.hidden,),
+    shapes: dict[str, tuple[int, ...]] = {}
+    if c.pre_norms:
+        shapes["attention_norm"] = (c.hidden,)
+    shapes |= {
         "q": (c.query_size, c.hidden),
         "k": (c.kv_size, c.hidden),
         "v": (c.kv_size, c.hidden),
         "o": (c.hidden, c.query_size),
     }
-    for name in "qkvo":
-        if name in c.biases:
-            shapes[f"{name}_bias"] = (shapes[name][0],)
+    shapes |= _bias_shapes(c, shapes, "qkvo")
     if c.qk_norm:
         shapes |= {"q_norm": (c.head_dim,), "k_norm": (c.head_dim,)}
-    if c.sandwich:
+    if c.sinks:
+        shapes["sinks"] = (c.heads,)
+    if c.post_norms:
         shapes["attention_post_norm"] = (c.hidden,)
-    shapes["mlp_norm"] = (c.hidden,)
-    shapes |= {"gate": (c.intermediate, c.hidden), "up": (c.intermediate, c.hidden)}
-    shapes["down"] = (c.hidden, c.intermediate)
-    if c.sandwich:
+    if c.pre_norms:
+        shapes["mlp_norm"] = (c.hidden,)
+    experts = () if c.experts is None else (c.experts.count,)
+    if c.experts is not None:
+        shapes["router"] = (c.experts.count, c.hidden)
+    shapes |= dict.fromkeys(("gate", "up"), (*experts, c.intermediate, c.hidden))
+    shapes["down"] = (*experts, c.hidden, c.intermediate)
+    shapes |= _bias_shapes(c, shapes, ("router", "gate", "up", "down"))
+    if c.post_norms:
         shapes["mlp_post_norm"] = (c.hidden,)
     return shapes
+
+
+def _bias_shapes(
+    config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], names: Iterable[str]
+) -> dict[str, tuple[int, ...]]:
+    """A bias has the shape of its weight without the last axis."""
+    found = [n for n in names if n in config.biases and n in shapes]
+    return {f"{name}_bias": shapes[name][:-1] for name in found}
 
 
 def weight_specs(config: ModelConfig) -> list[WeightSpec]:

@@ -6,6 +6,7 @@ differ in.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
@@ -25,12 +26,12 @@ if TYPE_CHECKING:
 MOST = 4_000_000
 
 
-class Node:
+class Node(ABC):
     """A step of the walk."""
 
+    @abstractmethod
     def trace(self, env: Env) -> None:
         """Append what is executed here to the queues' streams; set the symbols that it binds."""
-        raise NotImplementedError
 
 
 class Plain(Node):

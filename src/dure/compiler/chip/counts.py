@@ -1,4 +1,5 @@
-"""How often each instruction of a tree runs on the core that runs the most, and on what it depends.
+"""How often each instruction of a tree runs on the core that runs the most, or in the mean over the
+cores, and on what it depends.
 
 Loops whose trips only the run tells count the middle of their range.  Of a branch the side counts
 that is taken as a rule: of a tile at the tensor's edge and a whole one, the whole one.
@@ -18,6 +19,9 @@ from dure.ir.dtypes import Array
 from dure.ir.expr import Compare, Expr, Symbol, as_expr, bounds, evaluate, symbols
 from dure.ir.rewrite import expressions_in
 
+#: Entries of an index argument that a loop's length is averaged over at most.
+_SAMPLES = 256
+
 
 @dataclass
 class Counts:
@@ -33,6 +37,9 @@ class Counts:
         default_factory=dict[object, frozenset[Symbol]]
     )
     turns: dict[Symbol, int] = field(default_factory=dict[Symbol, int])
+    means: dict[Symbol, float] = field(default_factory=dict[Symbol, float])
+    #: The values of scalars that are read, in their order.
+    samples: dict[Symbol, Array] = field(default_factory=dict[Symbol, "Array"])
     #: Values of index arguments by name: a scalar that is read counts as their mean.
     indices: Mapping[str, Array] = field(default_factory=dict[str, "Array"])
 
@@ -67,22 +74,48 @@ class Counts:
             self.depends[entry] = found
             if values is not None and values.size:
                 known[entry.name] = round(float(values.astype(np.int64).mean()))
+                self.samples[entry] = values.reshape(-1)
 
     def root(self, tensor: Value) -> Value:
         """The argument that a tensor is a view of."""
         return self.roots.get(tensor, tensor)
 
-    def trips(self, loop: Loop, known: Mapping[str, int]) -> tuple[int, int]:
-        """The trips of a loop on the core that has the most, and where it starts there."""
+    def trips(self, loop: Loop, known: Mapping[str, int]) -> tuple[float, int]:
+        """The trips of a loop on the core that has the most, and where it starts there; of a loop
+        whose length is read from an index argument, the mean over what is read.
+        """
         self.depends[loop.symbol] = self.cores_in((loop.start, loop.stop))
         entries = [s for s in self.cores if s in symbols(loop.stop)]
-        best = (-1, 0)
+        found: list[tuple[int, int]] = []
         for value in range(self.cores[entries[0]]) if len(entries) == 1 else (0,):
             here = {**known, entries[0].name: value} if entries else known
             length = number(as_expr(loop.stop - loop.start), here, least=0)
-            best = max(best, (max(0, -(-length // loop.step)), number(loop.start, here)))
-        self.turns[loop.symbol] = max(1, best[0])
+            found.append((max(0, -(-length // loop.step)), number(loop.start, here)))
+        best: tuple[float, int] = max(found)
+        self.turns[loop.symbol] = max(1, int(best[0]))
+        sampled = self._sampled(loop, known)
+        if sampled is not None:
+            self.means[loop.symbol] = sampled
+            return sampled, best[1]
+        self.means[loop.symbol] = sum(trips for trips, _ in found) / len(found)
         return best
+
+    def _sampled(self, loop: Loop, known: Mapping[str, int]) -> float | None:
+        """The mean trips of a loop over the entries of the index arguments that its length is read
+        from together; None where it is read from none, or from ones of different lengths.
+        """
+        length = as_expr(loop.stop - loop.start)
+        read = [s for s in symbols(length) if s in self.samples]
+        sizes = {len(self.samples[s]) for s in read}
+        if len(sizes) != 1:
+            return None
+        (size,) = sizes
+        total, count = 0, min(size, _SAMPLES)
+        for n in range(count):
+            here = dict(known)
+            here.update((s.name, int(self.samples[s][n * size // count])) for s in read)
+            total += max(0, -(-number(length, here, least=0) // loop.step))
+        return total / count
 
     def share_of(self, branch: Branch, known: Mapping[str, int]) -> tuple[Block, float]:
         """The side of a branch that counts, and in which part of its turns it is taken."""
@@ -119,14 +152,14 @@ class Counts:
     def steps(
         self, block: Block, times: float, known: dict[str, int]
     ) -> Iterator[tuple[Step, float]]:
-        """Every instruction of a block with how often it runs."""
+        """Every instruction of a block with how often it runs, in the mean over the cores."""
         for item in block.items:
             if isinstance(item, Structure):
                 self.structure(item, known)
             elif isinstance(item, Loop):
                 trips, start = self.trips(item, known)
-                inner = {**known, item.symbol.name: start + trips // 2 * item.step}
-                yield from self.steps(item.body, times * trips, inner)
+                inner = {**known, item.symbol.name: start + int(trips) // 2 * item.step}
+                yield from self.steps(item.body, times * self.means[item.symbol], inner)
             elif isinstance(item, Branch):
                 side, part = self.share_of(item, known)
                 yield from self.steps(side, times * part, known)

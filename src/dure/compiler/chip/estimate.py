@@ -44,9 +44,8 @@ class Bound:
         computing = [ps for name, ps in self.queues.items() if name not in self.moving]
         moving = [ps for name, ps in self.queues.items() if name in self.moving]
         arrived = max((*moving, *self.resources.values()), default=0.0)
-        return (
-            max(*computing, *self.chains.values(), arrived + self.stalls + self.drain) + self.fill
-        )
+        arrived += self.stalls + self.drain
+        return max([*computing, *self.chains.values(), arrived]) + self.fill
 
     @property
     def work(self) -> float:
@@ -100,7 +99,7 @@ class _Estimate:
                 self.counts.structure(item, known)
             elif isinstance(item, Loop):
                 trips, start = self.counts.trips(item, known)
-                inner = {**known, item.symbol.name: start + trips // 2 * item.step}
+                inner = {**known, item.symbol.name: start + int(trips) // 2 * item.step}
                 self.loop(item.body, times * trips, inner)
             elif isinstance(item, Branch):
                 side, part = self.counts.share_of(item, known)
@@ -129,7 +128,8 @@ class _Estimate:
         """Tiles that stay have a slot each: when their loop begins again, whoever reads the first
         of them waits for its way in, but for the turns in which the others were used up.
         """
-        turn = sum(self.compute(s) for s in direct(body) if s.kind == "compute")
+        computing = [s for s in direct(body) if s.kind == "compute"]
+        turn = sum(map(self.compute, computing))
         for item in body.items:
             if not isinstance(item, Branch) or item.last is None:
                 continue
@@ -143,7 +143,7 @@ class _Estimate:
                 flow = max(moved.bytes / self.rate(dma, moved) * 1e12, self.at_home(load))
                 again = max(0.0, times * part / slots - 1)
                 behind = (slots - 1) * turn
-                for queue in {s.queue for s in direct(body) if s.kind == "compute"}:
+                for queue in {s.queue for s in computing}:
                     self.bound.chain(queue, again * max(0.0, latency + flow - behind))
                 # What moves stands still meanwhile, and until there is something to store.
                 self.bound.stalls += again * max(0.0, latency + turn - behind)

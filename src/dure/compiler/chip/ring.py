@@ -37,6 +37,7 @@ class Ring:
         count = min(_REPLAYED, max(1, round(turns)))
         ends = self._ends(count)
         pace = (ends[-1] - ends[count // 2 - 1]) / (count - count // 2) if count > 1 else ends[-1]
+        pace = max(pace, self.turn, self.issue, self.flow)
         return ends[-1] + max(0.0, turns - count) * pace
 
     def _ends(self, count: int) -> list[float]:

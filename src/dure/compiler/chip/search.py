@@ -124,10 +124,19 @@ class _Search:
     # --- the walk over bounds --------------------------------------------------------------------
 
     def walk(self) -> None:
+        """Walk from the best start, and from the best in which operands stay."""
+        start = min(self.space.starts(), key=self.bound)
+        self.descend(start, _BOUNDS)
+        staying = [p for q in self.space.starts() for p in self.kept(q)]
+        if staying:
+            self.descend(min(staying, key=self.bound), len(self.bounds) + _BOUNDS // 2)
+        if not self.ranked():
+            self.anything()
+
+    def descend(self, best: Point, most: int) -> None:
         """Walk along each direction as long as it helps, until none does or enough were seen."""
-        best = min(self.space.starts(), key=self.bound)
         moved = True
-        while moved and len(self.bounds) < _BOUNDS:
+        while moved and len(self.bounds) < most:
             moved = False
             for move in self.space.directions():
                 found = move(best)
@@ -137,8 +146,6 @@ class _Search:
             near = [best, *self.distinct(self.ranked(), _NEAR)]
             found = min((best, *(p for q in near for p in self.kept(q))), key=self.bound)
             best, moved = found, moved or found != best
-        if not math.isfinite(self.bound(best)[0]):
-            self.anything()
 
     def ranked(self) -> list[Point]:
         """The points that compile, the least bound first."""

@@ -42,7 +42,8 @@ def share_reads(tree: Tree, function: Function, chip: Chip) -> None:
         sharers = sharers if readers is None else min(sharers, readers)
         root = counts.root(step.tensor)
         found = reads.setdefault(root, _Reads(_bytes(root.tensor), 0, 0.0, []))
-        moved = round(times * counts.total * step.writes[0].type.bytes)
+        there = _there(step, root.tensor)
+        moved = round(times * counts.total * step.writes[0].type.bytes * there)
         found.moved += moved
         found.delivered += moved / sharers
         found.steps.append((step, sharers))
@@ -53,6 +54,17 @@ def share_reads(tree: Tree, function: Function, chip: Chip) -> None:
                 step.attrs["share"] = (max(1, found.size), max(1, found.moved))
             elif sharers > 1:
                 step.attrs["share"] = (1, sharers)
+
+
+def _there(step: Step, kind: TensorType) -> float:
+    """The part of a load's tiles that exists, where they cover the tensor: edge tiles are cut."""
+    part = 1.0
+    for axis, extent in enumerate(step.writes[0].type.shape):
+        whole = static_extent(kind.shape[axis])
+        covers = step.attrs["step"][axis] == extent and step.attrs["stride"][axis] == 1
+        if whole and covers and axis not in step.attrs["list_axes"]:
+            part *= whole / (-(-whole // extent) * extent)
+    return part
 
 
 def _kept(reads: dict[Value, _Reads], chip: Chip) -> set[Value]:

@@ -3,6 +3,7 @@
 from dure.ir.tensor import (
     attention,
     elementwise,
+    experts,
     matrix,
     norms,
     program,
@@ -10,4 +11,4 @@ from dure.ir.tensor import (
     run,
 )
 
-__all__ = ["attention", "elementwise", "matrix", "norms", "program", "rows", "run"]
+__all__ = ["attention", "elementwise", "experts", "matrix", "norms", "program", "rows", "run"]

@@ -8,6 +8,9 @@ is a flat list made by the host: item w covers rows ``work_start[w] .. + work_ro
 ``context[s]`` tokens in the cache once this step's are written.
 
 Rope can be preceded by an RMS norm of each head (``norm`` and its weight).
+
+An encoder's attention is not ``causal``: a row sees all of its sequence.  With ``sinks`` each head
+has one more logit, which takes its share of the softmax and has no value.
 """
 
 from __future__ import annotations
@@ -166,7 +169,8 @@ declare(
 def _attention_typing(
     operands: Sequence[Type], attrs: Mapping[str, Any], regions: Sequence[Region]
 ) -> Sequence[Type]:
-    q, k, v, positions, table, *lists = count(operands, 9, "attention")
+    operands = count(operands, 9 + bool(attrs["sinks"]), "attention")
+    q, k, v, positions, table, *lists = operands[:9]
     for what, operand in (("the query", q), ("the key pool", k), ("the value pool", v)):
         rank(floating(operand, f"{what} of attention"), 3, f"{what} of attention")
     equal(k.shape[2], q.shape[2], "the size of a key's head")
@@ -186,6 +190,11 @@ def _attention_typing(
     equal(lists[0].shape[0], table.shape[0], "the number of contexts")
     for name, value in zip(names[2:], lists[2:], strict=True):
         equal(value.shape[0], lists[1].shape[0], f"the length of {name}")
+    for sinks in operands[9:]:
+        rank(floating(sinks, "the sinks of attention"), 1, "the sinks of attention")
+        equal(sinks.shape[0], q.shape[1], "the number of sinks")
+    if attrs["window"] and not attrs["causal"]:
+        raise broken("a window without causal", "a window reaches back from a row's position")
     if attrs["page_size"] < 1 or attrs["query_rows"] < 1:
         raise broken("page_size and query_rows of attention", "both are at least 1")
     width = heads * static(v.shape[2], "the size of a value's head")
@@ -200,35 +209,51 @@ def _attention(
     positions: Indices,
     table: Indices,
     context: Indices,
-    *work: Indices,
+    *rest: Operand,
 ) -> Operand:
     queries = doubles(q)
+    work, sinks = rest[:3], doubles(rest[3]) if attrs["sinks"] else None
     tokens, heads, _ = queries.shape
     group = heads // k.shape[1]
     result = np.zeros((tokens, heads, v.shape[2]))
     page: int = attrs["page_size"]
-    for sequence, start, rows in zip(*(w.tolist() for w in work), strict=True):
+    for sequence, start, rows in zip(*(np.asarray(w).tolist() for w in work), strict=True):
         length = int(context[sequence])
         pages = table[sequence, : -(-length // page)]
         slots = (pages[:, None] * page + np.arange(page)).reshape(-1)[:length].astype(np.int32)
         keys = np.repeat(take(doubles(k), slots), group, axis=1)
         values = np.repeat(take(doubles(v), slots), group, axis=1)
         for row in range(start, start + rows):
-            result[row] = _attend(attrs, queries[row], keys, values, int(positions[row]))
+            last = int(positions[row]) if attrs["causal"] else length - 1
+            result[row] = _attend(attrs, queries[row], keys, values, last, sinks)
     return finish(result.reshape(tokens, -1), attrs)
 
 
 def _attend(
-    attrs: Mapping[str, Any], query: Doubles, keys: Doubles, values: Doubles, position: int
+    attrs: Mapping[str, Any],
+    query: Doubles,
+    keys: Doubles,
+    values: Doubles,
+    position: int,
+    sinks: Doubles | None,
 ) -> Doubles:
-    """One row: ``query`` (H, D) over ``keys`` (L, H, D) and ``values`` (L, H, Dv)."""
+    """One row: ``query`` (H, D) over ``keys`` (L, H, D) and ``values`` (L, H, Dv), to ``position``.
+
+    ``sinks`` (H,) take part in the softmax.
+    """
     first = max(0, position - attrs["window"] + 1) if attrs["window"] else 0
     keys, values = keys[first : position + 1], values[first : position + 1]
     scores = np.einsum("hd,lhd->hl", query, keys) * np.float64(np.float32(attrs["scale"]))
     if attrs["softcap"]:
         scores = attrs["softcap"] * np.tanh(scores / attrs["softcap"])
-    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    weights /= weights.sum(axis=-1, keepdims=True)
+    top = scores.max(axis=-1, keepdims=True)
+    if sinks is not None:
+        top = np.maximum(top, sinks[:, None])
+    weights = np.exp(scores - top)
+    total = weights.sum(axis=-1, keepdims=True)
+    if sinks is not None:
+        total = total + np.exp(sinks[:, None] - top)
+    weights /= total
     result: Doubles = np.einsum("hl,lhd->hd", weights, values)
     return result
 
@@ -246,12 +271,19 @@ declare(
         _attention_typing,
         _attention,
         _attention_cost,
-        defaults={"window": 0, "softcap": 0.0, "query_rows": 16, "quantize": ""},
+        defaults={
+            "window": 0,
+            "softcap": 0.0,
+            "query_rows": 16,
+            "quantize": "",
+            "causal": True,
+            "sinks": False,
+        },
         exact=False,
         error_bound=8.0,
         doc="attention(q (T, H, D), k_pool, v_pool (slots, KH, D), positions (T),"
-        " block_table (S, P), context (S), work_sequence, work_start, work_rows (W))"
-        " {scale, window, softcap, page_size, query_rows, quantize}: (T, H * D), causal;"
+        " block_table (S, P), context (S), work_sequence, work_start, work_rows (W), [sinks (H)])"
+        " {scale, window, softcap, page_size, query_rows, quantize, causal, sinks}: (T, H * D);"
         " window of 0 sees everything, else the last `window` positions, itself included",
     )
 )

@@ -19,6 +19,7 @@ from dure.ir.tensor.checks import (
     finish,
     floating,
     per_element,
+    sigmoid,
     stored,
 )
 from dure.ir.types import TensorType, Type
@@ -126,5 +127,45 @@ declare(
         exact=False,
         error_bound=8.0,
         doc="elementwise(a[, b]) {function, value, quantize}: one of FUNCTIONS, broadcast",
+    )
+)
+
+
+def clamped_swiglu(gate: Doubles, up: Doubles, limit: float, alpha: float) -> Doubles:
+    """gpt-oss' gate: ``(up + 1) * gate * sigmoid(alpha * gate)``, both clamped before."""
+    gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
+    return (up + 1) * gate * sigmoid(alpha * gate)
+
+
+def _swiglu_typing(
+    operands: Sequence[Type], attrs: Mapping[str, Any], regions: Sequence[Region]
+) -> Sequence[Type]:
+    gate, up = count(operands, 2, "clamped_swiglu")
+    floating(gate, "the gate of clamped_swiglu")
+    floating(up, "the second operand of clamped_swiglu")
+    if gate.shape != up.shape:
+        raise broken(f"clamped_swiglu of {gate} and {up}", "both have one shape")
+    if not attrs["limit"] > 0:
+        raise broken(f"a limit of {attrs['limit']}", "the limit is positive")
+    return [stored(gate.shape, "")]
+
+
+def _swiglu(attrs: Mapping[str, Any], gate: Operand, up: Operand) -> Operand:
+    limit, alpha = (float(np.float32(attrs[name])) for name in ("limit", "alpha"))
+    return finish(clamped_swiglu(doubles(gate), doubles(up), limit, alpha), attrs)
+
+
+declare(
+    OpDef(
+        "clamped_swiglu",
+        "tensor",
+        _swiglu_typing,
+        _swiglu,
+        per_element(8),
+        defaults={"limit": 7.0, "alpha": 1.702},
+        exact=False,
+        error_bound=8.0,
+        doc="clamped_swiglu(gate, up) {limit, alpha}: (up + 1) * gate * sigmoid(alpha * gate), with"
+        " gate at most limit and up within -limit .. limit",
     )
 )

@@ -83,7 +83,8 @@ def bound(kernel: Function, sizes: Sequence[Expr], value: TensorType) -> TensorT
     return replace(value, shape=tuple(substitute(extent, values) for extent in value.shape))
 
 
-def _without_range(value: TensorType) -> TensorType:
+def without_range(value: TensorType) -> TensorType:
+    """The type without the declared range of its values."""
     return replace(value, index=None, unique=False)
 
 
@@ -117,7 +118,7 @@ def _check_arguments(
             if operand is None:
                 raise broken(f"too few operands for kernel '{kernel.name}'", "one each argument")
             found = tensor(operand, f"argument '{param.value.name}' of '{kernel.name}'")
-            if _without_range(found) != _without_range(wanted):
+            if without_range(found) != without_range(wanted):
                 raise broken(
                     f"argument '{param.value.name}' of kernel '{kernel.name}' is {found}",
                     f"it takes {wanted}",
@@ -184,7 +185,7 @@ def _copy_typing(
     operands: Sequence[Type], attrs: Mapping[str, Any], regions: Sequence[Region]
 ) -> Sequence[Type]:
     (source,) = operands
-    return [_without_range(tensor(source, "the operand of copy"))]
+    return [without_range(tensor(source, "the operand of copy"))]
 
 
 def _copy(attrs: Mapping[str, Any], x: Any) -> Any:

@@ -171,8 +171,8 @@ def draw_paged(
     lists = [np.array(column, np.int32) for column in zip(*work, strict=True)]
     where = np.array(positions, np.int32)
     y = empty(dtype, sum(parts), heads * d)
-    arguments = [q, *cache.pools, where, cache.table, cache.context, *lists, y]
-    return Drawn(arguments, {9: np.stack(expected)}, consts)
+    arguments = [q, *cache.pools, where, cache.table, cache.context, *lists, None, y]
+    return Drawn(arguments, {10: np.stack(expected)}, consts)
 
 
 def draw_grouped(
@@ -217,8 +217,8 @@ def draw_grouped(
     lists = [np.array(column, np.int32) for column in zip(*work, strict=True)]
     where = np.array(positions, np.int32)
     y = empty(dtype, sum(parts), kv_heads, group, d)
-    arguments = [q, *pools, where, cache.table, cache.context, *lists, y]
-    return Drawn(arguments, {9: np.stack(expected)}, consts)
+    arguments = [q, *pools, where, cache.table, cache.context, *lists, None, y]
+    return Drawn(arguments, {10: np.stack(expected)}, consts)
 
 
 def draw_ragged(dtype: str, rng: np.random.Generator, size: Shape) -> Drawn:

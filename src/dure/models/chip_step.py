@@ -1,0 +1,168 @@
+"""A model's step as launches on a chip: what runs how often, and what it must move.
+
+The step program of :mod:`dure.models.decoder` is built for one batch, fused, and lowered op by op
+(:mod:`dure.library.chip_lowering`); the layers of a repeat are lowered once and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dure.compiler.fuse import fuse
+from dure.errors import TargetError, UsageError
+from dure.ir.core import Function, Region
+from dure.ir.dtypes import DType
+from dure.library import chip_lowering_moe as _registers_the_experts
+from dure.library.chip_lowering import ChipCall, ChipLowering
+from dure.library.operators_common import DTYPES
+from dure.machine.chip import Chip
+from dure.models.batch import PAGE, QUERY_ROWS, Batch
+from dure.models.config import ModelConfig
+from dure.models.decoder import StepLimits, WeightTypes, step_program
+from dure.models.encoder import (
+    EncoderLimits,
+    encoder_batch,
+    encoder_program,
+    encoder_specs,
+    encoder_types,
+)
+from dure.models.encoder_config import EncoderConfig
+from dure.models.weights import layer_shapes, weight_specs
+
+assert _registers_the_experts
+
+
+@dataclass(frozen=True)
+class StepCall:
+    """A launch that the step makes ``count`` times, once a layer."""
+
+    part: ChipCall
+    count: int
+
+
+@dataclass(frozen=True)
+class ChipStep:
+    """A step: its launches in order, each with how often it runs, and bytes of memory.
+
+    ``flops`` are those of the tensor program, ``bytes`` what must cross the memory's edge: every
+    weight that the step uses once, the keys and values that it reads and writes.
+    ``weight_bytes`` and ``kv_bytes`` are what the model and the cache take.
+    """
+
+    name: str
+    config: ModelConfig | EncoderConfig
+    batch: Batch
+    dtype: str
+    calls: tuple[StepCall, ...]
+    weight_bytes: int
+    kv_bytes: int
+
+    @property
+    def flops(self) -> int:
+        """Operations."""
+        return sum(c.count * c.part.flops for c in self.calls)
+
+    @property
+    def bytes(self) -> int:
+        """Compulsory bytes."""
+        return sum(c.count * (c.part.weight_bytes + c.part.kv_bytes) for c in self.calls)
+
+    def check_fits(self, chip: Chip) -> None:
+        """Raise :class:`TargetError` where weights and KV cache don't fit the chip."""
+        size = chip.memories[chip.home].size.base
+        needed = self.weight_bytes + self.kv_bytes
+        if needed <= size:
+            return
+        count = -(-needed // int(size))
+        raise TargetError(
+            f"the weights ({_gib(self.weight_bytes)}) and the KV cache ({_gib(self.kv_bytes)})",
+            where=f"{chip.name}: {chip.home} holds {_gib(size)}",
+            rule=f"they lie in {chip.home} together: {count} devices would hold them, and a step "
+            "over several isn't compiled yet",
+            fix="give a smaller --batch or --context, or narrower --dtype",
+        )
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.4g} GiB"
+
+
+def chip_step(
+    config: ModelConfig | EncoderConfig, batch: Batch, dtype: str = "bf16", name: str = ""
+) -> ChipStep:
+    """The step of a batch; ``dtype`` is that of weights, KV cache and the values between ops, and
+    ``name`` what the model is called.  An encoder's step is a prefill that keeps nothing.
+
+    Raises :class:`~dure.errors.DureError` for a batch or a model that doesn't go.
+    """
+    batch.check(config)
+    kind = DTYPES[dtype]
+    if isinstance(config, EncoderConfig):
+        program, lowering = _encoder(config, batch, kind)
+        specs, kept = encoder_specs(config), 0
+        name = name or "encoder"
+    else:
+        program = _program(config, batch, kind)
+        inputs = batch.inputs(config)
+        sizes = {"T": batch.tokens, "W": len(inputs["work_start"]), "L": batch.sequences}
+        lowering = ChipLowering(sizes, inputs, kind)
+        slots = batch.sequences * batch.pages * PAGE
+        specs, kept = weight_specs(config), 2 * config.layers * slots * config.kv_size
+        name = name or config.family
+    weights = sum(_elements(spec.shape) for spec in specs) * kind.bits // 8
+    calls = tuple(_calls(fuse(program).body, lowering, 1))
+    return ChipStep(name, config, batch, dtype, calls, weights, kept * kind.bits // 8)
+
+
+def _encoder(config: EncoderConfig, batch: Batch, kind: DType) -> tuple[Function, ChipLowering]:
+    if batch.phase != "prefill":
+        raise UsageError(
+            "a decode step of an encoder",
+            where=config.where,
+            rule="an encoder takes whole sequences",
+            fix="--phase prefill",
+        )
+    pages = batch.sequences * batch.pages
+    limits = EncoderLimits(pages, batch.sequences, PAGE, QUERY_ROWS)
+    sequences = [[0] * batch.context] * batch.sequences
+    made = encoder_batch(config, limits, sequences)
+    program = encoder_program(config, encoder_types(config, kind.name), limits)
+    return program, ChipLowering(made.sizes, made.inputs, kind)
+
+
+def _program(config: ModelConfig, batch: Batch, kind: DType) -> Function:
+    names: Mapping[str, str] = dict.fromkeys(("embedding", "final_norm", "head"), kind.name)
+    layer = dict.fromkeys(layer_shapes(config), kind.name)
+    types = WeightTypes(names, (layer,) * config.layers)
+    limits = StepLimits(
+        tokens=batch.tokens,
+        sequences=batch.sequences,
+        pages=batch.pages,
+        pool_pages=batch.sequences * batch.pages,
+        logit_rows=batch.sequences,
+        positions=batch.context,
+        page_size=PAGE,
+        query_rows=QUERY_ROWS,
+    )
+    return step_program(config, types, limits, kind.name)
+
+
+def _calls(region: Region, lowering: ChipLowering, count: int) -> list[StepCall]:
+    """The launches of a body: between two repeats its ops are lowered together."""
+    found: list[StepCall] = []
+    run = list(region.ops)
+    while run:
+        place = next((n for n, op in enumerate(run) if op.name == "repeat"), len(run))
+        found += [StepCall(part, count) for part in lowering.region(run[:place])]
+        for op in run[place : place + 1]:
+            found += _calls(op.regions[0], lowering, count * int(op.attr("count")))
+        run = run[place + 1 :]
+    return found
+
+
+def _elements(shape: tuple[int, ...]) -> int:
+    total = 1
+    for extent in shape:
+        total *= extent
+    return total

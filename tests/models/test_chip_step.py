@@ -1,0 +1,158 @@
+"""A model's step on chips: what it launches and moves, how its time adds up, what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dure.errors import TargetError, UsageError
+from dure.ir.dtypes import bfloat16
+from dure.library.build import build
+from dure.library.call import KernelCall, tensor
+from dure.library.embedding import gather_rows
+from dure.library.norm import rms_norm_folded
+from dure.library.operators_common import call
+from dure.models.batch import Batch, Phase
+from dure.models.chip_answer import step_answer
+from dure.models.chip_step import chip_step
+from dure.models.config import BIASED, ExpertsConfig, ModelConfig, RopeConfig
+from dure.models.encoder_config import EncoderConfig
+from dure.models.weights import weight_specs
+from dure.sim.cost import duration
+from dure.sim.values import run_values
+from dure.targets import chip, chip_names
+
+CHIPS = chip_names()
+TINY = ModelConfig(
+    "qwen3", 64, 96, 4, 4, 2, 16, 256, 512, 1e-6, RopeConfig(1e6), tied=False, qk_norm=True
+)
+WINDOWED = ModelConfig(
+    "gemma3", 64, 96, 4, 4, 2, 16, 256, 512, 1e-6, RopeConfig(1e6), local_rope=RopeConfig(1e4),
+    windows=(16, 0, 16, 0), post_norms=True, qk_norm=True, activation="gelu_tanh",
+    embedding_scale=8.0,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("phase", ["decode", "prefill"])
+def test_what_a_step_counts(phase: Phase) -> None:
+    batch = Batch(phase, 3, 40)
+    step = chip_step(TINY, batch)
+    names = [(c.part.name, c.count) for c in step.calls]
+    assert names[0] == ("embedding", 1) and names[-1] == ("head", 1)
+    assert ("q+k+v", 4) in names and ("gate+up", 4) in names and ("attention", 4) in names
+    elements = sum(int(np.prod(s.shape)) for s in weight_specs(TINY))
+    assert step.weight_bytes == 2 * elements
+    # Every weight once but for the table, of which only the tokens' rows are read.
+    table = 2 * TINY.vocabulary * TINY.hidden
+    rows = 2 * batch.tokens * TINY.hidden
+    read = 2 * TINY.layers * batch.sequences * batch.context * TINY.kv_size * 2
+    written = 2 * TINY.layers * batch.tokens * TINY.kv_size * 2
+    # The norms of heads are read by the rope kernels, which count no weight of their own.
+    heads = 2 * TINY.layers * TINY.head_dim * 2
+    assert step.bytes == step.weight_bytes - table + rows - heads + read + written
+    layers = [s.shape for s in weight_specs(TINY) if s.layer is not None]
+    linear = sum(int(np.prod(shape)) for shape in layers if len(shape) == 2)
+    least = 2 * batch.tokens * linear + 2 * batch.sequences * TINY.vocabulary * TINY.hidden
+    assert least < step.flops < 2 * least
+
+
+@pytest.mark.parametrize(
+    ("name", "config"), [*((name, TINY) for name in CHIPS), ("rngd", WINDOWED)]
+)
+def test_a_decode_step_is_the_sum_of_its_launches(name: str, config: ModelConfig) -> None:
+    target = chip(name)
+    found = step_answer(chip_step(config, Batch("decode", 2, 40)), target)
+    launch = duration(target, target.launch)
+    signal = duration(target, target.sync.latency)
+    assert all(part.built.verdict is not None and part.built.verdict.ok for part in found.parts)
+    assert found.ps == launch + sum(
+        part.step.count * (part.built.timing.ps - launch + signal) for part in found.parts
+    )
+    answer = found.json()
+    for key in ("ns", "step_tok_s", "bound", "fraction_of_roofline", "confidence", "compile_s"):
+        assert key in answer
+    assert 0 < found.fraction_of_roofline < 1
+    assert answer["step_tok_s"] == pytest.approx(2e9 / (found.ps / 1e3))
+
+
+def test_experts_on_a_chip() -> None:
+    """Only the experts that a token goes to are read."""
+    config = ModelConfig(
+        "gpt_oss", 64, 32, 2, 4, 2, 16, 256, 512, 1e-6, RopeConfig(1e4), windows=(16, 0),
+        sinks=True, activation="clamped_swiglu", experts=ExpertsConfig(8, 2),
+        biases=frozenset(BIASED),
+    )  # fmt: skip
+    step = chip_step(config, Batch("decode", 1, 40))
+    parts = {c.part.name: c.part for c in step.calls}
+    assert parts["experts' gate"].weight_bytes == 2 * 2 * 32 * 64
+    found = step_answer(step, chip("rngd"))
+    assert all(part.built.verdict is not None and part.built.verdict.ok for part in found.parts)
+
+
+def test_an_encoder_on_a_chip() -> None:
+    config = EncoderConfig(64, 96, 2, 4, 256, 64)
+    found = step_answer(chip_step(config, Batch("prefill", 3, 40)), chip("rngd"))
+    assert found.json()["kv_bytes"] == 0
+    names = {(p.step.part.name, p.step.count) for p in found.parts}
+    assert {("q+k+v", 2), ("attention", 2), ("mlp_norm", 2)} <= names
+    with pytest.raises(UsageError, match="decode"):
+        chip_step(config, Batch("decode", 3, 40))
+
+
+def test_prefill_on_a_chip() -> None:
+    found = step_answer(chip_step(TINY, Batch("prefill", 2, 100)), chip("rngd"))
+    assert found.tokens_a_second == pytest.approx(200 / (found.ps / 1e12))
+
+
+def _run(kernel_call: KernelCall, name: str, arrays: list[np.ndarray]) -> None:
+    function = build(kernel_call, chip(name)).compiled.function
+    assert not function.attrs.get("transposed")
+    run_values(function, chip(name), arrays, seed=1)
+
+
+@pytest.mark.parametrize("name", CHIPS)
+def test_a_norm_over_the_lanes(name: str) -> None:
+    rng = np.random.default_rng(0)
+    m, parts, columns = 3, 128, 5
+    x = rng.standard_normal((m, parts, columns)).astype(bfloat16.numpy)
+    weight = rng.standard_normal((parts, columns)).astype(bfloat16.numpy)
+    y = np.zeros_like(x)
+    kinds = [tensor(bfloat16, *a.shape) for a in (x, weight, y)]
+    consts = {"parts": parts, "columns": columns, "epsilon": 1e-5}
+    _run(call(rms_norm_folded, kinds, {}, consts), name, [x, weight, y])
+    wide = x.astype(np.float64)
+    mean = (wide**2).mean((1, 2), keepdims=True)
+    expected = wide / np.sqrt(mean + 1e-5) * weight.astype(np.float64)
+    np.testing.assert_allclose(y.astype(np.float64), expected, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("name", CHIPS)
+def test_rows_of_a_table_with_a_scale(name: str) -> None:
+    rng = np.random.default_rng(0)
+    table = rng.standard_normal((50, 40)).astype(bfloat16.numpy)
+    rows = rng.integers(0, 50, 7).astype(np.int32)
+    y = np.zeros((7, 40), bfloat16.numpy)
+    kinds = [tensor(bfloat16, 50, 40), None, tensor(bfloat16, 7, 40)]
+    launch = call(gather_rows, kinds, {"bt": 4, "bd": 32}, {"scale": 3.0}, {1: (rows, 0, 49)})
+    _run(launch, name, [table, rows, y])
+    expected = 3.0 * table.astype(np.float64)[rows]
+    np.testing.assert_allclose(y.astype(np.float64), expected, rtol=1e-2)
+
+
+@pytest.mark.parametrize(("batch", "context"), [(0, 8), (-1, 8), (8, 0), (1 << 19, 1 << 12)])
+def test_batches_that_are_none(batch: int, context: int) -> None:
+    with pytest.raises(UsageError):
+        Batch("decode", batch, context)
+
+
+def test_more_positions_than_the_model_knows() -> None:
+    with pytest.raises(UsageError, match="513") as caught:
+        chip_step(TINY, Batch("decode", 1, 513))
+    assert caught.value.fix == "--context 512"
+
+
+def test_a_model_that_does_not_fit() -> None:
+    huge = ModelConfig("llama", 16384, 53248, 126, 128, 8, 128, 128256, 4096, 1e-5, RopeConfig(5e5))
+    with pytest.raises(TargetError, match="weights") as caught:
+        step_answer(chip_step(huge, Batch("decode", 1, 16)), chip("h100"))
+    assert "devices would hold them" in str(caught.value)
