@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import zip_longest
 from typing import TypeAlias
 
 import numpy as np
@@ -30,6 +29,7 @@ from dure.library.operators_common import (
     Plan,
     Shape,
     accumulation,
+    balanced,
     bytes_of,
     call,
     integer,
@@ -209,13 +209,6 @@ def sequences(shape: Shape, page: int = PAGE) -> Sequences:
             fix="give fewer heads or shorter sequences",
         )
     return found
-
-
-def balanced(ascending: list[int]) -> list[int]:
-    """Short and long items in turns, so that neighbours together are as much work everywhere."""
-    half = -(-len(ascending) // 2)
-    pairs = zip_longest(ascending[:half], reversed(ascending[half:]))
-    return [item for pair in pairs for item in pair if item is not None]
 
 
 def attention(shape: Shape, dtype: str) -> Plan:
