@@ -18,9 +18,16 @@ _TOLERANCES = {"f32": 1e-4, "f16": 4e-3, "bf16": 3e-2}
 
 
 def attended(
-    q: Array, k: Array, v: Array, position: int, numbers: tuple[float, int, float]
+    q: Array,
+    k: Array,
+    v: Array,
+    position: int,
+    numbers: tuple[float, int, float],
+    sinks: Array | None = None,
 ) -> Array:
-    """One query of every head, (H, D), over the positions of k and v (S, Hkv, D) that it sees."""
+    """One query of every head, (H, D), over the positions of k and v (S, Hkv, D) that it sees;
+    ``sinks`` (H,) are one more logit each.
+    """
     scale, window, softcap = numbers
     first = max(0, position - window + 1) if window else 0
     keys, weighted = k[first : position + 1], v[first : position + 1]
@@ -28,9 +35,11 @@ def attended(
     scores = np.einsum("hd,khd->hk", q, np.repeat(keys, group, 1)) * scale
     if softcap:
         scores = softcap * np.tanh(scores / softcap)
+    if sinks is not None:
+        scores = np.concatenate([scores, sinks[:, None]], -1)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
-    return np.einsum("hk,khd->hd", weights, np.repeat(weighted, group, 1))
+    return np.einsum("hk,khd->hd", weights[:, : len(keys)], np.repeat(weighted, group, 1))
 
 
 def draw_dense(
@@ -175,19 +184,39 @@ def draw_paged(
     return Drawn(arguments, {10: np.stack(expected)}, consts)
 
 
-def draw_grouped(
-    dtype: str, window: int, softcap: float, rng: np.random.Generator, size: Shape
-) -> Drawn:
+@dataclass(frozen=True)
+class Grouped:
+    """A form of grouped attention."""
+
+    dtype: str
+    window: int = 0
+    softcap: float = 0.0
+    sinks: bool = False
+    causal: bool = True
+
+    @property
+    def name(self) -> str:
+        """What sets it apart."""
+        marks = {
+            "window softcap": self.window,
+            "sinks": self.sinks,
+            "without a mask": not self.causal,
+        }
+        return "".join(f" {mark}" for mark, there in marks.items() if there) + f" {self.dtype}"
+
+
+def draw_grouped(form: Grouped, rng: np.random.Generator, size: Shape) -> Drawn:
     """The same through the kernel whose tiles hold a KV head's group; heads of a cache come first.
 
     The tokens of a work item lie in one block of eight positions.
     """
     heads, kv_heads, _, _, d, _ = size
-    group, page, rows = heads // kv_heads, 4, 8
+    group, page, rows, dtype = heads // kv_heads, 4, 8, form.dtype
     lengths, parts = ragged(rng, size)
     cache = scattered(rng, dtype, lengths, (kv_heads, d), page)
     q = normal(rng, dtype, sum(parts), kv_heads, group, d)
-    scale = d**-0.5
+    sinks = normal(rng, "f32", kv_heads, group, 1) if form.sinks else None
+    numbers = (d**-0.5, form.window, form.softcap)
     positions: list[int] = []
     work: list[tuple[int, int, int]] = []
     expected: list[Array] = []
@@ -198,9 +227,9 @@ def draw_grouped(
             work.append((s, len(positions), end - place))
             for own in range(place, end):
                 row = values(q[len(positions)]).reshape(heads, d)
-                row = attended(
-                    row, cache.rows[0][s], cache.rows[1][s], own, (scale, window, softcap)
-                )
+                last = own if form.causal else length - 1
+                extra = None if sinks is None else sinks.reshape(heads)
+                row = attended(row, cache.rows[0][s], cache.rows[1][s], last, numbers, extra)
                 expected.append(row.reshape(kv_heads, group, d))
                 positions.append(own)
             place = end
@@ -209,15 +238,18 @@ def draw_grouped(
         "bg": 1 << (group - 1).bit_length(),
         "bd": 1 << (d - 1).bit_length(),
         "page": page,
-        "scale": scale,
-        "window": window,
-        "softcap": softcap,
+        "scale": numbers[0],
+        "window": form.window,
+        "softcap": form.softcap,
+        "causal": form.causal,
+        # What an encoder's rows give lies as it was made.
+        "heads_first": form.causal,
     }
-    pools = [np.ascontiguousarray(pool.swapaxes(0, 1)) for pool in cache.pools]
+    pools = [np.ascontiguousarray(p.swapaxes(0, 1)) if form.causal else p for p in cache.pools]
     lists = [np.array(column, np.int32) for column in zip(*work, strict=True)]
     where = np.array(positions, np.int32)
     y = empty(dtype, sum(parts), kv_heads, group, d)
-    arguments = [q, *pools, where, cache.table, cache.context, *lists, None, y]
+    arguments = [q, *pools, where, cache.table, cache.context, *lists, sinks, y]
     return Drawn(arguments, {10: np.stack(expected)}, consts)
 
 
@@ -292,16 +324,16 @@ def paged_cases() -> Iterable[Case]:
         full = ("paged_attention", "32x8x512x2048x128", "bf16")
         yield Case(name, item, paged_attention, draw, mixed, {}, full, tolerance)
     tiles = {"bq": 4, "bh": 2, "piece": 8}
-    for dtype, window, softcap in (("f32", 0, 0.0), ("f32", 5, 3.0), ("bf16", 0, 0.0)):
-        marks = " window softcap" if window else ""
-        tolerance = _TOLERANCES[dtype]
+    plain, windowed = Grouped("f32"), Grouped("f32", 5, 3.0)
+    sunk, encoder = Grouped("f32", 5, sinks=True), Grouped("bf16", causal=False)
+    for form in (plain, windowed, Grouped("bf16"), sunk, encoder):
+        draw = partial(draw_grouped, form)
         for kind, sizes, dims in (
             ("decode", decode, "32x8x1x8192x128"),
             ("a ragged batch", mixed, "32x8x512x2048x128"),
         ):
-            draw = partial(draw_grouped, dtype, window, softcap)
-            name = f"grouped attention of {kind}{marks} {dtype}"
-            full = ("attn", dims, "bf16")
+            name = f"grouped attention of {kind}{form.name}"
+            full, tolerance = ("attn", dims, "bf16"), _TOLERANCES[form.dtype]
             yield Case(name, item, grouped_attention, draw, sizes, tiles, full, tolerance)
     for dtype in ("f32", "bf16"):
         draw = partial(draw_ragged, dtype)
