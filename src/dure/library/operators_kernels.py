@@ -425,7 +425,6 @@ def paged_attention_plan(shape: Shape, dtype: str) -> Plan:
             "bd": power_of_two(s.size),
             "page": s.page,
             "scale": s.size**-0.5,
-            "narrow": True,
         },
         lists,
     )

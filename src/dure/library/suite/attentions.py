@@ -145,7 +145,7 @@ def ragged(rng: np.random.Generator, size: Shape) -> tuple[list[int], list[int]]
 
 
 def draw_paged(
-    dtype: str, window: int, softcap: float, narrow: bool, rng: np.random.Generator, size: Shape
+    dtype: str, window: int, softcap: float, rng: np.random.Generator, size: Shape
 ) -> Drawn:
     """``(Hq, Hkv, Sq, Skv, D, sequences)`` through dure's own kernel, four tokens a work item."""
     heads, kv_heads, _, _, d, _ = size
@@ -175,7 +175,6 @@ def draw_paged(
         "scale": scale,
         "window": window,
         "softcap": softcap,
-        "narrow": narrow,
     }
     lists = [np.array(column, np.int32) for column in zip(*work, strict=True)]
     where = np.array(positions, np.int32)
@@ -308,15 +307,14 @@ def paged_cases() -> Iterable[Case]:
     item = "paged decode attention"
     large = ("paged_attention", "32x8x1x8192x128", "bf16")
     forms = (
-        ("f32", 0, 0.0, False),
-        ("f32", 5, 3.0, False),
-        ("f16", 0, 0.0, False),
-        ("bf16", 0, 0.0, False),
-        ("bf16", 6, 2.0, True),
+        ("f32", 0, 0.0),
+        ("f32", 5, 3.0),
+        ("f16", 0, 0.0),
+        ("bf16", 0, 0.0),
     )
-    for dtype, window, softcap, narrow in forms:
-        marks = (" window softcap" if window else "") + (" narrow" if narrow else "") + f" {dtype}"
-        draw = partial(draw_paged, dtype, window, softcap, narrow)
+    for dtype, window, softcap in forms:
+        marks = (" window softcap" if window else "") + f" {dtype}"
+        draw = partial(draw_paged, dtype, window, softcap)
         tolerance = _TOLERANCES[dtype]
         name = f"paged decode attention{marks}"
         yield Case(name, item, paged_attention, draw, decode, {}, large, tolerance)
