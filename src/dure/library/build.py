@@ -161,6 +161,7 @@ def _choice(call: KernelCall, chip: Chip, strict: bool) -> Choice:
         lambda sizes: tile_function(call, sizes),
         call.open,
         chip,
+        legal=call.tiles,
         indices=index_values(call, tile_function(call)),
         strict=strict,
     )

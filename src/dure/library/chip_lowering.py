@@ -2,7 +2,8 @@
 
 Matrices lie as (K, N) there: a weight's layout is the chip's, made by its load program.  Linear
 layers of one input are one product with their weights side by side; what they give is seen in
-parts.  Values between ops are of the step's activation type; sums are float32 inside a kernel.
+parts.  The pools of a KV cache lie as (heads, slots, D), so that a page of a head is one block.
+Values between ops are of the step's activation type; sums are float32 inside a kernel.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dure.ir.expr import Expr, evaluate
 from dure.ir.types import TensorType, static_extent
 from dure.library import elementwise, epilogue
 from dure.library.activation import activation_function
-from dure.library.attention import paged_attention
+from dure.library.attention_grouped import grouped_attention
 from dure.library.call import IndexArray, KernelCall, stored_bytes, tensor
 from dure.library.embedding import gather_rows
 from dure.library.ffn import gated_linear_kn
@@ -29,8 +30,8 @@ from dure.library.rope import kv_write, rope, rope_kv_write
 
 #: Parts of a row that is folded over the lanes of an engine.
 _LANES = 128
-#: Keys of a piece of attention at most; the compiler chooses.
-_PIECE = 512
+#: Keys of a piece of attention, and queries of a tile, at most; the compiler chooses.
+_PIECE, _QUERIES = 256, 16
 
 
 @dataclass(frozen=True)
@@ -248,22 +249,30 @@ def _kv_write(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     op = ops[0]
     pool, x, slots, *rest = op.operands
     lowering.pools.add(op.result)
-    kind, kept = lowering.type(x), lowering.type(pool)
+    kind = lowering.type(x)
     heads, size = (static_extent(e) or 1 for e in kind.shape[1:])
+    kept = _heads_first(lowering.type(pool))
     written = stored_bytes(replace(kept, shape=kind.shape))
     lists = {2: lowering.list(slots)}
     if not op.attr("order"):
         tiles = {"bt": 1, "bh": tile(heads, 8), "bd": tile(size, 256)}
-        launch = call(kv_write, [kept, kind, None], tiles, {}, lists, unique=(2,), updates=(0,))
+        types, consts = [kept, kind, None], {"heads_first": True}
+        launch = call(kv_write, types, tiles, consts, lists, unique=(2,), updates=(0,))
         return [ChipCall("kv write", (launch,), 0, 0, written)]
     cosines, sines, positions, *norm = rest
     weight = lowering.type(norm[0]) if norm else None
     types = [kept, kind, None, lowering.type(cosines), lowering.type(sines), None, weight]
     tiles = {"bt": 1, "bh": tile(heads, 8)}
     lists[5] = lowering.list(positions)
-    consts = _heads(lowering, op, x, cosines)
+    consts = {**_heads(lowering, op, x, cosines), "heads_first": True}
     launch = call(rope_kv_write, types, tiles, consts, lists, unique=(2,), updates=(0,))
     return [ChipCall("rope, kv write", (launch,), 3 * _elements(kind), 0, written)]
+
+
+def _heads_first(pool: TensorType) -> TensorType:
+    """The type of a pool (slots, heads, D) as it lies on a chip."""
+    slots, heads, size = pool.shape
+    return replace(pool, shape=(heads, slots, size))
 
 
 @lowers_on_chips("attention")
@@ -273,7 +282,9 @@ def _attention(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     kind, pool = lowering.type(q), lowering.type(k_pool)
     tokens, heads, size = (static_extent(e) or 1 for e in kind.shape)
     groups = static_extent(pool.shape[1]) or 1
-    group, window = heads // groups, op.attr("window")
+    group, page = heads // groups, int(op.attr("page_size"))
+    # Keys and values that the step itself makes are no cache, and lie as they were made.
+    cached = k_pool in lowering.pools
     lists = {
         3: lowering.list(positions),
         # Every page is there: nothing that a load leaves out has to be filled in.
@@ -281,37 +292,40 @@ def _attention(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
         5: lowering.list(context),
         6: lowering.list(sequence),
         7: lowering.list(start),
-        # Items of one row and of several are two paths of the kernel.
         8: lowering.list(rows, tight=True),
     }
-    longest = int(lists[5][0].max())
+    longest, most = int(lists[5][0].max()), int(lists[8][0].max())
     consts = {
-        "bq": power_of_two(int(lists[8][0].max())),
-        "group": group,
+        "rows": op.attr("query_rows"),
         "bg": power_of_two(group),
         "bd": power_of_two(size),
-        "page": op.attr("page_size"),
+        "page": page,
         "scale": op.attr("scale"),
-        "window": window,
+        "window": op.attr("window"),
         "softcap": op.attr("softcap"),
-        "narrow": True,
         "causal": op.attr("causal"),
+        "heads_first": cached,
     }
-    result = tensor(kind.dtype, tokens, heads * size)
-    sink = lowering.type(sinks[0]) if sinks else None
-    types = [kind, pool, lowering.type(v_pool), *[None] * 6, sink, result]
-    tiles = {"piece": max(op.attr("page_size"), tile(longest, _PIECE))}
-    launch = call(paged_attention, types, tiles, consts, lists)
+    queries = tensor(kind.dtype, tokens, groups, group, size)
+    pools = [_heads_first(p) if cached else p for p in (pool, lowering.type(v_pool))]
+    sink = lowering.type(sinks[0], (groups, group, 1)) if sinks else None
+    tiles = {"bq": tile(most, _QUERIES), "bh": 1, "piece": max(page, tile(longest, _PIECE))}
+    types = [queries, *pools, *[None] * 6, sink, queries]
+    launch = call(grouped_attention, types, tiles, consts, lists)
+    seen, read = _seen(op, lists)
+    moved = 2 * stored_bytes(tensor(pool.dtype, read, groups, size)) if cached else 0
+    return [ChipCall("attention", (launch,), 4 * heads * size * seen, 0, moved)]
+
+
+def _seen(op: Op, lists: Mapping[int, tuple[IndexArray, int, int]]) -> tuple[int, int]:
+    """Keys that the queries of attention see, each by itself, and that they read together."""
+    window = op.attr("window")
     if op.attr("causal"):
-        seen = [min(int(p) + 1, window or int(p) + 1) for p in lists[3][0]]
+        seen = sum(min(int(p) + 1, window or int(p) + 1) for p in lists[3][0])
     else:
         items = zip(lists[6][0], lists[8][0], strict=True)
-        seen = [int(lists[5][0][of]) * int(count) for of, count in items]
-    lengths = [min(int(c), window or int(c)) for c in lists[5][0]]
-    read = stored_bytes(tensor(pool.dtype, sum(lengths), groups, size))
-    # Keys and values that the step itself makes are no cache.
-    cached = 2 * read if k_pool in lowering.pools else 0
-    return [ChipCall("attention", (launch,), 4 * heads * size * sum(seen), 0, cached)]
+        seen = sum(int(lists[5][0][of]) * int(count) for of, count in items)
+    return seen, sum(min(int(c), window or int(c)) for c in lists[5][0])
 
 
 @lowers_on_chips("embedding")

@@ -514,7 +514,17 @@ class _Lowering:
             place = maker.results.index(last)
             inner = maker.regions[0]
             return self._carried_memory(inner.args[place], inner.yields[place])
+        if maker is not None and maker.name == "if":
+            place = maker.results.index(last)
+            made = [r.yields[place] for r in maker.regions]
+            dots = [v for v in made if self._made_by_dot(v)]
+            if dots:
+                return self._carried_memory(argument, dots[0])
         return self.memory_of(argument)
+
+    def _made_by_dot(self, value: Value) -> bool:
+        maker = self.usage.makers.get(value)
+        return maker is not None and maker.name == "dot"
 
     def _yield(self, region: Region, targets: Sequence[Buffer], block: Block, op: Op) -> None:
         """Bring what a region yields into its buffers, all at once where they are copied."""
@@ -533,27 +543,64 @@ class _Lowering:
                 self.put(value, target)
 
     def branch(self, op: Op, block: Block) -> None:
+        for place, result in enumerate(op.results):
+            # Where both branches add to the same accumulator, it may be where the sum is wanted.
+            makers = [self.usage.makers.get(region.yields[place]) for region in op.regions]
+            sums = {m.operands[2] if m is not None and m.name == "dot" else None for m in makers}
+            if len(sums) == 1 and result in self.wanted and None not in sums:
+                for value in sums:
+                    assert value is not None
+                    self.wanted.setdefault(value, self.wanted[result])
         self.flush(block)
-        then, otherwise = op.regions
-        chip = self.engines.chip
-        targets = [
-            self.writer.buffer(r.tile, chip.scratchpad, block, r.name or "chosen", op.span)
-            for r in op.results
-        ]
+        members = [_members(region) for region in op.regions]
+        targets = [self._chosen(op, place, members, block) for place in range(len(op.results))]
+        stored, occupant = self.writer.stored, self.occupant
         inner: list[Block] = []
-        for region in (then, otherwise):
+        for region, own in zip(op.regions, members, strict=True):
+            # What one branch stores the other doesn't have, and neither needs what the other does.
+            self.writer.stored = {v: list(buffers) for v, buffers in stored.items()}
+            self.occupant = dict(occupant)
+            self.done.update(*members)
+            self.done -= own
             body = Block(parent=block, repeated=block.repeated)
             for value, target in zip(region.yields, targets, strict=True):
-                self.occupant.pop(target, None)
                 self.wanted[value] = target
             self.region(region, body)
             self._yield(region, targets, body, op)
-            self.done.add(region)
             inner.append(body)
+        self.writer.stored, self.occupant = stored, occupant
+        self.done.update(*members)
         condition = as_expr(op.attr("condition"))
         block.items.append(Branch(condition, inner[0], inner[1], op.span))
         for result, target in zip(op.results, targets, strict=True):
             self.put(result, target)
+
+    def _chosen(self, op: Op, place: int, members: Sequence[set[Consumer]], block: Block) -> Buffer:
+        """The buffer of a branch's result: where it is wanted, or of what a branch leaves as it is,
+        if whoever is there isn't needed afterwards; else a new one.
+        """
+        result = op.results[place]
+        inside: list[Consumer] = [consumer for own in members for consumer in own]
+        wanted = self.wanted.get(result)
+        if wanted is not None and wanted.type == result.type and self.free(wanted, inside):
+            return wanted
+        memory = self.engines.chip.scratchpad
+        for value in (region.yields[place] for region in op.regions):
+            for buffer in self.writer.stored.get(value, ()):
+                alone = self.occupant.get(buffer.root) is value and self.free(buffer, inside)
+                if alone and self.owned(value, buffer, block):
+                    return buffer
+        return self.writer.buffer(result.tile, memory, block, result.name or "chosen", op.span)
+
+
+def _members(region: Region) -> set[Consumer]:
+    """All that a region consumes values with."""
+    found: set[Consumer] = {region}
+    for op in region.ops:
+        found.add(op)
+        for inner in op.regions:
+            found |= _members(inner)
+    return found
 
 
 def _span(op: Op | None) -> Any:

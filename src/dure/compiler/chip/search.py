@@ -75,18 +75,21 @@ def choose(
     names: Sequence[str],
     chip: Chip,
     *,
+    legal: Mapping[str, int] | None = None,
     indices: Mapping[str, Array] | None = None,
     strict: bool = False,
     budget: int | None = None,
 ) -> Choice:
     """The fastest program found for a kernel whose consts ``names`` are open.
 
-    ``specialize`` gives the tile function for values of the open consts.  ``indices`` are values
+    ``specialize`` gives the tile function for values of the open consts, and ``legal`` such values
+    with which it is known to compile.  ``indices`` are values
     of index arguments that the time depends on; ``budget`` is how much of the scratchpad the
     program may use (bytes; of each partition where there are any).  Raises the error of the last
     try where none compiles.
     """
-    search = _Search(Space(specialize, tuple(names), chip), strict, budget, indices)
+    known = None if legal is None else tuple(legal[name] for name in names)
+    search = _Search(Space(specialize, tuple(names), chip, known), strict, budget, indices)
     search.walk()
     return search.decide()
 
