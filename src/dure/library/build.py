@@ -72,17 +72,19 @@ def build(
     strict: bool = False,
     tiles: Mapping[str, int] | None = None,
     options: Options | None = None,
+    base: Options | None = None,
     record: bool = False,
 ) -> Built:
     """Compile a call for a chip, prove the program and simulate it.
 
     The compiler chooses the open tile sizes, loop order and split, unless ``tiles`` (all of them)
-    or ``options`` pin them.  Raises :class:`~dure.errors.DureError` for a kernel that the chip
-    can't run, and :class:`KernelError` for a program that isn't proved.
+    or ``options`` pin them; ``base`` has the options that it doesn't choose.
+    Raises :class:`~dure.errors.DureError` for a kernel that the chip can't run, and
+    :class:`KernelError` for a program that isn't proved.
     """
     started = time.perf_counter()
     consts, compiled, verdict = _proved(
-        _programs(call, chip, strict=strict, tiles=tiles, options=options), chip
+        _programs(call, chip, strict=strict, tiles=tiles, options=options, base=base), chip
     )
     compile_s = time.perf_counter() - started
     if not verdict.ok:

@@ -201,6 +201,7 @@ class _Lowering:
             attrs["filling"] = engine.fills
             outside = None if engine.fills else self._outside(op)
             queue = engine.ahead if engine.ahead and self._runs_ahead(op) else engine.queue
+            buffer.ahead = queue == engine.ahead
             self._transfer(op, queue, lists, buffer, attrs, block, outside)
             self.loaded.add(buffer)
             self.put(value, buffer)

@@ -32,7 +32,7 @@ class Options:
 
     ``oriented``: arguments may be kept the way round that the matrix engine wants, which another
     program that writes them knows nothing of.  ``ahead`` are arguments that are loaded on queues of
-    their own, where the chip has such queues.
+    their own, where the chip has such queues, into as many as ``slots`` slots.
     """
 
     plan: Partition | None = None
@@ -43,6 +43,7 @@ class Options:
     budget: int | None = None
     oriented: bool = True
     ahead: frozenset[str] = frozenset()
+    slots: int = 0
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def compile_for(function: Function, chip: Chip, options: Options | None = None) 
     keep(tree, options.resident)
     if options.stage is not None:
         stage(tree, options.stage)
-    choose_stages(tree, chip, options.stages, options.budget)
+    choose_stages(tree, chip, options.stages, options.budget, options.slots)
     share_reads(tree, prepared.function, chip)
     synchronise(tree, chip, _inout(prepared.function))
     used = allocate(tree, chip, options.budget)

@@ -172,7 +172,8 @@ class _Order:
         for inner in ops_of(op.regions[0]):
             if inner.attrs.get("queue") not in op.attr("ahead"):
                 continue
-            if inner.name in ("compute", "dma_store") or len(inner.operands) > 2:
+            lists = inner.operands[2:]
+            if inner.name in ("compute", "dma_store") or lists:
                 yield _bad(f"'{inner.name}' on a queue that runs ahead of its phase", inner)
             elif inner.name == "dma_load" and self.root(inner.operands[0]) in self.stored:
                 name = self.root(inner.operands[0]).name
