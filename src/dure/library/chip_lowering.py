@@ -311,10 +311,13 @@ def _attention(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     sink = lowering.type(sinks[0], (groups, group, 1)) if sinks else None
     tiles = {"bq": tile(most, _QUERIES), "bh": 1, "piece": max(page, tile(longest, _PIECE))}
     types = [queries, *pools, *[None] * 6, sink, queries]
-    launch = call(grouped_attention, types, tiles, consts, lists)
+    calls = tuple(
+        call(grouped_attention, types, tiles, {**consts, "ahead": ahead}, lists)
+        for ahead in ((False, True) if longest > page else (False,))
+    )
     seen, read = _seen(op, lists)
     moved = 2 * stored_bytes(tensor(pool.dtype, read, groups, size)) if cached else 0
-    return [ChipCall("attention", (launch,), 4 * heads * size * seen, 0, moved)]
+    return [ChipCall("attention", calls, 4 * heads * size * seen, 0, moved)]
 
 
 def _seen(op: Op, lists: Mapping[int, tuple[IndexArray, int, int]]) -> tuple[int, int]:
