@@ -21,6 +21,7 @@ from dure.cli import (
     report,
     run,
     sanitize,
+    score,
     sim,
     targets,
     trace,
@@ -61,7 +62,7 @@ def build() -> typer.Typer:
     )
     app.callback()(_root)
     modules = (run, chat, pull, models, targets, bench, perplexity, cache)
-    chips = (sim, check, compile, sanitize, kernels, trace, report, validate)
+    chips = (sim, check, compile, sanitize, kernels, trace, report, validate, score)
     for module in (*modules, *chips):
         module.register(app)
     return app
