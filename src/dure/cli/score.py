@@ -126,8 +126,8 @@ def _sums(made: Score) -> None:
     for name, side in dict.fromkeys((c.entry.target, c.entry.side) for c in made.cells):
         if side:
             lines.append((name, *_three([made.chip(name, g) for g in _guesses()])))
-    for side in made.rules.sides:
-        lines.append((side, *_three([made.side(side, g) for g in _guesses()])))
+    sides = made.rules.sides
+    lines += [(side, *_three([made.side(side, g) for g in _guesses()])) for side in sides]
     lines.append(("quotient", *_three([made.quotient(g) for g in _guesses()])))
     table(lines, right=(1, 2, 3))
     if made.counts:

@@ -24,8 +24,17 @@ End: TypeAlias = Literal["low", "high"]
 #: A tile op to ask laws about, and a dot that is large enough to reach an engine's rate.
 _SAMPLE: Mapping[str, float] = {
     **dict.fromkeys(VARIABLES, 100.0),
-    **{"m": 3.0, "elements": 65536.0, "rows": 256.0, "columns": 256.0, "axis": 256.0, "batch": 1.0},
-    **{"bits": 16.0, "bytes": 131072.0, "run": 1024.0, "runs": 128.0, "rate": 1.0},
+    "m": 3.0,
+    "elements": 65536.0,
+    "rows": 256.0,
+    "columns": 256.0,
+    "axis": 256.0,
+    "batch": 1.0,
+    "bits": 16.0,
+    "bytes": 131072.0,
+    "run": 1024.0,
+    "runs": 128.0,
+    "rate": 1.0,
 }
 _LARGE: Mapping[str, float] = {**_SAMPLE, "m": 8192.0, "n": 8192.0, "k": 8192.0}
 #: Numbers of which more is slower, whatever their unit.

@@ -1,16 +1,16 @@
-"""Published results of whole models, as steps on chips: what stands for each, and how far off it is.
+"""Published results of whole models as steps on chips: what stands for each, and how far off it is.
 
-Beside a chip's machine file lies ``models.csv``.  Lines that begin with ``#`` are comments; a row is
-a ``model`` of :mod:`dure.models.shapes` in a ``dtype`` on so many ``devices`` as the machine file
-describes one, and what was measured:
+Beside a chip's machine file lies ``models.csv``.  Lines that begin with ``#`` are comments; a row
+is a ``model`` of :mod:`dure.models.shapes` in a ``dtype`` on so many ``devices`` as the machine
+file describes one, and what was measured:
 
 - ``decode``: a step of ``batch`` sequences of ``context`` positions, in ``ms``;
 - ``prefill``: a step of ``batch`` sequences of ``context`` new positions, in ``ms``;
 - ``serve``: requests of ``context`` tokens in and ``output`` tokens out, in ``requests/s`` or
-  ``tokens/s`` (those that come out).  A steady batch stands for it: each request is prefilled alone,
-  then is one of ``batch`` sequences in as many decode steps as it has tokens out, all at the
-  context that it has half way.  Where no batch is given it is the largest power of two, up to
-  :data:`MOST`, whose weights and KV cache fit the devices.
+  ``tokens/s`` (those that come out).  A steady batch stands for it: each request is prefilled
+  alone, then is one of ``batch`` sequences in as many decode steps as it has tokens out, all at
+  the context that it has half way.  Where no batch is given it is the largest power of two, up
+  to :data:`MOST`, whose weights and KV cache fit the devices.
 
 ``relation`` is ``=``, or ``>=`` where only a bound is known.  ``known`` says whether the
 configuration is (``yes`` or ``no``), ``unknown`` what isn't, ``source`` where the result is from.
@@ -252,7 +252,10 @@ def _roofline(cell: Cell) -> float:
 
 
 def read_rows(path: Path, chip: Chip) -> tuple[ModelRow, ...]:
-    """The rows of a file.  Raises :class:`UsageError` that names the line of what isn't as above."""
+    """The rows of a file.
+
+    Raises :class:`UsageError`, which names the line, for what isn't as above.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -260,7 +263,7 @@ def read_rows(path: Path, chip: Chip) -> tuple[ModelRow, ...]:
             f"the results can't be read: {error}", where=str(path), fix="give a text file"
         ) from error
     numbered = [(n, line) for n, line in enumerate(lines, 1) if line.strip() and line[0] != "#"]
-    names = next(csv.reader([numbered[0][1]]), []) if numbered else []
+    names = next(csv.reader([numbered[0][1]])) if numbered else list[str]()
     missing = [name for name in COLUMNS if name not in names]
     if missing:
         raise UsageError(

@@ -156,7 +156,8 @@ def _hinders(cell: Scored, rules: Rules) -> Iterator[str]:
         yield f"{cell.name}: {'not computed' if found is None else found.why}"
         return
     if part < rules.least:
-        yield f"{cell.name}: {part:.3f} of its attainable ceiling, at least {rules.least:g} is asked"
+        asked = f"at least {rules.least:g} is asked"
+        yield f"{cell.name}: {part:.3f} of its attainable ceiling, {asked}"
     batch = cell.cell.batch
     for floor in rules.floors:
         if (floor.model, floor.phase, 1) != (cell.cell.model, batch.phase, batch.sequences):
@@ -202,14 +203,14 @@ def _json(scored: Scored) -> dict[str, object]:
 def rules(short: bool = False) -> Rules:
     """``score.toml``; ``short`` takes a few of its steps."""
     table = _table()
-    few = table["short"] if short else {}
+    few: dict[str, Any] = table["short"] if short else {}
     models = tuple(few.get("models", table["models"]))
     contexts = {
         phase: context
         for phase, context in table["contexts"].items()
         if phase in few.get("phases", table["contexts"])
     }
-    instead = table.get("instead", {})
+    instead: dict[str, Any] = table.get("instead", {})
     entries: list[Entry] = []
     for side in table["side"]:
         for name in side["targets"]:
