@@ -61,7 +61,7 @@ def profile(answer: Answer) -> Profile:
             rule=f"at most {MOST:,} are recorded",
             fix="give smaller dims, or ask for its time alone with `dure sim`",
         )
-    made = joined([_launch(part) for part in answer.parts])
+    made = joined([launch_profile(part) for part in answer.parts])
     roof = _roofline(answer)
     return replace(
         made,
@@ -115,7 +115,7 @@ def _notes(answer: Answer, made: Profile) -> Iterator[str]:
             yield f"{found.what} is converted from {found.found} to {found.becomes}{at}."
 
 
-def _launch(part: Built) -> Profile:
+def launch_profile(part: Built) -> Profile:
     """One launch, recorded."""
     function, chip = part.compiled.function, part.chip
     lists = index_values(part.call, function)

@@ -18,10 +18,10 @@ from typing import Any
 from dure.prof import analysis
 from dure.prof.condense import CLASSES, Names, curve, lives, resolution, tracks
 from dure.prof.output import check_path, write
-from dure.prof.records import Buffer, Profile, Source
+from dure.prof.records import Buffer, Operator, Profile, Source
 
 SUFFIXES = (".html",)
-_SCRIPTS = ("format.js", "charts.js", "timeline.js", "report.js")
+_SCRIPTS = ("format.js", "charts.js", "timeline.js", "step.js", "report.js")
 #: The most lines of a program's text that the page shows.
 _LINES = 3_000
 
@@ -65,6 +65,8 @@ def _chip(profile: Profile) -> dict[str, Any]:
     found: dict[str, Any] = {
         "target": profile.target,
         "total": profile.total,
+        "whole": profile.whole,
+        "operators": [_operator(entry, profile) for entry in profile.operators],
         "bound": profile.bound,
         "facts": dict(profile.facts),
         "notes": list(profile.notes),
@@ -99,6 +101,23 @@ def _chip(profile: Profile) -> dict[str, Any]:
     found["names"] = names.all()
     found["sources"] = [_source(entry) for entry in sources.all()]
     return found
+
+
+def _operator(entry: Operator, profile: Profile) -> dict[str, object]:
+    together = entry.count * entry.ps
+    return {
+        "name": entry.name,
+        "kernel": entry.kernel,
+        "count": entry.count,
+        "ps": entry.ps,
+        "together": together,
+        "share": together / profile.whole if profile.whole else 0.0,
+        "bound": entry.bound,
+        "flops": entry.flops,
+        "bytes": entry.bytes,
+        "moved": entry.moved,
+        "fraction": entry.fraction,
+    }
 
 
 def _critical(profile: Profile, path: Sequence[analysis.Step]) -> int:

@@ -190,13 +190,36 @@ class Program:
 
 
 @dataclass(frozen=True, slots=True)
+class Operator:
+    """An operator of a model's step, which runs ``count`` times (once a layer) and takes ``ps``
+    each time.
+
+    ``flops`` and ``bytes`` are what its definition needs each time: operations, and weights and
+    keys and values that must move; ``moved`` is what did.  ``fraction`` is the part of its time
+    that the published peaks explain.
+    """
+
+    name: str
+    kernel: str
+    count: int
+    ps: int
+    bound: str
+    flops: int
+    bytes: int
+    moved: int
+    fraction: float
+
+
+@dataclass(frozen=True, slots=True)
 class Profile:
     """One execution: ``instructions`` in order of their start, and all that they ran on.
 
     ``launches`` are when each program was launched and when its first instructions could start.
     ``busy`` has the picoseconds of each queue of the busiest core class as its observer counts
     them, ``facts`` the lines of the headline and ``notes`` what a reader must know about the
-    numbers.
+    numbers.  Of a model's step each launch is shown once, in order; ``operators`` are all of them,
+    and ``whole`` is the time of the step, in which layers that are alike run one after another
+    (0: all that ran is shown).
     """
 
     title: str
@@ -216,6 +239,8 @@ class Profile:
     busy: Mapping[str, int]
     facts: Mapping[str, str] = field(default_factory=dict[str, str])
     notes: tuple[str, ...] = ()
+    operators: tuple[Operator, ...] = ()
+    whole: int = 0
 
     def of(self, core_class: int, queue: str) -> list[tuple[int, Instruction]]:
         """A queue's instructions with their indices, in order."""
@@ -224,6 +249,24 @@ class Profile:
             for number, entry in enumerate(self.instructions)
             if entry.core_class == core_class and entry.queue == queue
         ]
+
+
+def advanced(profile: Profile, by: int) -> Profile:
+    """The execution without its first ``by`` picoseconds, in which nothing happens yet."""
+    return replace(
+        profile,
+        total=profile.total - by,
+        launches=tuple((max(0, a - by), max(0, b - by)) for a, b in profile.launches),
+        instructions=tuple(_shifted(entry, -by, 0) for entry in profile.instructions),
+        buffers=tuple(
+            replace(b, lives=tuple(Life(e.slot, e.start - by, e.end - by) for e in b.lives))
+            for b in profile.buffers
+        ),
+        counters=tuple(
+            replace(c, points=tuple((max(0, at - by), value) for at, value in c.points))
+            for c in profile.counters
+        ),
+    )
 
 
 def joined(profiles: Sequence[Profile]) -> Profile:
@@ -259,10 +302,7 @@ def _appended(one: Profile, two: Profile) -> Profile:
         queues=one.queues + tuple(q for q in two.queues if q not in one.queues),
         instructions=one.instructions + moved,
         buffers=one.buffers + buffers,
-        memories=tuple(
-            replace(a, used=max(a.used, b.used))
-            for a, b in zip(one.memories, two.memories, strict=True)
-        ),
+        memories=_memories(one.memories, two.memories),
         counters=_counters(one, two),
         resources=_resources(one.resources, two.resources),
         roofline=replace(
@@ -297,6 +337,15 @@ def _shifted(entry: Instruction, by: int, base: int) -> Instruction:
 
 def _plus(value: int | None, by: int) -> int | None:
     return None if value is None else value + by
+
+
+def _memories(one: Sequence[Memory], two: Sequence[Memory]) -> tuple[Memory, ...]:
+    """What both use, each as much as the one that uses more."""
+    found = {memory.name: memory for memory in one}
+    for memory in two:
+        used = found[memory.name].used if memory.name in found else 0
+        found[memory.name] = replace(memory, used=max(memory.used, used))
+    return tuple(found.values())
 
 
 def _counters(one: Profile, two: Profile) -> tuple[Counter, ...]:

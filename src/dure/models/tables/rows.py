@@ -13,7 +13,8 @@ file describes one, and what was measured:
   to :data:`MOST`, whose weights and KV cache fit the devices.
 
 ``relation`` is ``=``, or ``>=`` where only a bound is known.  ``known`` says whether the
-configuration is (``yes`` or ``no``), ``unknown`` what isn't, ``source`` where the result is from.
+configuration is (``yes`` or ``no``), ``within`` how large an error may be where it is, ``unknown``
+what isn't known, and ``source`` where the result is from.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from dure.targets import chip_folder
 
 COLUMNS = (
     *("model", "dtype", "devices", "phase", "batch", "context", "output", "metric", "value"),
-    *("relation", "known", "unknown", "source"),
+    *("relation", "known", "within", "unknown", "source"),
 )
 METRICS = {"decode": ("ms",), "prefill": ("ms",), "serve": ("requests/s", "tokens/s")}
 #: The largest batch that is taken where none is known.
@@ -55,6 +56,7 @@ class ModelRow:
     value: float
     at_least: bool
     known: bool
+    within: float | None
     unknown: str
     source: str
     where: str
@@ -123,6 +125,13 @@ class Predicted:
         return min(found, 0.0) if self.row.at_least else found
 
     @property
+    def good(self) -> bool | None:
+        """Whether the error is no larger than it may be; None where nothing is asked."""
+        if self.row.within is None:
+            return None
+        return self.error is not None and abs(self.error) <= self.row.within
+
+    @property
     def predicted(self) -> str:
         """In the unit of the measurement."""
         if self.seconds is None:
@@ -152,6 +161,8 @@ class Predicted:
             "error": self.error,
             "stands_for_it": self.stands,
             "configuration_known": row.known,
+            "within": row.within,
+            "good": self.good,
             "unknown": row.unknown,
             "why_not": self.why,
             "source": row.source,
@@ -191,26 +202,24 @@ def packaged(chip: Chip) -> tuple[ModelRow, ...]:
 def predict(rows: Sequence[ModelRow], jobs: int = 1) -> Iterator[tuple[int, Predicted]]:
     """The places of rows with what is predicted, as it is done."""
     parts: list[tuple[int, Cell, float]] = []
-    missing: list[int] = []
+    waiting: dict[int, dict[int, Outcome | None]] = {}
     for place, row in enumerate(rows):
         try:
             mine = row.parts()
         except DureError as error:
             yield place, Predicted(row, None, "", error.what)
             continue
+        waiting[place] = dict.fromkeys(range(len(parts), len(parts) + len(mine)))
         parts += [(place, cell, times) for cell, times in mine]
-        missing.append(place)
-    found: dict[int, list[tuple[Cell, float, Outcome]]] = {place: [] for place in missing}
-    wanted = {place: sum(1 for p, _, _ in parts if p == place) for place in missing}
     for number, result in outcomes([cell for _, cell, _ in parts], jobs):
-        place, cell, times = parts[number]
-        found[place].append((cell, times, result))
-        if len(found[place]) == wanted[place]:
-            yield place, _predicted(rows[place], found[place])
+        place = parts[number][0]
+        waiting[place][number] = result
+        found = [(*parts[n][1:], r) for n, r in waiting[place].items() if r is not None]
+        if len(found) == len(waiting[place]):
+            yield place, _predicted(rows[place], found)
 
 
-def _predicted(row: ModelRow, parts: Iterable[tuple[Cell, float, Outcome]]) -> Predicted:
-    parts = list(parts)
+def _predicted(row: ModelRow, parts: Sequence[tuple[Cell, float, Outcome]]) -> Predicted:
     stands = _stands((cell, times) for cell, times, _ in parts)
     why = next((result.why for _, _, result in parts if result.ps is None), "")
     if why:
@@ -246,6 +255,64 @@ def attained(chips: Mapping[str, Chip]) -> list[Attained]:
 def _roofline(cell: Cell) -> float:
     step = step_of(cell)
     return roofline_seconds(cell.chip, step.dtype, step.flops, step.bytes) / max(1, cell.devices)
+
+
+# --- for people ----------------------------------------------------------------------------------
+
+HEADS = ("target", "what ran", "measured", "predicted", "error", "may be", "what stands for it")
+
+
+def shown(one: Predicted) -> tuple[str, ...]:
+    """A line under :data:`HEADS`."""
+    row = one.row
+    error = "-" if one.error is None else f"{one.error:+.1%}"
+    within = "-" if row.within is None else f"{row.within:.0%}"
+    return row.chip.name, row.work, row.measured, one.predicted, error, within, one.stands
+
+
+def notes(found: Iterable[Predicted]) -> list[str]:
+    """What is unknown about each, and where it is from; equal ones once."""
+    return list(dict.fromkeys(map(_note, found)))
+
+
+def _note(one: Predicted) -> str:
+    row = one.row
+    why = f"not predicted: {one.why}; " if one.why else ""
+    what = f"{row.chip.name}, {row.model} {row.phase}"
+    return f"{what}: {why}unknown: {row.unknown}. Source: {row.source}."
+
+
+_HEAD = """
+## Whole models
+
+Published results of whole models, and the time of the steps that dure compiles for them. A request
+of a throughput is one prefill of its tokens in, alone, and its share of as many decode steps as it
+has tokens out: steps of a steady batch in which all sequences have the context that one has half
+way. Where the batch isn't known it is the largest power of two, up to 256, whose weights and KV
+cache fit. An error is predicted over measured time, less one; where only a bound is known it is 0
+beyond it. *May be* is the largest error asked for, where the configuration is known. Each time is
+that of the chip alone: nothing is added for the host.
+"""
+
+
+def markdown(found: Sequence[Predicted], others: Iterable[Sequence[str]]) -> str:
+    """The part of the validation page about whole models; ``others`` are results that none of the
+    targets stands for.
+    """
+    parts = [_HEAD, table_of([HEADS, *map(shown, found)])]
+    parts += [f"\n- {line}" for line in notes(found)]
+    more = list(others)
+    if more:
+        head = ("other devices", "result", "why", "source")
+        parts += ["\n\nNot modelled:\n", table_of([head, *more])]
+    return "".join(parts).rstrip() + "\n"
+
+
+def table_of(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose first row is its head."""
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    lines.insert(1, "|" + "---|" * len(rows[0]))
+    return "\n" + "\n".join(lines) + "\n"
 
 
 # --- the files -----------------------------------------------------------------------------------
@@ -300,6 +367,7 @@ def _row(names: Sequence[str], line: str, where: str, chip: Chip) -> ModelRow:
         value=_positive(entry, "value", where),
         at_least=_one_of(entry, "relation", ("=", ">="), where) == ">=",
         known=_one_of(entry, "known", ("yes", "no"), where) == "yes",
+        within=_positive(entry, "within", where) if entry["within"] else None,
         unknown=entry["unknown"],
         source=entry["source"],
         where=where,
