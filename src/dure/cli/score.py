@@ -121,15 +121,16 @@ def _cell(cell: Scored, least: float) -> str:
 
 
 def _sums(made: Score) -> None:
-    head = ("", "BY FILE", "GUESSES LOW", "GUESSES HIGH")
+    head = ("", "BY FILE", "GUESSES LOW", "GUESSES HIGH", "OF WHAT HAS A TIME")
     lines: list[tuple[str, ...]] = [head]
     for name, side in dict.fromkeys((c.entry.target, c.entry.side) for c in made.cells):
         if side:
-            lines.append((name, *_three([made.chip(name, g) for g in _guesses()])))
+            known = made.so_far(name)
+            lines.append((name, *_shown([*(made.chip(name, g) for g in _guesses()), known])))
     sides = made.rules.sides
-    lines += [(side, *_three([made.side(side, g) for g in _guesses()])) for side in sides]
-    lines.append(("quotient", *_three([made.quotient(g) for g in _guesses()])))
-    table(lines, right=(1, 2, 3))
+    lines += [(side, *_shown([made.side(side, g) for g in _guesses()]), "") for side in sides]
+    lines.append(("quotient", *_shown([made.quotient(g) for g in _guesses()]), ""))
+    table(lines, right=(1, 2, 3, 4))
     if made.counts:
         show("\nIt counts: every cell and every chip is above its floor.\n")
         return
@@ -145,7 +146,7 @@ def _guesses() -> tuple[Guesses, ...]:
     return ("file", "low", "high")
 
 
-def _three(numbers: Sequence[float | None]) -> list[str]:
+def _shown(numbers: Sequence[float | None]) -> list[str]:
     return ["-" if number is None else f"{number:.3f}" for number in numbers]
 
 

@@ -82,15 +82,13 @@ class Outcome:
 
 def outcome(cell: Cell) -> Outcome:
     """What the chip does with a step; what it can't do is said in ``why``."""
-    cache = object_cache()
-    if cache is None:
-        return _outcome(cell)
     key = _key(cell)
-    kept = cache.get(key)
-    if kept is not None:
-        return _unpacked(kept)
-    found = _outcome(cell)
-    cache.put(key, json.dumps(dataclasses.asdict(found)).encode())
+    found = _kept(key)
+    if found is None:
+        found = _outcome(cell)
+        cache = object_cache()
+        if cache is not None:
+            cache.put(key, json.dumps(dataclasses.asdict(found)).encode())
     return found
 
 
@@ -101,14 +99,19 @@ def outcomes(cells: Sequence[Cell], jobs: int = 1) -> Iterator[tuple[int, Outcom
     places: dict[str, list[int]] = {}
     for place, cell in enumerate(cells):
         places.setdefault(_key(cell), []).append(place)
-    if jobs == 1 or len(places) < 2:
-        for mine in places.values():
-            found = outcome(cells[mine[0]])
+    # What is kept needs no process.
+    todo: dict[str, list[int]] = {}
+    for key, mine in places.items():
+        found = _kept(key) if jobs > 1 else outcome(cells[mine[0]])
+        if found is None:
+            todo[key] = mine
+        else:
             yield from ((place, found) for place in mine)
+    if not todo:
         return
     spawning = multiprocessing.get_context("spawn")  # forks don't go with threads
-    with ProcessPoolExecutor(min(jobs, len(places)), spawning) as pool:
-        tasks = {pool.submit(outcome, cells[mine[0]]): mine for mine in places.values()}
+    with ProcessPoolExecutor(min(jobs, len(todo)), spawning) as pool:
+        tasks = {pool.submit(outcome, cells[mine[0]]): mine for mine in todo.values()}
         try:
             for task in as_completed(tasks):
                 yield from ((place, task.result()) for place in tasks[task])
@@ -199,7 +202,12 @@ def source_digest() -> str:
     return digest.hexdigest()
 
 
-def _unpacked(kept: bytes) -> Outcome:
+def _kept(key: str) -> Outcome | None:
+    """What was answered before."""
+    cache = object_cache()
+    kept = None if cache is None else cache.get(key)
+    if kept is None:
+        return None
     found = cast("dict[str, object]", json.loads(kept))
     found["guesses"] = tuple(cast("list[str]", found["guesses"]))
     return Outcome(**found)  # type: ignore[arg-type]

@@ -103,6 +103,11 @@ class Score:
         mine = [c for c in self.cells if c.entry.target == target and c.counted]
         return _average([c.fraction(guesses) for c in mine])
 
+    def so_far(self, target: str) -> float | None:
+        """The average over a chip's counted cells that have a time."""
+        mine = [c.fraction("file") for c in self.cells if c.entry.target == target and c.counted]
+        return _average([fraction for fraction in mine if fraction is not None])
+
     def side(self, side: str, guesses: Guesses = "file") -> float | None:
         """The average over a side's chips; None while one is missing."""
         names = dict.fromkeys(c.entry.target for c in self.cells if c.entry.side == side)
@@ -137,7 +142,11 @@ class Score:
             "hinders": list(self.hinders),
             "sides": {side: {g: self.side(side, g) for g in GUESSES} for side in self.rules.sides},
             "chips": {
-                name: {"side": side, **{g: self.chip(name, g) for g in GUESSES}}
+                name: {
+                    "side": side,
+                    **{g: self.chip(name, g) for g in GUESSES},
+                    "so_far": self.so_far(name),
+                }
                 for name, side in dict.fromkeys((c.entry.target, c.entry.side) for c in self.cells)
             },
             "cells": [_json(cell) for cell in self.cells],
