@@ -22,7 +22,7 @@ from dure.compiler.chip.resident import Reuse
 from dure.compiler.chip.search import choose
 from dure.errors import KernelError
 from dure.ir import dtypes
-from dure.ir.core import Function, Op, Region
+from dure.ir.core import Function, Op, Region, walk
 from dure.ir.dtypes import DType
 from dure.ir.interpret import run
 from dure.ir.parser import parse_function
@@ -246,6 +246,76 @@ def test_a_chain_that_a_loop_carries(name: str) -> None:
     for seed in range(3):
         run_values(compiled.function, target, [x, found], seed=seed)
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@dure.kernel
+def _last_differs(x: dl.Tensor, w: dl.Tensor, y: dl.Tensor, n: dl.const, turns: dl.const):
+    acc, kept = dl.zeros((n, n), dl.float32), dl.zeros((n, n), dl.float32)
+    for k in dl.range(turns):
+        tile = dl.load(x, (0, k), (n, n))
+        product = dl.dot(tile, dl.load(w, (k, 0), (n, n)))
+        if k == turns - 1:
+            product = dl.where(product > 0.0, product, 1.0)
+        kept = dl.maximum(kept, product)
+        acc = acc * 0.5
+        if k == turns - 1:
+            acc = dl.dot(dl.where(tile > 0.0, tile, 0.0), dl.load(w, (k, 0), (n, n)), acc)
+        else:
+            acc = dl.dot(tile, dl.load(w, (k, 0), (n, n)), acc)
+    dl.store(y, (0, 0), acc + kept)
+
+
+@pytest.mark.parametrize("name", CHIPS)
+def test_branches_update_what_a_loop_carries(name: str) -> None:
+    target = chip(name)
+    rng = np.random.default_rng(0)
+    x, w = (rng.standard_normal(s).astype(ml_dtypes.bfloat16) for s in ((16, 48), (48, 16)))
+    expected, found = np.zeros((16, 16), np.float32), np.zeros((16, 16), np.float32)
+    kinds = [TensorType(shape_of(*s), dtypes.bfloat16) for s in ((16, 48), (48, 16))]
+    kinds.append(TensorType(shape_of(16, 16), dtypes.float32))
+    function = _last_differs.specialize(kinds, {"n": 16, "turns": 3})
+    run(function, [x, w, expected])
+    compiled = compile_for(function, target)
+    assert sanitize(compiled.function, target).ok
+    for seed in range(3):
+        passed = to_chip(compiled.function, [x, w, found])
+        run_values(compiled.function, target, passed, seed=seed)
+        from_chip(compiled.function, passed, [x, w, found])
+        np.testing.assert_allclose(found, expected, rtol=1e-2, atol=1e-2)
+
+
+def test_a_branch_that_leaves_a_tile_copies_nothing() -> None:
+    kinds = [TensorType(shape_of(*s), dtypes.bfloat16) for s in ((16, 48), (48, 16))]
+    kinds.append(TensorType(shape_of(16, 16), dtypes.float32))
+    function = _last_differs.specialize(kinds, {"n": 16, "turns": 3})
+    body = compile_for(function, chip("rngd")).function.body
+    branches = [op for op in walk(body) if op.name == "if"]
+    assert len(branches) == 2
+    computed = [[o.name for o in r.ops].count("compute") for op in branches for r in op.regions]
+    # Only one changes the product; the sums differ in an operand that is made before.
+    assert computed == [1, 0, 2, 1]
+
+
+def test_a_large_transpose_leaves_the_slower_engine() -> None:
+    """A run of vector ops is cut where another queue does the rest in less time."""
+
+    @dure.kernel
+    def weighted(x: dl.Tensor, w: dl.Tensor, y: dl.Tensor, n: dl.const):
+        tile = dl.exp(dl.load(x, (0, 0), (n, n)).to(dl.float32)).to(dl.bfloat16)
+        dl.store(y, (0, 0), dl.dot(tile, dl.load(w, (0, 0), (n, n))))
+
+    for size, queue in ((512, "tensor"), (32, "vector")):
+        kind = TensorType(shape_of(size, size), dtypes.bfloat16)
+        result = TensorType(shape_of(size, size), dtypes.float32)
+        function = weighted.specialize([kind, kind, result], {"n": size})
+        found = compile_for(function, chip("trainium2")).function
+        turned = [
+            op.attr("queue")
+            for op in walk(found.body)
+            if op.name == "compute"
+            and any(o.name == "transpose" and o.attrs.get("stored") for o in op.regions[0].ops)
+        ]
+        assert turned == [queue]
 
 
 def test_the_tile_program_of_a_core_computes_the_same() -> None:

@@ -210,3 +210,36 @@ def test_a_token_has_the_same_bits_alone_and_in_a_chunk(execute: Execute) -> Non
     one.table = cache.table
     alone, _ = run_attention(execute, one, 6, [(0, 1)], **numbers)
     np.testing.assert_array_equal(alone[0], chunk[0])
+
+
+def run_grouped(execute: Execute, cache: Cache, parts: list[tuple[int, int]], bq: int) -> Floats:
+    """The last ``count`` tokens of each (s, count) in work items of aligned runs of eight."""
+    kv_heads, size, rows = *cache.pools[0].shape[1:], 8
+    positions: list[int] = []
+    work: list[tuple[int, int, int]] = []
+    for s, count in parts:
+        length = int(cache.context[s])
+        place = length - count
+        while place < length:
+            end = min(length, (place // rows + 1) * rows)
+            work.append((s, len(positions), end - place))
+            positions += range(place, end)
+            place = end
+    q = normal(5, 20, kv_heads, 2, size)[-len(positions) :]
+    y = np.zeros_like(q)
+    pools = [np.ascontiguousarray(pool.swapaxes(0, 1)) for pool in cache.pools]
+    lists = [np.array(column, np.int32) for column in zip(*work, strict=True)]
+    where = np.array(positions, np.int32)
+    arguments = [q, *pools, where, cache.table, cache.context, *lists, None, y]
+    consts = {"bq": bq, "bh": 1, "rows": rows, "bg": 2, "bd": size, "page": 4, "piece": 8}
+    execute(library.grouped_attention, arguments, scale=0.3, **consts)
+    return y
+
+
+def test_a_token_of_a_group_has_the_same_bits_alone_and_in_a_chunk(execute: Execute) -> None:
+    cache = Cache([20, 6], 2, 16, 4, 1)
+    chunk = run_grouped(execute, cache, [(0, 13)], 8)
+    for bq in (1, 4):
+        np.testing.assert_array_equal(run_grouped(execute, cache, [(0, 13)], bq), chunk)
+    alone = run_grouped(execute, cache, [(0, 1)], 1)
+    np.testing.assert_array_equal(alone[0], chunk[-1])

@@ -137,7 +137,7 @@ def _chip_entry(chip: Chip) -> dict[str, object]:
         "conversions": dict(chip.conversions),
         "queues": {
             **{e.queue: list(chip.engine_of(e.queue)) for e in chip.engines.values()},
-            **{d.queue: [name] for name, d in chip.dma.items()},
+            **{queue: [name] for name, d in chip.dma.items() for queue in d.queues},
         },
         "laws": {
             path: {"law": law.text, "unit": law.unit, "status": law.status, "source": law.source}

@@ -9,6 +9,7 @@ from dure.library import lowering as _registers_lowerings
 from dure.library import lowering_moe as _registers_expert_lowerings
 from dure.library.attention import paged_attention
 from dure.library.attention_dense import attention_scores, dense_attention
+from dure.library.attention_grouped import grouped_attention
 from dure.library.attention_ragged import ragged_attention
 from dure.library.conv import conv2d
 from dure.library.elementwise import (
@@ -47,6 +48,7 @@ __all__ = [
     "gated_linear_kn",
     "gated_linear_packed",
     "gather_rows",
+    "grouped_attention",
     "grouped_matmul",
     "kv_write",
     "layer_norm",

@@ -43,7 +43,6 @@ def paged_attention(
     scale: dl.const,
     window: dl.const = 0,
     softcap: dl.const = 0.0,
-    narrow: dl.const = False,
     causal: dl.const = True,
 ):
     """Attention of q (T, H, D) to the cached keys and values, into y (T, H * D).
@@ -56,15 +55,14 @@ def paged_attention(
     ``window`` positions. A single token takes all heads of its group in one tile; more take one
     head after another.  Where it isn't ``causal`` a token sees all of its sequence, and there is no
     window.  ``sinks`` (H,), which may be None, are one more logit a head, which has no value.
-    Products are of float32 numbers; ``narrow`` ones of the pools' type, which matrix engines
-    multiply faster.
+    Products are of float32 numbers.
     """
     item, kv_head = dl.program_id(0), dl.program_id(1)
     sequence, start, rows = work_sequence[item], work_start[item], work_rows[item]
     stop = min(start + rows, q.shape[0])
     own_q, own_positions, own_y = q[start:stop], positions[start:stop], y[start:stop]
     cache = (k_pool, v_pool, block_table, sequence, kv_head, context[sequence])
-    numbers = (page, piece, scale, window, softcap, narrow, causal)
+    numbers = (page, piece, scale, window, softcap, causal)
     if rows == 1:
         heads = own_q[:, kv_head * group : kv_head * group + group]
         tile = dl.load(heads, (0, 0, 0), (1, bg, bd)).reshape((bg, bd))
@@ -108,9 +106,9 @@ def attend(
     ``sink`` is None or the logits (rows or 1, 1) that start the softmax, with a value of zero.
     """
     k_pool, v_pool, block_table, sequence, kv_head, length = cache
-    page, piece, scale, window, softcap, narrow, causal = numbers
+    page, piece, scale, window, softcap, causal = numbers
     count, size = query.shape
-    query = query.to(k_pool.dtype) if narrow else query.to(dl.float32) * scale
+    query = query.to(dl.float32) * scale
     position = dl.load(positions, (0,), (tokens,), fill=-1)
     position = dl.broadcast_to(position[:, None], (tokens, heads)).reshape((count, 1))
     first = positions[0]
@@ -127,8 +125,6 @@ def attend(
         key = p * piece + dl.arange(piece)
         keys = dl.load(k_pool, (pages, kv_head, 0), (piece, 1, size)).reshape((piece, size))
         scores = dl.dot(query, keys.T)
-        if narrow:
-            scores = scores * scale
         if softcap:
             scores = dl.tanh(scores * (1.0 / softcap)) * softcap
         if causal:
@@ -144,8 +140,6 @@ def attend(
         total = total * correction + dl.sum(weights, 1, keepdims=True)
         values = dl.load(v_pool, (pages, kv_head, 0), (piece, 1, size)).reshape((piece, size))
         values = dl.where((key < length)[:, None], values.to(dl.float32), 0.0)
-        if narrow:
-            weights, values = weights.to(v_pool.dtype), values.to(v_pool.dtype)
         acc = dl.dot(weights, values, acc * correction)
         highest = top
     return acc / dl.where(total > 0.0, total, 1.0)

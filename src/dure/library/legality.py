@@ -15,13 +15,13 @@ from dure.compiler.chip.legalise import Conversion
 from dure.compiler.chip.pipeline import Options, compile_for, default_plan, prepare
 from dure.errors import DureError
 from dure.ir.core import Function
+from dure.ir.machine.compute import ops_of
 from dure.library.answer import check_fits
 from dure.library.build import tile_function
 from dure.library.call import KernelCall
 from dure.library.work import Work
 from dure.machine.chip import Chip
 from dure.sim.cost import Costs
-from dure.sim.sensitivity import ops_of
 
 #: Tile sizes that are tried, all open names alike first.
 _SIZES = (256, 128, 64, 32, 16, 8, 4, 2, 1)
@@ -79,7 +79,7 @@ def _launch(call: KernelCall, chip: Chip, strict: bool) -> Legality:
         for stages in _STAGES:
             try:
                 plan = default_plan(function, chip)
-                conversions = prepare(function, chip, plan, strict=strict).conversions
+                conversions = prepare(function, chip, plan, Options(strict=strict)).conversions
                 compiled = compile_for(function, chip, Options(plan, stages, strict))
                 _has_laws(compiled.function, chip)
             except ScratchpadError as error:

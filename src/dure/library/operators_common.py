@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, TypeAlias
 
 from dure.errors import UsageError
@@ -77,6 +78,13 @@ def accumulation(dtype: str) -> dict[str, object]:
 def bytes_of(types: Sequence[TensorType | None]) -> int:
     """The bytes of these tensors together."""
     return sum(stored_bytes(t) for t in types if t is not None)
+
+
+def balanced(ascending: list[int]) -> list[int]:
+    """Short and long items in turns, so that neighbours together are as much work everywhere."""
+    half = -(-len(ascending) // 2)
+    pairs = zip_longest(ascending[:half], reversed(ascending[half:]))
+    return [item for pair in pairs for item in pair if item is not None]
 
 
 def check_size(kind: TensorType) -> TensorType:

@@ -14,6 +14,7 @@ from dure.ir.dtypes import FORMATS, float32, int32
 from dure.ir.stored import STORED_FORMATS
 from dure.library import elementwise
 from dure.library.activation import silu
+from dure.library.attention import paged_attention
 from dure.library.attention_dense import attention_scores, dense_attention
 from dure.library.call import indices, tensor
 from dure.library.conv import conv2d
@@ -390,6 +391,46 @@ def dense_attention_plan(shape: Shape, dtype: str) -> Plan:
     return single(launch, flops)
 
 
+def paged_attention_plan(shape: Shape, dtype: str) -> Plan:
+    """``HqxHkvxSqxSkvxD`` by the attention whose tiles hold one head's queries."""
+    s, kind = sequences(shape), DTYPES[dtype]
+    bq = tile(s.queries)
+    work = indices(
+        [
+            (n, n * s.queries + first, min(bq, s.queries - first))
+            for n in range(s.count)
+            for first in range(0, s.queries, bq)
+        ]
+    )
+    positions = indices(np.tile(np.arange(s.length - s.queries, s.length), s.count))
+    lists = {
+        3: (positions, 0, s.length - 1),
+        4: (s.block_table(), 0, s.count * s.pages - 1),
+        5: (indices([s.length] * s.count), 0, s.length),
+        6: (indices(work[:, 0]), 0, s.count - 1),
+        7: (indices(work[:, 1]), 0, s.tokens - 1),
+        8: (indices(work[:, 2]), int(work[:, 2].min()), int(work[:, 2].max())),
+    }
+    pool = tensor(kind, s.slots, s.heads, s.size)
+    q = tensor(kind, s.tokens, s.heads * s.group, s.size)
+    y = tensor(kind, s.tokens, s.heads * s.group * s.size)
+    launch = call(
+        paged_attention,
+        [q, pool, pool, *[None] * 7, y],
+        {"piece": max(s.page, tile(s.length, 256))},
+        {
+            "bq": bq,
+            "group": s.group,
+            "bg": power_of_two(s.group),
+            "bd": power_of_two(s.size),
+            "page": s.page,
+            "scale": s.size**-0.5,
+        },
+        lists,
+    )
+    return Plan((launch,), s.flops, s.bytes(dtype))
+
+
 def scores_plan(shape: Shape, dtype: str) -> Plan:
     """``HxSqxSkvxD``"""
     h, queries, length, size = shape
@@ -447,7 +488,8 @@ TABLE: dict[str, Row] = {
     "top_k": ("MxNxK", FLOATS, top_k_plan),
     "conv2d": ("NxHxWxCxOxKHxKW", FLOATS, conv_plan),
     "dense_attention": (_HEADS, FLOATS, dense_attention_plan),
-    "paged_attention": (_HEADS, FLOATS, attention),
+    "grouped_attention": (_HEADS, FLOATS, attention),
+    "paged_attention": (_HEADS, FLOATS, paged_attention_plan),
     "ragged_attention": (_HEADS, FLOATS, attention_measured),
     "attention_scores": ("HxSqxSkvxD", FLOATS, scores_plan),
 }

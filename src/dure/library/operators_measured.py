@@ -14,8 +14,8 @@ from dure.ir.dtypes import uint8
 from dure.ir.types import TensorType
 from dure.library import epilogue
 from dure.library.activation import silu
-from dure.library.attention import paged_attention
 from dure.library.attention_dense import attention_scores, dense_attention
+from dure.library.attention_grouped import grouped_attention
 from dure.library.attention_ragged import ragged_attention
 from dure.library.call import IndexArray, KernelCall, indices, tensor
 from dure.library.ffn import gated_linear_kn
@@ -29,6 +29,7 @@ from dure.library.operators_common import (
     Plan,
     Shape,
     accumulation,
+    balanced,
     bytes_of,
     call,
     integer,
@@ -42,8 +43,8 @@ SEQUENCE_HEADS = 8
 #: Slots of a page, and the blocks of keys (in pages) and queries that the measured kernel takes
 #: unless it is told otherwise (the defaults of its public source).
 PAGE, BLOCK_PAGES, BLOCK_QUERIES = 16, 128, 32
-#: Keys of a block of dure's own paged attention, and queries of one of its work items.
-OWN_PIECE, OWN_QUERIES = 256, 64
+#: Slots of a page of dure's own paged attention, keys of a block, and queries of a work item.
+OWN_PAGE, OWN_PIECE, OWN_ROWS = 64, 256, 64
 #: The longest row that softmax holds whole.
 WHOLE_ROW = 8192
 _MXFP4: dict[str, object] = {"value": e2m1_value, "scale": e8m0_scale}
@@ -148,11 +149,12 @@ class Sequences:
     queries: int
     length: int
     size: int
+    page: int
 
     @property
     def pages(self) -> int:
         """Pages of a sequence."""
-        return -(-self.length // PAGE)
+        return -(-self.length // self.page)
 
     @property
     def tokens(self) -> int:
@@ -162,7 +164,7 @@ class Sequences:
     @property
     def slots(self) -> int:
         """Slots of all pages."""
-        return self.count * self.pages * PAGE
+        return self.count * self.pages * self.page
 
     @property
     def flops(self) -> int:
@@ -181,8 +183,10 @@ class Sequences:
         return indices(order.reshape(self.count, self.pages))
 
 
-def sequences(shape: Shape) -> Sequences:
-    """The sequences of ``HqxHkvxSqxSkvxD``; extents that don't go together are a UsageError."""
+def sequences(shape: Shape, page: int = PAGE) -> Sequences:
+    """The sequences of ``HqxHkvxSqxSkvxD`` in pages of ``page`` slots; extents that don't go
+    together are a UsageError.
+    """
     heads, kv_heads, queries, length, size = shape
     if heads % kv_heads:
         raise UsageError(
@@ -197,7 +201,7 @@ def sequences(shape: Shape) -> Sequences:
             fix=f"Skv of {queries}",
         )
     own = SEQUENCE_HEADS if kv_heads % SEQUENCE_HEADS == 0 else kv_heads
-    found = Sequences(kv_heads // own, own, heads // kv_heads, queries, length, size)
+    found = Sequences(kv_heads // own, own, heads // kv_heads, queries, length, size, page)
     if max(found.tokens, found.count * found.pages) > MOST_INDICES:
         raise UsageError(
             f"{found.count} sequences of {queries} queries and {found.pages} pages",
@@ -209,15 +213,17 @@ def sequences(shape: Shape) -> Sequences:
 
 def attention(shape: Shape, dtype: str) -> Plan:
     """``HqxHkvxSqxSkvxD`` by dure's own paged attention."""
-    s, kind = sequences(shape), DTYPES[dtype]
-    pool = tensor(kind, s.slots, s.heads, s.size)
-    bq = tile(s.queries, OWN_QUERIES)
+    s, kind = sequences(shape, OWN_PAGE), DTYPES[dtype]
+    rows = tile(s.queries, OWN_ROWS)
+    past = s.length - s.queries
+    # An item's positions lie in one run of so many, and so in one piece of keys.
+    cuts = [past, *range((past // rows + 1) * rows, s.length, rows), s.length]
     starts = [
-        (n, n * s.queries + first, min(bq, s.queries - first))
+        (n, n * s.queries + cuts[item] - past, cuts[item + 1] - cuts[item])
         for n in range(s.count)
-        for first in range(0, s.queries, bq)
+        for item in balanced(list(range(len(cuts) - 1)))
     ]
-    positions = indices(np.tile(np.arange(s.length - s.queries, s.length), s.count))
+    positions = indices(np.tile(np.arange(past, s.length), s.count))
     work = indices(starts)
     lists = {
         3: (positions, 0, s.length - 1),
@@ -226,23 +232,20 @@ def attention(shape: Shape, dtype: str) -> Plan:
         5: (indices([s.length] * s.count), 0, s.length),
         6: (indices(work[:, 0]), 0, s.count - 1),
         7: (indices(work[:, 1]), 0, s.tokens - 1),
-        # Blocks of one row and of several are two paths of the kernel: what isn't there needs none.
         8: (indices(work[:, 2]), int(work[:, 2].min()), int(work[:, 2].max())),
     }
-    q = tensor(kind, s.tokens, s.heads * s.group, s.size)
-    y = tensor(kind, s.tokens, s.heads * s.group * s.size)
+    pool = tensor(kind, s.heads, s.slots, s.size)
+    q = tensor(kind, s.tokens, s.heads, s.group, s.size)
     launch = call(
-        paged_attention,
-        [q, pool, pool, *[None] * 7, y],
-        {"piece": max(PAGE, tile(s.length, OWN_PIECE))},
+        grouped_attention,
+        [q, pool, pool, *[None] * 7, q],
+        {"bq": tile(rows, 16), "bh": 1, "piece": max(OWN_PAGE, tile(s.length, OWN_PIECE))},
         {
-            "bq": bq,
-            "group": s.group,
+            "rows": rows,
             "bg": power_of_two(s.group),
             "bd": power_of_two(s.size),
-            "page": PAGE,
+            "page": OWN_PAGE,
             "scale": s.size**-0.5,
-            "narrow": True,
         },
         lists,
     )

@@ -165,7 +165,7 @@ def _queues(chip: Chip, timing: Timing) -> tuple[Queue, ...]:
     found = [
         Queue(q, "compute", chip.engine_of(q))
         if q in computing
-        else Queue(q, "dma", tuple(n for n, dma in chip.dma.items() if dma.queue == q))
+        else Queue(q, "dma", tuple(n for n, dma in chip.dma.items() if q in dma.queues))
         for q in used
     ]
     return tuple(sorted(found, key=lambda queue: (queue.kind, queue.name)))

@@ -72,8 +72,11 @@ def rope_kv_write(
     rest: dl.const,
     interleaved: dl.const,
     epsilon: dl.const = 0.0,
+    heads_first: dl.const = False,
 ):
-    """Like :func:`rope`, into ``pool[slots[t]]`` of a pool (S, H, D); -1 writes nothing."""
+    """Like :func:`rope`, into ``pool[slots[t]]`` of a pool (S, H, D), or ``pool[:, slots[t]]`` of
+    (H, S, D) where ``heads_first``; -1 writes nothing.
+    """
     h, i = dl.program_id(0), dl.program_id(1)
     rows = dl.load(positions, (i,), (bt,), fill=-1)
     places = dl.load(slots, (i,), (bt,), fill=-1)
@@ -82,14 +85,17 @@ def rope_kv_write(
     parts = normalized(parts, x.shape[2], weight, turn, interleaved, epsilon)
     first, second = rotated(parts, cosines, sines, rows, bt, half)
     first, second = convert(first, pool.dtype), convert(second, pool.dtype)
+    at = (h, places, 0) if heads_first else (places, h, 0)
+    first, second = placed(first, heads_first), placed(second, heads_first)
     if interleaved:
-        dl.store(pool[:, :, :turn], (places, h, 0), first, stride=(1, 1, 2))
-        dl.store(pool[:, :, :turn], (places, h, 0), second, stride=(1, 1, 2), offset=(0, 0, 1))
+        dl.store(pool[:, :, :turn], at, first, stride=(1, 1, 2))
+        dl.store(pool[:, :, :turn], at, second, stride=(1, 1, 2), offset=(0, 0, 1))
     else:
-        dl.store(pool[:, :, : turn // 2], (places, h, 0), first)
-        dl.store(pool[:, :, turn // 2 : turn], (places, h, 0), second)
+        dl.store(pool[:, :, : turn // 2], at, first)
+        dl.store(pool[:, :, turn // 2 : turn], at, second)
     if rest:
-        dl.store(pool[:, :, turn:], (places, h, 0), convert(parts[2], pool.dtype))
+        passing = placed(convert(parts[2], pool.dtype), heads_first)
+        dl.store(pool[:, :, turn:], at, passing)
 
 
 @dure.kernel
@@ -100,12 +106,27 @@ def kv_write(
     bt: dl.const,
     bh: dl.const,
     bd: dl.const,
+    heads_first: dl.const = False,
 ):
-    """``pool[slots[t]] = x[t]`` for x (T, H, D) and pool (S, H, D); a slot of -1 writes nothing."""
+    """``pool[slots[t]] = x[t]`` for x (T, H, D) and pool (S, H, D); a slot of -1 writes nothing.
+
+    The pool is (H, S, D) where ``heads_first``.
+    """
     c, h, i = dl.program_id(0), dl.program_id(1), dl.program_id(2)
     places = dl.load(slots, (i,), (bt,), fill=-1)
     tile = dl.load(x, (i, h, c), (bt, bh, bd)).to(dl.float32)
-    dl.store(pool, (places, h, c), convert(tile, pool.dtype))
+    tile = placed(convert(tile, pool.dtype), heads_first)
+    dl.store(pool, (h, places, c) if heads_first else (places, h, c), tile)
+
+
+def placed(tile: Any, heads_first: Any) -> Any:
+    """A tile (tokens, heads, D), its heads first where the pool's are."""
+    tokens, heads, size = tile.shape
+    if not heads_first:
+        return tile
+    if tokens == 1 or heads == 1:
+        return tile.reshape((heads, tokens, size))
+    return dl.transpose(tile, (1, 0, 2))
 
 
 def head_parts(x: Any, i: Any, h: Any, turn: Any, shape: Any, rest: Any, interleaved: Any) -> Any:

@@ -145,17 +145,20 @@ class Engine(_Table):
 
 
 class Dma(_Table):
-    """An engine that moves bytes between memories, with a queue of its own.
+    """An engine that moves bytes between memories, with a queue of its own, and perhaps another
+    one, ``ahead``, for loads that run ahead of what ``queue`` waits for.
 
     A transfer costs ``issue`` on the queue, then ``latency``, then its bytes flow at no more than
-    ``stream`` times the ``efficiency`` law, sharing ``bandwidth`` (of a core) with the queue's
-    other transfers and each resource of ``route``; ``outstanding`` transfers may be in flight.
+    ``stream`` times the ``efficiency`` law, sharing ``bandwidth`` (of a core) with the engine's
+    other transfers and each resource of ``route``; ``outstanding`` transfers of a queue may be in
+    flight.
     ``descriptor`` is added to the latency for each entry of an index list but the first.  Runs of
     bytes at the far end count there as whole ``granule`` s.  ``fills``: the engine writes a load's
     fill beyond a tensor's edge; ``lists``: it takes index lists.
     """
 
     queue: str
+    ahead: str = ""
     moves: tuple[tuple[str, str], ...]
     bandwidth: Rate
     stream: Rate | None = None
@@ -171,6 +174,11 @@ class Dma(_Table):
     lists: bool = True
     # Bytes of its transfers flow one after another, in the order of issue, not side by side.
     serial: bool = False
+
+    @property
+    def queues(self) -> tuple[str, ...]:
+        """The queues that feed it."""
+        return (self.queue, self.ahead) if self.ahead else (self.queue,)
 
 
 class Fabric(_Table):
@@ -293,6 +301,11 @@ class Chip(_Table):
         if rate.kind == "bytes a cycle":
             return rate.base * (clock or self.clock).base
         return rate.base
+
+    @property
+    def transfer_queues(self) -> frozenset[str]:
+        """The queues of all DMA engines."""
+        return frozenset(queue for dma in self.dma.values() for queue in dma.queues)
 
     def engine_of(self, queue: str) -> tuple[str, ...]:
         """The engines of a queue."""

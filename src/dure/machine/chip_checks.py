@@ -399,15 +399,16 @@ def _check_dma(dma: Dma, where: str) -> None:
 def _check_queues(chip: Chip, where: str) -> None:
     engines = {engine.queue for engine in chip.engines.values()}
     for name, dma in chip.dma.items():
-        others = {d.queue for n, d in chip.dma.items() if n != name}
-        if dma.queue in engines | others:
-            raise TargetError(
-                f"the queue '{dma.queue}' has another engine",
-                where=f"{where}: dma.{name}.queue",
-                rule="a DMA engine has a queue of its own",
-                fix="rename the queue",
-            )
-    for queue in {*engines, *(d.queue for d in chip.dma.values())}:
+        others = {q for n, d in chip.dma.items() if n != name for q in d.queues}
+        for key, queue in (("queue", dma.queue), ("ahead", dma.ahead)):
+            if queue in engines | others or (key == "ahead" and queue == dma.queue):
+                raise TargetError(
+                    f"the queue '{queue}' has another engine, or another use",
+                    where=f"{where}: dma.{name}.{key}",
+                    rule="a DMA engine has queues of its own",
+                    fix="rename the queue",
+                )
+    for queue in {*engines, *chip.transfer_queues}:
         if not _NAME.fullmatch(queue):
             raise TargetError(
                 f"'{queue}' is not a name of a queue",

@@ -12,14 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from dure.errors import UsageError
+from dure.library.operators_common import balanced
 from dure.models.config import ModelConfig
 from dure.models.encoder_config import EncoderConfig
 
 Phase: TypeAlias = Literal["decode", "prefill"]
 Int32s: TypeAlias = "npt.NDArray[np.int32]"
 
-PAGE = 16
-#: Rows of a work item of attention at most.
+PAGE = 64
+#: Rows of a work item of attention, whose positions lie in one aligned run of so many.
 QUERY_ROWS = 64
 #: Tokens of a step at most: each has entries in the index arguments.
 MOST_TOKENS = 1 << 20
@@ -83,17 +84,20 @@ class Batch:
         positions = np.tile(np.arange(self.context - new, self.context), count)
         rows = np.repeat(np.arange(count), new)
         slots = table[rows, positions // PAGE] * PAGE + positions % PAGE
-        firsts = np.arange(0, new, QUERY_ROWS)
-        starts = (np.arange(count)[:, None] * new + firsts).ravel()
+        first, last = (self.context - new) // QUERY_ROWS, (self.context - 1) // QUERY_ROWS
+        runs = np.array(balanced(list(range(first, last + 1))))
+        begins = np.maximum(runs * QUERY_ROWS, self.context - new)
+        ends = np.minimum((runs + 1) * QUERY_ROWS, self.context)
+        starts = np.arange(count)[:, None] * new + begins - (self.context - new)
         found = {
             "tokens": draw.integers(0, config.vocabulary, self.tokens),
             "positions": positions,
             "slots": slots,
             "block_table": table,
             "context": np.full(count, self.context),
-            "work_sequence": np.repeat(np.arange(count), len(firsts)),
-            "work_start": starts,
-            "work_rows": np.tile(np.minimum(new - firsts, QUERY_ROWS), count),
+            "work_sequence": np.repeat(np.arange(count), len(runs)),
+            "work_start": starts.ravel(),
+            "work_rows": np.tile(ends - begins, count),
             "out_rows": np.arange(count) * new + new - 1,
         }
         return {name: values.astype(np.int32) for name, values in found.items()}

@@ -17,25 +17,30 @@ from dure.ir.core import Function, Op, Region, Value
 from dure.ir.dtypes import Array
 from dure.ir.expr import IntLike, evaluate
 from dure.ir.expr_code import Evaluator, compile_expr, missing
+from dure.ir.machine.phase import phases_of
 
 #: Ops that belong to no queue: they declare, or every queue follows them by itself.
-STRUCTURE = frozenset({"buffer", "semaphore", "rotate", "view", "index_load", "for", "if"})
+STRUCTURE = frozenset(
+    {"buffer", "semaphore", "rotate", "view", "reshaped", "index_load", "for", "if", "phase"}
+)
 
 
 @dataclass(slots=True)
 class Instruction:
     """An executed op: ``slots`` of its buffer operands in order (None for tensors and semaphores),
-    and the symbols that its expressions need, by name.
+    and the symbols that its expressions need, by name.  A phase is there twice, where it begins
+    and, with ``ends``, where it ends.
     """
 
     op: Op
     slots: tuple[int | None, ...]
     symbols: Mapping[str, int]
+    ends: bool = False
 
     @property
     def queue(self) -> str:
-        """The queue that executes it."""
-        return str(self.op.attrs["queue"])
+        """The queue that executes it; "" for one that every queue executes by itself."""
+        return str(self.op.attrs.get("queue", ""))
 
 
 def core_ids(function: Function) -> Iterator[dict[str, int]]:
@@ -98,8 +103,12 @@ class _Expansion:
                     known[op.symbols[0].name] = self._scalar(op, known)
                 case "view":
                     self._view(op, known)
-                case "semaphore":
+                case "semaphore" | "reshaped":
                     pass
+                case "phase":
+                    yield Instruction(op, (), known)
+                    yield from self.region(op.regions[0], dict(known))
+                    yield Instruction(op, (), known, ends=True)
                 case _:
                     yield Instruction(op, tuple(map(self.turns.get, op.operands)), known)
 
@@ -141,6 +150,11 @@ class _Expansion:
         return number
 
 
-def buffers_of(function: Function) -> Sequence[Op]:
-    """The buffer ops of a program; they stand at the top of its body."""
-    return [op for op in function.body.ops if op.name == "buffer"]
+def declared(function: Function, name: str) -> Sequence[Op]:
+    """The ops of a program that declare buffers or semaphores (``name``); they stand at the top of
+    its body, or of its phases.
+    """
+    found = [op for op in function.body.ops if op.name == name]
+    for phase in phases_of(function.body):
+        found += [op for op in phase.regions[0].ops if op.name == name]
+    return found

@@ -16,8 +16,9 @@ from typing import Protocol, TypeAlias
 
 from dure.errors import IRError
 from dure.ir.core import Function, Op, Value, walk
+from dure.ir.machine.phase import phases_of
 from dure.ir.printer import print_op
-from dure.sim.expand import STRUCTURE, Instruction
+from dure.sim.expand import STRUCTURE, Instruction, declared
 
 #: ``(core, instruction, position in the core's text) -> steps``.
 Effect: TypeAlias = Callable[[int, Instruction, int], Iterator[None]]
@@ -42,7 +43,9 @@ class Program:
             found = next(self._rest, None)
             if found is None:
                 return None
-            self._waiting[found[1].queue].append(found)
+            queue = found[1].queue
+            for name in [queue] if queue else self._waiting:
+                self._waiting[name].append(found)
         return mine[0]
 
     def pop(self, queue: str) -> None:
@@ -71,7 +74,7 @@ class _Core:
 
 
 class _Queue:
-    """What both kinds of queue do with semaphores."""
+    """What both kinds of queue do with semaphores and phases."""
 
     def __init__(self, name: str, core: _Core, run: Interleaving) -> None:
         self.name = name
@@ -79,6 +82,18 @@ class _Queue:
         self.run = run
         self.awake = True
         self.weight = 1.0
+        self.begun = 0
+        self.ended = 0
+
+    def _begin(self, op: Op, actor: _Actor) -> bool:
+        """Begin a phase, if enough of those before it are complete."""
+        ahead: tuple[str, ...] = op.attr("ahead")
+        lag = op.attr("lag") if self.name in ahead else 0
+        if self.begun - lag > self.run.complete:
+            self.run.waiting.append(actor)
+            return False
+        self.begun += 1
+        return True
 
     def _wait(self, op: Op, actor: _Actor) -> bool:
         semaphore, count = op.operands[0], int(op.attr("count"))
@@ -126,6 +141,11 @@ class _Compute(_Queue):
                     return False
             case "signal":
                 self._signal(instruction.op)
+            case "phase":
+                if instruction.ends:
+                    self.run.end(self)
+                elif not self._begin(instruction.op, self):
+                    return False
             case _:
                 self.steps = self.run.effect(self.core.number, instruction, position)
         self.core.program.pop(self.name)
@@ -155,6 +175,14 @@ class _Dma(_Queue):
                     flight.append(instruction.op)
                 else:
                     self._signal(instruction.op)
+            case "phase":
+                if not instruction.ends:
+                    if not self._begin(instruction.op, self):
+                        return False
+                elif flight:
+                    flight.append(instruction.op)
+                else:
+                    self.run.end(self)
             case _:
                 if self.mover.transfers >= self.outstanding:
                     return False
@@ -165,8 +193,11 @@ class _Dma(_Queue):
         return True
 
     def completed(self, signal: Op) -> None:
-        """Everything before a signal is complete."""
-        self._signal(signal)
+        """Everything before a signal, or the end of a phase, is complete."""
+        if signal.name == "phase":
+            self.run.end(self)
+        else:
+            self._signal(signal)
 
 
 class _Mover:
@@ -210,8 +241,15 @@ class Interleaving:
         self.effect = effect
         self.random = random
         self.dma = dma
-        self.semaphores = [op for op in function.body.ops if op.name == "semaphore"]
+        self.semaphores = declared(function, "semaphore")
         self.queues = queues_of(function)
+        #: Whether there are phases; how many are complete, who has ended one after those, and who
+        #: waits to begin one.
+        self.phased = any(True for _ in phases_of(function.body))
+        self.complete = 0
+        self.ends: list[int] = []
+        self.waiting: list[_Actor] = []
+        self.count = 0
         self._ready: list[_Actor] = []
         #: The weights of those ready, in the same order.
         self._weights: list[float] = []
@@ -222,6 +260,20 @@ class Interleaving:
             actor.awake = True
             self._ready.append(actor)
             self._weights.append(actor.weight)
+
+    def end(self, queue: _Queue) -> None:
+        """A queue has ended a phase; complete are those that all have."""
+        place = queue.ended - self.complete
+        queue.ended += 1
+        if place == len(self.ends):
+            self.ends.append(self.count)
+        self.ends[place] -= 1
+        while self.ends and not self.ends[0]:
+            self.ends.pop(0)
+            self.complete += 1
+            waiting, self.waiting = self.waiting, []
+            for actor in waiting:
+                self.wake(actor)
 
     def run(self, programs: Mapping[int, Iterator[Instruction]]) -> None:
         """Run these cores (by number) together.  Raises :class:`IRError` for a deadlock."""
@@ -236,6 +288,7 @@ class Interleaving:
                     queues.append(_Dma(name, core, self, self.dma[name]))
                 else:
                     queues.append(_Compute(name, core, self))
+        self.complete, self.count = 0, len(queues)
         movers = [queue.mover for queue in queues if isinstance(queue, _Dma)]
         self._ready = [*queues, *movers]
         self._drain()

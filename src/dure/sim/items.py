@@ -20,9 +20,10 @@ from dure.sim.cost import duration
 from dure.sim.flows import UNIT, units_a_picosecond, weight_of
 from dure.sim.footprint import Footprint, Reach, footprint
 
-COMPUTE, WAIT, SIGNAL, MOVE = range(4)
+COMPUTE, WAIT, SIGNAL, MOVE, BEGIN, END = range(6)
 
-#: (COMPUTE, op, ComputeCost), (MOVE, op, Transfer), (WAIT or SIGNAL, op, (semaphore, count))
+#: (COMPUTE, op, ComputeCost), (MOVE, op, Transfer), (WAIT or SIGNAL, op, (semaphore, count)),
+#: (BEGIN or END of a phase, op, the last phases before it that the queue needn't wait for)
 Item: TypeAlias = tuple[int, Op, Any]
 
 
@@ -50,7 +51,7 @@ def engine_of(chip: Chip, buffers: Mapping[Value, Op], op: Op) -> str:
     way = (chip.home, memory) if op.name == "dma_load" else (memory, chip.home)
     queue = op.attr("queue")
     for name, dma in chip.dma.items():
-        if dma.queue == queue and way in dma.moves:
+        if queue in dma.queues and way in dma.moves:
             return name
     engines = [f"'{d.queue}'" for d in chip.dma.values() if way in d.moves]
     raise refusal(

@@ -41,6 +41,10 @@ class Lists:
         self._held.clear()
         self._turns.clear()
 
+    def reset(self, buffer: Value) -> None:
+        """A buffer as it is at the start of its phase."""
+        self._turns.pop(buffer, None)
+
     def rotate(self, buffer: Value) -> None:
         """Turn a buffer to its next slot."""
         stages = self.buffers[buffer].attr("stages")

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, cast
 from dure.ir.core import Op
 from dure.ir.dtypes import int32
 from dure.ir.expr import Const, Expr, as_expr, bounds
-from dure.ir.expr_code import Evaluator, compile_expr
+from dure.ir.expr_code import Evaluator, compile_expr, names_of
 from dure.sim.footprint import Reach
-from dure.sim.items import MOVE, Item, Transfer, engine_of, refusal, transfer_maker
+from dure.sim.items import BEGIN, END, MOVE, Item, Transfer, engine_of, refusal, transfer_maker
 from dure.sim.sites import Env
 
 if TYPE_CHECKING:
@@ -27,7 +27,9 @@ MOST = 4_000_000
 
 
 class Node(ABC):
-    """A step of the walk."""
+    """A step of the walk; ``needs`` are the names of the symbols that it hangs on."""
+
+    needs: frozenset[str] = frozenset()
 
     @abstractmethod
     def trace(self, env: Env) -> None:
@@ -55,9 +57,16 @@ class Loop(Node):
             self.body = streams.region(op.regions[0])
         self.op, self.out = op, streams.out
         self.each = max(1, sum(isinstance(node, Plain | Move) for node in self.body))
+        inside = frozenset[str]().union(*(node.needs for node in self.body))
+        self.needs = names_of(start) | names_of(stop) | (inside - {self.name})
+        # Phases leave nothing behind that a later one hangs on.
+        self.alike = self.name not in inside and all(isinstance(n, Phase) for n in self.body)
 
     def trace(self, env: Env) -> None:
         turns = range(self.start(env), self.stop(env), self.step)
+        if self.alike and len(turns) > 1:
+            self._repeat(env, turns)
+            return
         if len(turns) * self.each + sum(map(len, self.out)) > MOST:
             raise refusal(
                 self.op,
@@ -70,6 +79,40 @@ class Loop(Node):
             for node in self.body:
                 node.trace(env)
 
+    def _repeat(self, env: Env, turns: range) -> None:
+        """All turns from the first."""
+        before = [len(stream) for stream in self.out]
+        env[self.name] = turns[0]
+        for node in self.body:
+            node.trace(env)
+        for stream, start in zip(self.out, before, strict=True):
+            stream += stream[start:] * (len(turns) - 1)
+
+
+class Phase(Node):
+    """A phase: every queue of the program begins and ends it."""
+
+    def __init__(self, streams: Streams, op: Op) -> None:
+        self.out, self.lists = streams.out, streams.lists
+        ahead: tuple[str, ...] = op.attr("ahead")
+        self.begins: list[Item] = [
+            (BEGIN, op, op.attr("lag") if name in ahead else 0) for name in streams.queues
+        ]
+        self.end: Item = (END, op, 0)
+        self.body = streams.region(op.regions[0])
+        self.buffers = [inner.result for inner in op.regions[0].ops if inner.name == "buffer"]
+        self.needs = frozenset[str]().union(*(node.needs for node in self.body))
+
+    def trace(self, env: Env) -> None:
+        for buffer in self.buffers:
+            self.lists.reset(buffer)
+        for stream, begin in zip(self.out, self.begins, strict=True):
+            stream.append(begin)
+        for node in self.body:
+            node.trace(env)
+        for stream in self.out:
+            stream.append(self.end)
+
 
 class Branch(Node):
     """Two bodies, of which one is run."""
@@ -81,6 +124,8 @@ class Branch(Node):
             self.then = streams.region(op.regions[0])
         with streams.sites.branch(condition, False):
             self.otherwise = streams.region(op.regions[1])
+        both = (*self.then, *self.otherwise)
+        self.needs = names_of(condition).union(*(node.needs for node in both))
 
     def trace(self, env: Env) -> None:
         for node in self.then if self.condition(env) else self.otherwise:
@@ -111,6 +156,7 @@ class Scalar(Node):
         limits = root.tensor.index
         assert limits is not None
         self.low, self.high = map(compile_expr, limits)
+        self.needs = frozenset[str]().union(*map(names_of, (*places, *limits)))
         found = streams.lists.indices.get(root.name)
         if found is None:
             raise refusal(
@@ -193,6 +239,7 @@ class Move(Node):
         self.listing: list[tuple[Evaluator, int, Evaluator, Evaluator]] = []
         if self.fills and self.root.name in self.lists.indices and not axes:
             self.listing = _listing(streams, op)
+            self.needs |= _listing_names(streams, op)
         streams.by_lists |= bool(self.lists.indices and self.ruled)
 
     def _axis(self, streams: Streams, axis: int, extent: int, ruled: bool) -> None:
@@ -202,6 +249,7 @@ class Move(Node):
         if ruled:
             self.fixed.append(Reach(extent, 1, extent // step))
             self.limits.append((step, compile_expr(offset), compile_expr(size)))
+            self.needs |= names_of(offset) | names_of(size)
             return
         start, stride = (
             as_expr(op.attr("index")[axis]) * step + offset,
@@ -215,6 +263,7 @@ class Move(Node):
         if _whole(start, stride, extent, size):
             return
         self.moving.append((axis, count))
+        self.needs |= names_of(start) | names_of(size)
         streams.sites.watch((start, size), count, stride, extent)
 
     def trace(self, env: Env) -> None:
@@ -252,6 +301,13 @@ class Move(Node):
         axes = [(first(env), n, size(env), start(env)) for first, n, size, start in self.listing]
         fill = int(self.op.attr("fill")) if self.op.attr("filling") else -1
         self.lists.load(self.buffer, self.root.name, axes, fill)
+
+
+def _listing_names(streams: Streams, op: Op) -> frozenset[str]:
+    """The symbols in :func:`_listing`."""
+    _, starts = streams.place(op.operands[0])
+    found = [*starts, *op.attr("index"), *op.attr("offset"), *op.operands[0].tensor.shape]
+    return frozenset[str]().union(*(names_of(as_expr(e)) for e in found))
 
 
 def _listing(streams: Streams, op: Op) -> list[tuple[Evaluator, int, Evaluator, Evaluator]]:

@@ -14,7 +14,8 @@ replay of the dependencies.
   flowed and all earlier transfers of the queue are complete; one without bytes, as soon as it is
   issued and they are.  Of a ``serial`` engine, bytes flow when those of its earlier transfers have;
 - a signal fires when all that its queue issued before is complete, without keeping the queue, and
-  arrives ``sync.latency`` later.
+  arrives ``sync.latency`` later;
+- phases are begun and ended as :mod:`dure.sim.phases` says.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from dure.ir.core import Op
 from dure.sim.contention import Computing, Contention
 from dure.sim.cost import ComputeCost
 from dure.sim.flows import Flows, Group
-from dure.sim.items import COMPUTE, MOVE, WAIT, Item, Transfer
+from dure.sim.items import BEGIN, COMPUTE, END, MOVE, WAIT, Item, Transfer
+from dure.sim.phases import Phases
 from dure.sim.recurrence import Recurrence
 
 
@@ -52,7 +54,7 @@ class Queue:
     """A queue of a core class, and how far it has come.
 
     ``time``: when it is done with what it has executed; ``done``: when its last transfer completed;
-    ``busy``: picoseconds of computing, or with bytes flowing.
+    ``busy``: picoseconds of computing, or with bytes flowing; ``begun`` and ``ended``: phases.
     """
 
     core: int
@@ -69,13 +71,19 @@ class Queue:
     happened: list[Happened] = field(default_factory=list[Happened])
     waits: list[tuple[int, int, int]] = field(default_factory=list[tuple[int, int, int]])
     computing: Computing | None = None
+    begun: int = 0
+    ended: int = 0
+
+
+#: In the place of a semaphore: the end of a phase.
+PHASE = -1
 
 
 @dataclass(eq=False, slots=True)
 class Flight:
     """A transfer in flight: when its bytes ``start`` to flow and did ``end``, the group in which
     they do and the group's service at which they ``finish``, and the signals that fire when it is
-    complete: (when the queue came to it, semaphore, count).
+    complete: (when the queue came to it, semaphore, count), or the phase that ends.
     """
 
     queue: Queue
@@ -84,7 +92,9 @@ class Flight:
     end: int | None = None
     group: Group[Flight] | None = None
     finish: int = 0
-    signals: list[tuple[int, int, int]] = field(default_factory=list[tuple[int, int, int]])
+    signals: list[tuple[int, int, int | Op]] = field(
+        default_factory=list["tuple[int, int, int | Op]"]
+    )
     record: Happened | None = None
 
 
@@ -132,6 +142,9 @@ class Replay:
         self.record = record
         self.contention = contention
         self.serial = serial
+        self.phases = Phases(sum(map(len, self.queues)), latency)
+        #: By core class and serial DMA engine: transfers in flight, in the order of their issue.
+        self.lines: dict[tuple[int, str], deque[Flight]] = {}
         self.events = 0
         self._ready = [queue for queues in self.queues for queue in queues]
         self.starts: list[tuple[int, int, Flight]] = []
@@ -195,6 +208,18 @@ class Replay:
                 if free < 0:
                     break
                 time = free
+            elif kind == BEGIN:
+                until = self.phases.begin(queue, more)
+                if until < 0:
+                    break
+                if record:
+                    queue.waits.append((PHASE, time, max(time, until)))
+                time = max(time, until)
+            elif kind == END:
+                if queue.flying:
+                    queue.flying[-1].signals.append((time, PHASE, item[1]))
+                else:
+                    self._ready += self.phases.end(queue, max(time, queue.done), item[1])
             else:
                 number, change = cast("tuple[int, int]", more)
                 if kind == WAIT:
@@ -257,6 +282,8 @@ class Replay:
             flight.record = self._happened(queue, item, time, free)
         if transfer.units:
             flying.append(flight)
+            if transfer.dma in self.serial:
+                self.lines.setdefault((queue.core, transfer.dma), deque()).append(flight)
             self.events += 1
             flight.start = free + transfer.delay
             heappush(self.starts, (flight.start, self.events, flight))
@@ -269,8 +296,10 @@ class Replay:
 
     def _take_off(self, flight: Flight, now: int) -> None:
         queue, transfer = flight.queue, flight.transfer
-        if transfer.dma in self.serial and (flight.group or queue.flying[0] is not flight):
-            return
+        if transfer.dma in self.serial:
+            line = self.lines[queue.core, transfer.dma]
+            if flight.group or line[0] is not flight:
+                return
         flight.group = group = self.groups.of(queue.core, transfer)
         flight.finish = self.flows.start(group, transfer.units, flight)
         if not queue.flowing:
@@ -297,14 +326,20 @@ class Replay:
             queue.done = done = max(queue.done, first.end or 0)
             if first.record is not None:
                 first.record.end = done
-            for time, number, count in first.signals:
-                self._signal(semaphores[number], max(time, done), count)
+            for time, number, more in first.signals:
+                if isinstance(more, Op):
+                    self._ready += self.phases.end(queue, max(time, done), more)
+                else:
+                    self._signal(semaphores[number], max(time, done), more)
             if queue.held:
                 queue.held = False
                 queue.time = max(queue.time, done)
                 self._ready.append(queue)
-        if flying and flying[0].start <= now and flight.transfer.dma in self.serial:
-            self._take_off(flying[0], now)
+        if flight.transfer.dma in self.serial:
+            line = self.lines[queue.core, flight.transfer.dma]
+            line.popleft()
+            if line and line[0].start <= now:
+                self._take_off(line[0], now)
 
     def _happened(self, queue: Queue, item: Item, start: int, end: int) -> Happened:
         made = Happened(item, start, end, None, tuple(queue.waits))
@@ -349,7 +384,8 @@ def deadlock(stuck: Sequence[Queue], queues: Sequence[str], semaphores: Sequence
             continue
         kind, op, more = queue.stream[queue.at]
         place = f"instruction {queue.at + 1} of {len(queue.stream)}"
-        what = f"'{op.name}'" if kind == MOVE else f"wait for {_taken(more, semaphores)}"
+        known = kind in (MOVE, BEGIN)
+        what = f"'{op.name}'" if known else f"wait for {_taken(more, semaphores)}"
         where = where or _where(op)
         lines.append(f"queue '{queues[queue.number]}' at {what} ({place})")
     return IRError(

@@ -19,9 +19,9 @@ from typing import Any, cast
 from pydantic import BaseModel
 
 from dure.errors import DureError
-from dure.ir.core import Function, Op, Region, Value
+from dure.ir.core import Function, Op, Value
 from dure.ir.dtypes import Array
-from dure.ir.machine.compute import works
+from dure.ir.machine.compute import ops_of, works
 from dure.machine.chip import Chip
 from dure.machine.law import Law
 from dure.machine.quantity import STATUSES, Quantity
@@ -188,12 +188,3 @@ def _used(function: Function, chip: Chip, busy: Collection[str]) -> _Used:
             lists = lists or bool(op.attr("list_axes"))
     taking = {n: frozenset(o) for n, o in engines.items() if n in busy}
     return _Used(frozenset(engines), taking, frozenset(moving), lists)
-
-
-def ops_of(region: Region) -> Iterator[Op]:
-    """The ops of a machine program, those of loops and branches among them."""
-    for op in region.ops:
-        yield op
-        if op.name != "compute":
-            for inner in op.regions:
-                yield from ops_of(inner)

@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from dure.ir.core import Function, Op, Region, Value, walk
+from dure.ir.core import Function, Op, Region, Value
 from dure.ir.dtypes import Array
 from dure.ir.expr import Expr, as_expr
+from dure.ir.machine.compute import ops_of
 from dure.machine.chip import Chip
 from dure.sim.contention import losses_of
 from dure.sim.cost import ComputeCost, Costs
 from dure.sim.items import COMPUTE, SIGNAL, WAIT, Item, refusal
 from dure.sim.lists import Lists
-from dure.sim.nodes import Branch, Loop, Move, Node, Plain, Rotate, Scalar
+from dure.sim.nodes import Branch, Loop, Move, Node, Phase, Plain, Rotate, Scalar
 from dure.sim.sites import Sites
 
 
@@ -40,6 +41,9 @@ class Streams:
         self.sites = Sites(frozenset(s.name for s in function.program_ids))
         #: Whether transfers hang on what index lists hold.
         self.by_lists = False
+        for op in ops_of(function.body):
+            if "queue" in op.attrs:
+                self.queue(op)
         self._nodes = self.region(function.body)
 
     # --- walking ---------------------------------------------------------------------------------
@@ -69,7 +73,7 @@ class Streams:
         numbers = {value: number for number, value in enumerate(self.semaphores)}
         return {
             numbers[op.operands[0]]: str(op.attr("queue"))
-            for op in walk(self.function.body)
+            for op in ops_of(self.function.body)
             if op.name == "signal"
         }
 
@@ -105,6 +109,8 @@ class Streams:
                 return Loop(self, op)
             case "if":
                 return Branch(self, op)
+            case "phase":
+                return Phase(self, op)
             case "buffer":
                 self.lists.buffers[op.result] = op
             case "semaphore":
@@ -117,6 +123,8 @@ class Streams:
                 axis = op.attr("axis")
                 shifted = [s + op.attr("start") if a == axis else s for a, s in enumerate(starts)]
                 self._views[op.result] = root, tuple(shifted)
+            case "reshaped":
+                pass
             case "index_load":
                 return Scalar(self, op)
             case "compute":

@@ -94,7 +94,8 @@ class Timing:
     class: computing, or with bytes flowing.  ``bytes`` are those that the home memory gave and
     took, ``flops`` those of all cores' instructions.  ``rates`` are the bytes a second that flow
     through each resource of the chip, and the first class's own, as (from when on, how many); they
-    are kept with the spans.
+    are kept with the spans.  ``phases`` has the picoseconds that each phase of the program took,
+    from the end of the one before to its own, all turns together.
     """
 
     ps: int
@@ -111,6 +112,7 @@ class Timing:
     rates: Mapping[str, list[tuple[int, float]]] = field(
         default_factory=dict[str, list[tuple[int, float]]]
     )
+    phases: Mapping[Op, int] = field(default_factory=dict[Op, int])
 
     @property
     def ns(self) -> float:
@@ -156,7 +158,8 @@ def simulate(
     )
     flows.log = [] if record else None
     makespan = replay.run()
-    names = [s.name or f"semaphore {i}" for i, s in enumerate(streams.semaphores)]
+    # The last name is what PHASE, -1, counts as.
+    names = [*(s.name or f"semaphore {i}" for i, s in enumerate(streams.semaphores)), "phase"]
     stuck = replay.stuck()
     if stuck:
         raise deadlock(stuck, streams.queues, names)
@@ -181,6 +184,7 @@ def simulate(
         launch=launch,
         spans=_spans(streams, replay.queues, names, launch) if record else [],
         rates=ways.rates(flows.log or (), launch),
+        phases=replay.phases.spent,
     )
 
 
@@ -222,7 +226,7 @@ class _Ways:
         self._numbers: dict[tuple[str, int], int] = {}
         #: Name in the machine file -> (whose, or -1 for the chip's; its engines)
         self.engines: dict[str, list[str]] = {}
-        used = [name for name, dma in chip.dma.items() if dma.queue in streams.queues]
+        used = [n for n, dma in chip.dma.items() if not {*dma.queues}.isdisjoint(streams.queues)]
         for name in used:
             self.engines[f"dma.{name}"] = [name]
             for way in chip.dma[name].route:
@@ -332,7 +336,7 @@ def _bound(
     chip: Chip, total: int, busy: Mapping[str, int], resources: Mapping[str, ResourceUse]
 ) -> Bound:
     computing = {engine.queue for engine in chip.engines.values()}
-    moving = {dma.queue for dma in chip.dma.values()}
+    moving = chip.transfer_queues
     parts: dict[Bound, int] = {"compute": 0, "memory": 0, "link": 0}
     for name, ps in busy.items():
         if name in computing:

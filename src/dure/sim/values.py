@@ -22,7 +22,7 @@ from dure.ir.dtypes import Array
 from dure.ir.interpret import Frame, RuntimeValue, bind_sizes, check_index_values
 from dure.machine.chip import Chip
 from dure.sim.arithmetic import Arithmetic, formats_of
-from dure.sim.expand import Instruction, buffers_of, core_ids, expand
+from dure.sim.expand import Instruction, core_ids, declared, expand
 from dure.sim.home import Home, Window, boxes, selection_of, window_of
 from dure.sim.interleave import Interleaving, queues_of
 from dure.sim.storage import (
@@ -55,7 +55,8 @@ def run_values(
     draw.shuffle(cores)
     # Cores that share no scratchpad can't see each other but in the home memory, where one after
     # another in any order shows what any interleaving would, with less held at a time.
-    groups = [cores] if machine.shares_scratchpad else [[core] for core in cores]
+    together = machine.shares_scratchpad or interleaving.phased
+    groups = [cores] if together else [[core] for core in cores]
     with np.errstate(all="ignore"):
         for group in groups:
             machine.power_up([number for number, _ in group])
@@ -86,8 +87,8 @@ def _dma_queues(function: Function, chip: Chip) -> dict[str, int]:
     """
     found: dict[str, int] = {}
     for engine in chip.dma.values():
-        most = max(int(engine.outstanding.base), found.get(engine.queue, 1))
-        found[engine.queue] = most
+        for queue in engine.queues:
+            found[queue] = max(int(engine.outstanding.base), found.get(queue, 1))
     known = {*found, *(engine.queue for engine in chip.engines.values())}
     for queue in queues_of(function):
         if queue not in known:
@@ -133,8 +134,12 @@ class _Machine:
             param.value: Home(param, array, self.formats)
             for param, array in zip(function.params, arrays, strict=True)
         }
+        for op in walk(function.body):
+            if op.name == "reshaped":
+                home = self.homes[op.operands[0]]
+                self.homes[op.result] = home.reshaped(op.result.tensor)
         self.views = {op.result: op for op in walk(function.body) if op.name == "view"}
-        self.buffers = {op.result: self._storage(op) for op in buffers_of(function)}
+        self.buffers = {op.result: self._storage(op) for op in declared(function, "buffer")}
         self.sizes = self._sizes()
         self.own: dict[int, dict[str, Bytes]] = {}
         self.shared = self._memories("chip")
@@ -292,7 +297,7 @@ class _Machine:
 
     def _check_fills(self, op: Op) -> None:
         queue = op.attr("queue")
-        if not any(dma.fills for dma in self.chip.dma.values() if dma.queue == queue):
+        if not any(dma.fills for dma in self.chip.dma.values() if queue in dma.queues):
             raise IRError(
                 f"a load on the queue '{queue}' fills what lies outside the tensor",
                 where=_where(op),

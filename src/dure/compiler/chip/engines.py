@@ -10,6 +10,7 @@ from dure.errors import KernelError, TargetError
 from dure.ir.core import Op
 from dure.ir.machine.compute import Operation
 from dure.machine.chip import Chip, Dot, Engine
+from dure.sim.cost import Costs
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,11 @@ class Engines:
         for name, engine in self.chip.engines.items():
             found.setdefault(engine.queue, []).append(name)
         return {queue: tuple(names) for queue, names in found.items()}
+
+    @cached_property
+    def costs(self) -> Costs:
+        """What instructions cost."""
+        return Costs(self.chip)
 
     def doer(self, queue: str, operation: Operation) -> str | None:
         """The first engine of a queue with a law for this operation."""

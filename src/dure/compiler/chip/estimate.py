@@ -88,7 +88,7 @@ class _Estimate:
         self.chip = chip
         self.costs = costs
         self.counts = counts
-        self.dma = {d.queue: d for d in chip.dma.values()}
+        self.dma = {queue: d for d in chip.dma.values() for queue in d.queues}
         self.signal = duration(chip, chip.sync.latency)
         self.bound = Bound(moving=frozenset(self.dma))
 
@@ -251,7 +251,7 @@ class _Estimate:
         dma, moved = self.dma[step.queue], self.moved(step)
         self.bound.queue(step.queue, times * duration(self.chip, dma.issue))
         flow = moved.bytes / self.rate(dma, moved) * 1e12
-        self.bound.resource(f"flow {step.queue}", times * flow)
+        self.bound.resource(f"flow {dma.queue}", times * flow)
         for name in dma.route:
             rate, scope = self._resource(name)
             if rate is None:

@@ -6,7 +6,7 @@ others from them.  Constants and free reindexings are cloned into every instruct
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from dure.compiler.chip.engines import Engines
@@ -17,6 +17,7 @@ from dure.ir.core import Op, Region, Span, Value
 from dure.ir.machine.compute import operation_of, works
 from dure.ir.rewrite import clone_region
 from dure.ir.types import TileType
+from dure.sim.cost import duration
 
 
 class Writer:
@@ -104,13 +105,14 @@ class Writer:
         for value, _ in pairs:
             sources += self.stored.get(self.usage.base(value), ())[:1]
         reads, writes = {b.memory for b in sources}, {b.memory for _, b in pairs}
-        queue = next(
+        queue = min(
             (
                 q
                 for q in self.engines.able(["copy"])
                 if reads <= self.engines.reads(q) and writes <= self.engines.writes(q)
             ),
-            None,
+            key=lambda q: sum(_copy_cost(self.engines, value, q) for value, _ in pairs),
+            default=None,
         )
         if queue is None:
             route = f"copy from {', '.join(reads) or 'nowhere'} to {', '.join(writes)}"
@@ -229,25 +231,83 @@ def _span_of(outputs: Sequence[tuple[Value, Buffer]]) -> Span | None:
 
 
 def vector_runs(writer: Writer, group: Sequence[Op]) -> list[tuple[str, list[Op]]]:
-    """A group of ops cut into runs that one queue can do each, as few as a greedy cut gives.
+    """A group of ops cut into runs that one queue can do each, so that they take least time one
+    after another.
 
     Raises :class:`TargetError` for an op that no queue has.
     """
-    engines = writer.engines
-    runs: list[tuple[str, list[Op]]] = []
-    rest = list(group)
-    while rest:
-        best: tuple[int, str] = (0, "")
+    engines, ops = writer.engines, list(group)
+    # For the ops from each place on: picoseconds, and the queue and end of the first run.
+    best: list[tuple[float, str, int]] = [(0.0, "", len(ops))] * (len(ops) + 1)
+    for start in reversed(range(len(ops))):
+        found: list[tuple[float, str, int]] = []
         for queue in engines.queues:
-            length = _prefix(writer, queue, rest)
-            if length > best[0]:
-                best = (length, queue)
-        if not best[0]:
-            op = rest[0]
+            length = _prefix(writer, queue, ops[start:])
+            for end, cost in zip(
+                range(start + 1, start + length + 1),
+                _run_costs(writer, queue, ops[start : start + length]),
+                strict=True,
+            ):
+                found.append((cost + best[end][0], queue, end))
+        if not found:
+            op = ops[start]
             raise engines.missing(f"do {op.name} ({operation_of(op)}) of {op.results[0].type}", op)
-        runs.append((best[1], rest[: best[0]]))
-        rest = rest[best[0] :]
+        best[start] = min(found, key=lambda entry: entry[0])
+    runs: list[tuple[str, list[Op]]] = []
+    start = 0
+    while start < len(ops):
+        _, queue, end = best[start]
+        runs.append((queue, ops[start:end]))
+        start = end
     return runs
+
+
+def _run_costs(writer: Writer, queue: str, ops: Sequence[Op]) -> Iterator[float]:
+    """The picoseconds of the first op on a queue, of the first two, and so on.
+
+    What the queue can't reach where it is stored is copied to it, and counts as one copy more; so
+    does what it can't write to the scratchpad.
+    """
+    engines = writer.engines
+    reads, chip = engines.reads(queue), engines.chip
+    near = chip.scratchpad in engines.writes(queue)
+    able = engines.able(["copy"])
+
+    def copied(value: Value) -> float:
+        return max((_copy_cost(engines, value, q) for q in able), default=0.0)
+
+    issue = 0.0
+    works: dict[str, float] = {}
+    copies = 0.0
+    far: set[Value] = set()
+    for op in ops:
+        operation = operation_of(op)
+        name = engines.doer(queue, operation)
+        assert name is not None
+        engine = chip.engines[name]
+        clock = float((engine.clock or chip.clock).base)
+        issue = max(issue, float(duration(chip, engine.issue, engine.clock)))
+        if operation != "none":
+            work = engines.costs.cycles(name, operation, op) / clock * 1e12
+            works[name] = works.get(name, 0.0) + work
+        for value in map(writer.usage.base, op.operands):
+            stored = writer.stored.get(value, ())
+            if stored and value not in far and all(b.memory not in reads for b in stored):
+                far.add(value)
+                copies += copied(value)
+        away = 0.0 if near else sum(map(copied, op.results))
+        yield issue + max(works.values(), default=0.0) + copies + away
+
+
+def _copy_cost(engines: Engines, value: Value, queue: str) -> float:
+    """The picoseconds of copying a tile on a queue that can."""
+    chip = engines.chip
+    name = engines.doer(queue, "copy")
+    assert name is not None
+    engine = chip.engines[name]
+    cycles = engines.costs.cycles(name, "copy", Op("reshape", (value,), (value,)))
+    issue = float(duration(chip, engine.issue, engine.clock))
+    return issue + cycles / float((engine.clock or chip.clock).base) * 1e12
 
 
 def _prefix(writer: Writer, queue: str, ops: Sequence[Op]) -> int:

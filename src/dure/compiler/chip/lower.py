@@ -36,13 +36,14 @@ from dure.machine.chip import Chip
 _DESCRIPTOR = ("index", "step", "offset", "stride", "list_axes")
 
 
-def lower(function: Function, chip: Chip) -> Tree:
+def lower(function: Function, chip: Chip, ahead: frozenset[str] = frozenset()) -> Tree:
     """The instructions of a legalised tile program whose grid counts cores.
 
+    Arguments named in ``ahead`` are loaded on the queue that a DMA engine has for that.
     Raises :class:`~dure.errors.DureError` with the author's line for what the chip can't do.
     """
     function = eliminate_dead_code(function)
-    work = _Lowering(function, Engines(chip))
+    work = _Lowering(function, Engines(chip), ahead)
     work.region(function.body, work.body)
     work.flush(work.body)
     tree = Tree(work.body, work.writer.buffers)
@@ -54,6 +55,7 @@ def lower(function: Function, chip: Chip) -> Tree:
 class _Lowering:
     function: Function
     engines: Engines
+    ahead: frozenset[str] = frozenset()
     usage: Usage = field(init=False)
     writer: Writer = field(init=False)
     body: Block = field(init=False)
@@ -74,7 +76,8 @@ class _Lowering:
         self.renewed: dict[Value, Block] = {}
         self.turn = 0
         #: Rings whose tiles hang over an edge in the same way at every turn.
-        self.ahead: list[tuple[Op, Buffer, str]] = []
+        self.filled: list[tuple[Op, Buffer, str]] = []
+        self.views: dict[Value, Value] = {}
 
     # --- the walk --------------------------------------------------------------------------------
 
@@ -84,6 +87,9 @@ class _Lowering:
             match op.name:
                 case "view" | "index_load":
                     block.items.append(Structure(op))
+                    if op.name == "view":
+                        source = op.operands[0]
+                        self.views[op.result] = self.views.get(source, source)
                 case "load":
                     self.load(op, block)
                 case "store":
@@ -194,9 +200,16 @@ class _Lowering:
             attrs = {k: op.attr(k) for k in (*_DESCRIPTOR, "fill")}
             attrs["filling"] = engine.fills
             outside = None if engine.fills else self._outside(op)
-            self._transfer(op, engine.queue, lists, buffer, attrs, block, outside)
+            queue = engine.ahead if engine.ahead and self._runs_ahead(op) else engine.queue
+            buffer.ahead = queue == engine.ahead
+            self._transfer(op, queue, lists, buffer, attrs, block, outside)
             self.loaded.add(buffer)
             self.put(value, buffer)
+
+    def _runs_ahead(self, op: Op) -> bool:
+        """Whether a load may go before what its program waits for."""
+        tensor = op.operands[0]
+        return self.views.get(tensor, tensor).name in self.ahead and len(op.operands) == 1
 
     def _transfer(
         self,
@@ -225,7 +238,7 @@ class _Lowering:
             return
         if isinstance(outside, Const):
             if self._same_cut(op):
-                self.ahead.append((op, buffer, queue))
+                self.filled.append((op, buffer, queue))
             else:
                 self._fill(op, buffer, block)
             block.items.append(load())
@@ -285,7 +298,7 @@ class _Lowering:
         """Fill what no transfer of a ring ever writes, once in each slot, before anything else."""
         items: list[Item] = []
         handed: dict[tuple[str, str], Semaphore] = {}
-        for op, buffer, queue in self.ahead:
+        for op, buffer, queue in self.filled:
             inside = Block(parent=tree.body, repeated=True, loop=True)
             self._fill(op, buffer, inside)
             filler = inside.items[-1]
@@ -514,7 +527,17 @@ class _Lowering:
             place = maker.results.index(last)
             inner = maker.regions[0]
             return self._carried_memory(inner.args[place], inner.yields[place])
+        if maker is not None and maker.name == "if":
+            place = maker.results.index(last)
+            made = [r.yields[place] for r in maker.regions]
+            dots = [v for v in made if self._made_by_dot(v)]
+            if dots:
+                return self._carried_memory(argument, dots[0])
         return self.memory_of(argument)
+
+    def _made_by_dot(self, value: Value) -> bool:
+        maker = self.usage.makers.get(value)
+        return maker is not None and maker.name == "dot"
 
     def _yield(self, region: Region, targets: Sequence[Buffer], block: Block, op: Op) -> None:
         """Bring what a region yields into its buffers, all at once where they are copied."""
@@ -533,27 +556,64 @@ class _Lowering:
                 self.put(value, target)
 
     def branch(self, op: Op, block: Block) -> None:
+        for place, result in enumerate(op.results):
+            # Where both branches add to the same accumulator, it may be where the sum is wanted.
+            makers = [self.usage.makers.get(region.yields[place]) for region in op.regions]
+            sums = {m.operands[2] if m is not None and m.name == "dot" else None for m in makers}
+            if len(sums) == 1 and result in self.wanted and None not in sums:
+                for value in sums:
+                    assert value is not None
+                    self.wanted.setdefault(value, self.wanted[result])
         self.flush(block)
-        then, otherwise = op.regions
-        chip = self.engines.chip
-        targets = [
-            self.writer.buffer(r.tile, chip.scratchpad, block, r.name or "chosen", op.span)
-            for r in op.results
-        ]
+        members = [_members(region) for region in op.regions]
+        targets = [self._chosen(op, place, members, block) for place in range(len(op.results))]
+        stored, occupant = self.writer.stored, self.occupant
         inner: list[Block] = []
-        for region in (then, otherwise):
+        for region, own in zip(op.regions, members, strict=True):
+            # What one branch stores the other doesn't have, and neither needs what the other does.
+            self.writer.stored = {v: list(buffers) for v, buffers in stored.items()}
+            self.occupant = dict(occupant)
+            self.done.update(*members)
+            self.done -= own
             body = Block(parent=block, repeated=block.repeated)
             for value, target in zip(region.yields, targets, strict=True):
-                self.occupant.pop(target, None)
                 self.wanted[value] = target
             self.region(region, body)
             self._yield(region, targets, body, op)
-            self.done.add(region)
             inner.append(body)
+        self.writer.stored, self.occupant = stored, occupant
+        self.done.update(*members)
         condition = as_expr(op.attr("condition"))
         block.items.append(Branch(condition, inner[0], inner[1], op.span))
         for result, target in zip(op.results, targets, strict=True):
             self.put(result, target)
+
+    def _chosen(self, op: Op, place: int, members: Sequence[set[Consumer]], block: Block) -> Buffer:
+        """The buffer of a branch's result: where it is wanted, or of what a branch leaves as it is,
+        if whoever is there isn't needed afterwards; else a new one.
+        """
+        result = op.results[place]
+        inside: list[Consumer] = [consumer for own in members for consumer in own]
+        wanted = self.wanted.get(result)
+        if wanted is not None and wanted.type == result.type and self.free(wanted, inside):
+            return wanted
+        memory = self.engines.chip.scratchpad
+        for value in (region.yields[place] for region in op.regions):
+            for buffer in self.writer.stored.get(value, ()):
+                alone = self.occupant.get(buffer.root) is value and self.free(buffer, inside)
+                if alone and self.owned(value, buffer, block):
+                    return buffer
+        return self.writer.buffer(result.tile, memory, block, result.name or "chosen", op.span)
+
+
+def _members(region: Region) -> set[Consumer]:
+    """All that a region consumes values with."""
+    found: set[Consumer] = {region}
+    for op in region.ops:
+        found.add(op)
+        for inner in op.regions:
+            found |= _members(inner)
+    return found
 
 
 def _span(op: Op | None) -> Any:

@@ -54,9 +54,10 @@ def _useful(single: Op, double: Op, size: int) -> int | None:
         (op.results[0] if op.name == "load" else op.operands[1]).tile.shape
         for op in (single, double)
     )
-    found = 0
+    found, listed = 0, set[int](single.attr("list_axes"))
     for axis, (few, many) in enumerate(zip(small, large, strict=True)):
-        if few == many:
+        # How far an index list goes along an axis isn't said by the axis's extent.
+        if few == many or axis in listed:
             continue
         try:
             extent = evaluate(as_expr(kind.shape[axis]), {})

@@ -71,12 +71,14 @@ def _stepped(field_name: str, by: int, least: int) -> Move:
 @dataclass
 class Space:
     """All points of a kernel on a chip; ``specialize`` gives its tile function for values of the
-    open consts ``names``.  ``error`` is the last one that it raised.
+    open consts ``names``.  ``error`` is the last one that it raised; ``legal`` are sizes with which
+    the kernel is known to compile.
     """
 
     specialize: Specialize
     names: tuple[str, ...]
     chip: Chip
+    legal: tuple[int, ...] | None = None
     error: DureError | None = None
     _functions: dict[tuple[int, ...], Function | None] = field(
         default_factory=dict[tuple[int, ...], "Function | None"]
@@ -86,7 +88,8 @@ class Space:
     def starts(self) -> list[Point]:
         """Where a search may start."""
         places = range(len(self.names))
-        return [Point(tuple(min(s, self.largest(p)) for p in places)) for s in _STARTS]
+        alike = [Point(tuple(min(s, self.largest(p)) for p in places)) for s in _STARTS]
+        return alike if self.legal is None else [Point(self.legal), *alike]
 
     def consts(self, point: Point) -> dict[str, int]:
         """The tile sizes of a point by name."""
@@ -178,8 +181,10 @@ class Space:
     def tiled(self, place: int) -> Tiled:
         """What a size tiles."""
         if place not in self._tiled:
-            size = _STARTS[0]
-            coarse = (size,) * len(self.names)
+            coarse = (_STARTS[0],) * len(self.names)
+            if self.function(coarse) is None and self.legal is not None:
+                coarse = self.legal
+            size = coarse[place]
             single, double = self.function(coarse), self.function(_put(coarse, place, 2 * size))
             self._tiled[place] = Tiled()
             if single is not None and double is not None:

@@ -68,8 +68,7 @@ def synchronise(tree: Tree, chip: Chip, inout: frozenset[Value]) -> None:
 
     ``inout`` are the tensors that the program both loads and stores.
     """
-    asynchronous = frozenset(dma.queue for dma in chip.dma.values())
-    work = _Synchroniser(asynchronous, inout)
+    work = _Synchroniser(chip.transfer_queues, inout)
     for block in list(blocks(tree.body)):
         tree.semaphores += work.block(block)
     tree.semaphores = list(dict.fromkeys([*_declared(tree.body), *tree.semaphores]))

@@ -16,14 +16,16 @@ queues nothing is ordered but by semaphores.
     dma_load    tensor -> buffer; starts when issued, may touch its bytes until it completes
     dma_store   buffer -> tensor
     compute     one instruction: tile ops on buffers, in the engines' own arithmetic
+    phase       a program of its own, begun when those before it are complete on all cores
 
 The slot of an op is the number of ``rotate`` ops on its buffer executed before it in text order,
 modulo ``stages``; its address is ``offset + slot * pitch``.  A compute queue executes one op after
 another.  A DMA queue issues in order, has several transfers in flight, and completes in order; a
 ``signal`` after a DMA fires when that DMA completes.  A semaphore has one queue that signals it and
-one that waits on it, so that which signal a wait consumes does not depend on timing.
+one that waits on it, so that which signal a wait consumes does not depend on timing.  A program of
+several kernels is a sequence of phases (:mod:`dure.ir.machine.phase`), in loops or not.
 """
 
-from dure.ir.machine import compute, storage, transfer
+from dure.ir.machine import compute, phase, storage, transfer
 
-__all__ = ["compute", "storage", "transfer"]
+__all__ = ["compute", "phase", "storage", "transfer"]

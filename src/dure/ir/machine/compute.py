@@ -75,6 +75,15 @@ def works(region: Region) -> Iterator[tuple[Operation, Op]]:
             yield "copy", Op("reshape", (value,), (value,))
 
 
+def ops_of(region: Region) -> Iterator[Op]:
+    """The ops of a machine program, those of loops and branches among them."""
+    for op in region.ops:
+        yield op
+        if op.name != "compute":
+            for inner in op.regions:
+                yield from ops_of(inner)
+
+
 def _compute_typing(
     operands: Sequence[Type], attrs: Mapping[str, Any], regions: Sequence[Region]
 ) -> Sequence[Type]:

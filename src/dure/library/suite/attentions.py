@@ -10,6 +10,7 @@ import numpy as np
 
 from dure.library.attention import paged_attention
 from dure.library.attention_dense import attention_scores, dense_attention
+from dure.library.attention_grouped import grouped_attention
 from dure.library.attention_ragged import ragged_attention
 from dure.library.suite.case import NUMPY, Array, Case, Drawn, Shape, empty, normal, values
 
@@ -17,9 +18,16 @@ _TOLERANCES = {"f32": 1e-4, "f16": 4e-3, "bf16": 3e-2}
 
 
 def attended(
-    q: Array, k: Array, v: Array, position: int, numbers: tuple[float, int, float]
+    q: Array,
+    k: Array,
+    v: Array,
+    position: int,
+    numbers: tuple[float, int, float],
+    sinks: Array | None = None,
 ) -> Array:
-    """One query of every head, (H, D), over the positions of k and v (S, Hkv, D) that it sees."""
+    """One query of every head, (H, D), over the positions of k and v (S, Hkv, D) that it sees;
+    ``sinks`` (H,) are one more logit each.
+    """
     scale, window, softcap = numbers
     first = max(0, position - window + 1) if window else 0
     keys, weighted = k[first : position + 1], v[first : position + 1]
@@ -27,9 +35,11 @@ def attended(
     scores = np.einsum("hd,khd->hk", q, np.repeat(keys, group, 1)) * scale
     if softcap:
         scores = softcap * np.tanh(scores / softcap)
+    if sinks is not None:
+        scores = np.concatenate([scores, sinks[:, None]], -1)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
-    return np.einsum("hk,khd->hd", weights, np.repeat(weighted, group, 1))
+    return np.einsum("hk,khd->hd", weights[:, : len(keys)], np.repeat(weighted, group, 1))
 
 
 def draw_dense(
@@ -135,7 +145,7 @@ def ragged(rng: np.random.Generator, size: Shape) -> tuple[list[int], list[int]]
 
 
 def draw_paged(
-    dtype: str, window: int, softcap: float, narrow: bool, rng: np.random.Generator, size: Shape
+    dtype: str, window: int, softcap: float, rng: np.random.Generator, size: Shape
 ) -> Drawn:
     """``(Hq, Hkv, Sq, Skv, D, sequences)`` through dure's own kernel, four tokens a work item."""
     heads, kv_heads, _, _, d, _ = size
@@ -165,12 +175,80 @@ def draw_paged(
         "scale": scale,
         "window": window,
         "softcap": softcap,
-        "narrow": narrow,
     }
     lists = [np.array(column, np.int32) for column in zip(*work, strict=True)]
     where = np.array(positions, np.int32)
     y = empty(dtype, sum(parts), heads * d)
     arguments = [q, *cache.pools, where, cache.table, cache.context, *lists, None, y]
+    return Drawn(arguments, {10: np.stack(expected)}, consts)
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """A form of grouped attention."""
+
+    dtype: str
+    window: int = 0
+    softcap: float = 0.0
+    sinks: bool = False
+    causal: bool = True
+
+    @property
+    def name(self) -> str:
+        """What sets it apart."""
+        marks = {
+            "window softcap": self.window,
+            "sinks": self.sinks,
+            "without a mask": not self.causal,
+        }
+        return "".join(f" {mark}" for mark, there in marks.items() if there) + f" {self.dtype}"
+
+
+def draw_grouped(form: Grouped, rng: np.random.Generator, size: Shape) -> Drawn:
+    """The same through the kernel whose tiles hold a KV head's group; heads of a cache come first.
+
+    The tokens of a work item lie in one block of eight positions.
+    """
+    heads, kv_heads, _, _, d, _ = size
+    group, page, rows, dtype = heads // kv_heads, 4, 8, form.dtype
+    lengths, parts = ragged(rng, size)
+    cache = scattered(rng, dtype, lengths, (kv_heads, d), page)
+    q = normal(rng, dtype, sum(parts), kv_heads, group, d)
+    sinks = normal(rng, "f32", kv_heads, group, 1) if form.sinks else None
+    numbers = (d**-0.5, form.window, form.softcap)
+    positions: list[int] = []
+    work: list[tuple[int, int, int]] = []
+    expected: list[Array] = []
+    for s, (length, count) in enumerate(zip(lengths, parts, strict=True)):
+        place = length - count
+        while place < length:
+            end = min(length, (place // rows + 1) * rows)
+            work.append((s, len(positions), end - place))
+            for own in range(place, end):
+                row = values(q[len(positions)]).reshape(heads, d)
+                last = own if form.causal else length - 1
+                extra = None if sinks is None else sinks.reshape(heads)
+                row = attended(row, cache.rows[0][s], cache.rows[1][s], last, numbers, extra)
+                expected.append(row.reshape(kv_heads, group, d))
+                positions.append(own)
+            place = end
+    consts = {
+        "rows": rows,
+        "bg": 1 << (group - 1).bit_length(),
+        "bd": 1 << (d - 1).bit_length(),
+        "page": page,
+        "scale": numbers[0],
+        "window": form.window,
+        "softcap": form.softcap,
+        "causal": form.causal,
+        # What an encoder's rows give lies as it was made.
+        "heads_first": form.causal,
+    }
+    pools = [np.ascontiguousarray(p.swapaxes(0, 1)) if form.causal else p for p in cache.pools]
+    lists = [np.array(column, np.int32) for column in zip(*work, strict=True)]
+    where = np.array(positions, np.int32)
+    y = empty(dtype, sum(parts), kv_heads, group, d)
+    arguments = [q, *pools, where, cache.table, cache.context, *lists, sinks, y]
     return Drawn(arguments, {10: np.stack(expected)}, consts)
 
 
@@ -227,23 +305,34 @@ def paged_cases() -> Iterable[Case]:
     )
     mixed: tuple[Shape, ...] = ((1, 1, 1, 1, 1, 1), (4, 2, 3, 9, 12, 2), (6, 2, 7, 21, 16, 3))
     item = "paged decode attention"
-    large = ("attn", "32x8x1x8192x128", "bf16")
+    large = ("paged_attention", "32x8x1x8192x128", "bf16")
     forms = (
-        ("f32", 0, 0.0, False),
-        ("f32", 5, 3.0, False),
-        ("f16", 0, 0.0, False),
-        ("bf16", 0, 0.0, False),
-        ("bf16", 6, 2.0, True),
+        ("f32", 0, 0.0),
+        ("f32", 5, 3.0),
+        ("f16", 0, 0.0),
+        ("bf16", 0, 0.0),
     )
-    for dtype, window, softcap, narrow in forms:
-        marks = (" window softcap" if window else "") + (" narrow" if narrow else "") + f" {dtype}"
-        draw = partial(draw_paged, dtype, window, softcap, narrow)
+    for dtype, window, softcap in forms:
+        marks = (" window softcap" if window else "") + f" {dtype}"
+        draw = partial(draw_paged, dtype, window, softcap)
         tolerance = _TOLERANCES[dtype]
         name = f"paged decode attention{marks}"
         yield Case(name, item, paged_attention, draw, decode, {}, large, tolerance)
         name = f"paged attention of a ragged batch{marks}"
-        full = ("attn", "32x8x512x2048x128", "bf16")
+        full = ("paged_attention", "32x8x512x2048x128", "bf16")
         yield Case(name, item, paged_attention, draw, mixed, {}, full, tolerance)
+    tiles = {"bq": 4, "bh": 2, "piece": 8}
+    plain, windowed = Grouped("f32"), Grouped("f32", 5, 3.0)
+    sunk, encoder = Grouped("f32", 5, sinks=True), Grouped("bf16", causal=False)
+    for form in (plain, windowed, Grouped("bf16"), sunk, encoder):
+        draw = partial(draw_grouped, form)
+        for kind, sizes, dims in (
+            ("decode", decode, "32x8x1x8192x128"),
+            ("a ragged batch", mixed, "32x8x512x2048x128"),
+        ):
+            name = f"grouped attention of {kind}{form.name}"
+            full, tolerance = ("attn", dims, "bf16"), _TOLERANCES[form.dtype]
+            yield Case(name, item, grouped_attention, draw, sizes, tiles, full, tolerance)
     for dtype in ("f32", "bf16"):
         draw = partial(draw_ragged, dtype)
         full = ("ragged_attention", "32x8x512x2048x128", "bf16")

@@ -45,7 +45,7 @@ def draw_gather(dtype: str, rng: np.random.Generator, size: Shape) -> Drawn:
     return Drawn([table, rows, empty(dtype, t, d)], {2: expected})
 
 
-def draw_kv_write(dtype: str, rng: np.random.Generator, size: Shape) -> Drawn:
+def draw_kv_write(dtype: str, heads_first: bool, rng: np.random.Generator, size: Shape) -> Drawn:
     """Rows to slots of a pool; some are absent, and other slots stay as they are."""
     t, h, d = size
     pool, x = normal(rng, dtype, 2 * t + 3, h, d), normal(rng, "f32", t, h, d)
@@ -53,7 +53,10 @@ def draw_kv_write(dtype: str, rng: np.random.Generator, size: Shape) -> Drawn:
     slots[1::4] = -1
     expected = values(pool)
     expected[slots[slots >= 0]] = values(x)[slots >= 0]
-    return Drawn([pool, x, slots], {0: expected}, {"bd": 1 << (d - 1).bit_length()})
+    consts = {"bd": 1 << (d - 1).bit_length(), "heads_first": heads_first}
+    if heads_first:
+        pool, expected = (np.ascontiguousarray(a.swapaxes(0, 1)) for a in (pool, expected))
+    return Drawn([pool, x, slots], {0: expected}, consts)
 
 
 def rotated(x: Array, cosines: Array, sines: Array, interleaved: bool) -> Array:
@@ -72,7 +75,7 @@ def draw_rope(
     interleaved: bool, norm: bool, write: bool, dtype: str, rng: np.random.Generator, size: Shape
 ) -> Drawn:
     """Heads of d elements, of which ``turn`` are turned; perhaps normed before, perhaps written to
-    a pool.
+    a pool, whose heads come first where halves turn.
     """
     t, h, d, turn = size
     x = normal(rng, dtype, t, h, d)
@@ -99,6 +102,9 @@ def draw_rope(
     slots[1::4] = -1
     expected = values(pool)
     expected[slots[slots >= 0]] = turned[slots >= 0]
+    if not interleaved:
+        pool, expected = (np.ascontiguousarray(a.swapaxes(0, 1)) for a in (pool, expected))
+        consts["heads_first"] = True
     return Drawn([pool, x, slots, cosines, sines, places, weight], {0: expected}, consts)
 
 
@@ -116,12 +122,12 @@ def index_cases() -> Iterable[Case]:
         draw = partial(draw_gather, dtype)
         tiles = {"bt": 4, "bd": 32}
         yield Case(f"gather {dtype}", "embedding", gather_rows, draw, _TOKENS, tiles, large)
-    for dtype in ("f32", "f16", "bf16"):
+    for dtype, heads_first in (("f32", False), ("f16", False), ("bf16", False), ("bf16", True)):
         large = ("kv_write", "512x8x128", dtype)
-        draw = partial(draw_kv_write, dtype)
+        draw = partial(draw_kv_write, dtype, heads_first)
         tiles = {"bt": 4, "bh": 2}
         yield Case(
-            f"KV-cache write {dtype}",
+            f"KV-cache write{' heads first' if heads_first else ''} {dtype}",
             "KV-cache write",
             kv_write,
             draw,

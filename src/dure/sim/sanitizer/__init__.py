@@ -17,6 +17,7 @@ from dure.sim.sanitizer.checks import malformed, outside
 from dure.sim.sanitizer.findings import Finding, Kind, NotProved, Place, Report, Stop, Verdict
 from dure.sim.sanitizer.home import HomeRules
 from dure.sim.sanitizer.model import Model
+from dure.sim.sanitizer.phases import phased, prove_phases
 from dure.sim.sanitizer.proof import Proof, core_environments
 from dure.sim.sanitizer.state import States, Work
 
@@ -37,6 +38,13 @@ def sanitize(
     these.  The search ends at ``limit`` findings, and gives up (``not-proved``) at ``states``
     abstract states.
     """
+    if phased(function):
+        return prove_phases(
+            function,
+            chip,
+            lambda phase: sanitize(phase, chip, indices=indices, limit=limit, states=states),
+            limit,
+        )
     report = Report(limit)
     try:
         for finding in malformed(function, chip):

@@ -82,7 +82,7 @@ def _bad(message: str, op: Op | None = None) -> Finding:
 def _queue(op: Op, chip: Chip) -> Iterator[Finding]:
     queue = op.attrs["queue"]
     computes = any(e.queue == queue for e in chip.engines.values())
-    moves = any(d.queue == queue for d in chip.dma.values())
+    moves = queue in chip.transfer_queues
     if not computes and not moves:
         yield _bad(f"unknown queue '{queue}'", op)
     elif op.name == "compute" and not computes:
@@ -120,7 +120,7 @@ def _semaphores(function: Function, chip: Chip) -> Iterator[Finding]:
 def _transfer(op: Op, chip: Chip, buffers: dict[Value, Op]) -> Iterator[Finding]:
     memory = str(buffers[op.operands[1]].attr("memory"))
     way = (chip.home, memory) if op.name == "dma_load" else (memory, chip.home)
-    if not any(way in d.moves for d in chip.dma.values() if d.queue == op.attrs["queue"]):
+    if not any(way in d.moves for d in chip.dma.values() if op.attrs["queue"] in d.queues):
         text = f"queue '{op.attrs['queue']}' doesn't move from '{way[0]}' to '{way[1]}'"
         yield _bad(text, op)
     for value in op.operands[2:]:

@@ -1,0 +1,166 @@
+"""Attention over a paged KV cache whose tiles hold all query heads that share a KV head.
+
+This is the attention of chips; :mod:`dure.library.attention` has the one of the host, whose tiles
+are a head's.  Keys are walked in pieces of a fixed size, aligned to their absolute position, in
+ascending order, with an online softmax: a token's result depends on neither the batch nor on how
+its tokens are cut.  Pieces that every query of a tile sees whole need no masks and get none; in
+the others scores are masked by position, and values beyond a sequence's length are replaced before
+they are used, so that not even a NaN left in a page can leak.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dure
+import dure.lang as dl
+from dure.library.attention import LOWEST
+from dure.library.convert import convert
+from dure.library.indices import OptionalPlaces, Places, RowCounts
+
+
+@dure.kernel
+def grouped_attention(
+    q: dl.Tensor,
+    k_pool: dl.Tensor,
+    v_pool: dl.Tensor,
+    positions: Places,
+    block_table: OptionalPlaces,
+    context: Places,
+    work_sequence: Places,
+    work_start: Places,
+    work_rows: RowCounts,
+    sinks: dl.Tensor | None,
+    y: dl.Tensor,
+    bq: dl.const,
+    bh: dl.const,
+    rows: dl.const,
+    bg: dl.const,
+    bd: dl.const,
+    page: dl.const,
+    piece: dl.const,
+    scale: dl.const,
+    window: dl.const = 0,
+    softcap: dl.const = 0.0,
+    causal: dl.const = True,
+    heads_first: dl.const = True,
+):
+    """Attention of q (T, KV heads, ``group``, D) to the cached keys and values, into y like q.
+
+    The pools are (KV heads, slots, D), or (slots, KV heads, D) where not ``heads_first``, with
+    ``page`` slots a page; ``block_table`` (S, pages) holds
+    each sequence's pages (-1: absent) and ``context`` (S,) its length with this step's tokens.
+    Work item w is the tokens ``work_start[w] .. + work_rows[w]`` of sequence ``work_sequence[w]``,
+    whose positions lie in one aligned run of ``rows``, taken in tiles of ``bq``.  ``bh`` KV heads
+    are one instance's; ``bg`` covers the group and ``bd`` D.
+    ``window`` of 0 sees everything, else the last ``window`` positions.  Where it isn't ``causal``
+    a token sees all of its sequence, and there is no window.  ``sinks`` (KV heads, ``group``, 1),
+    which may be None, are one more logit a head, which has no value.
+    """
+    dl.static_assert(not causal or piece % rows == 0, "an item's positions lie in one piece")
+    item, heads = dl.program_id(0), dl.program_id(1)
+    sequence, start, count = work_sequence[item], work_start[item], work_rows[item]
+    stop = start + count
+    own_q, own_positions, own_y = q[start:stop], positions[start:stop], y[start:stop]
+    cache = (k_pool, v_pool, block_table, sequence, heads, context[sequence])
+    numbers = (bq, bh, bg, bd, page, piece, window, softcap, causal, heads_first)
+    sink = None if sinks is None else dl.load(sinks, (heads, 0, 0), (bh, bg, 1)).to(dl.float32)
+    for block in dl.range(dl.cdiv(count, bq)):
+        tile = dl.load(own_q, (block, heads, 0, 0), (bq, bh, bg, bd))
+        tile = convert(tile.to(dl.float32) * scale, k_pool.dtype)
+        query = swapped(tile).reshape((bh, bq * bg, bd))
+        first = own_positions[block * bq]
+        result = convert(attend(query, first, cache, numbers, sink), y.dtype)
+        result = swapped(result.reshape((bh, bq, bg, bd)))
+        dl.store(own_y, (block, heads, 0, 0), result)
+
+
+def swapped(tile: Any) -> Any:
+    """A tile with its first two axes swapped."""
+    first, second, group, size = tile.shape
+    if first == 1 or second == 1:
+        return tile.reshape((second, first, group, size))
+    return dl.transpose(tile, (1, 0, 2, 3))
+
+
+def attend(query: Any, first: Any, cache: Any, numbers: Any, sink: Any) -> Any:
+    """The result (bh, bq * bg, D) of queries at the positions from ``first`` on.
+
+    ``sink`` is None or the logits (bh, bg, 1) that start the softmax, with a value of zero.
+    """
+    bq, bh, bg, bd, _, piece, window, _, causal, _ = numbers
+    rows = bq * bg
+    highest = dl.full((bh, rows, 1), LOWEST, dl.float32)
+    total = dl.zeros((bh, rows, 1), dl.float32)
+    if sink is not None:
+        sink = dl.broadcast_to(sink.reshape((bh, 1, bg, 1)), (bh, bq, bg, 1))
+        highest = sink.reshape((bh, rows, 1))
+        total = dl.full((bh, rows, 1), 1.0, dl.float32)
+    state = (highest, total, dl.zeros((bh, rows, bd), dl.float32))
+    begin = max(first + 1 - window, 0) // piece if window else 0
+    end = first // piece + 1 if causal else dl.cdiv(cache[5], piece)
+    for p in dl.range(begin, end):
+        state = step(query, p, (first, end - 1), state, cache, numbers)
+    _, total, acc = state
+    return acc / dl.where(total > 0.0, total, 1.0)
+
+
+def step(query: Any, p: Any, ends: Any, state: Any, cache: Any, numbers: Any) -> Any:
+    """The softmax over the keys so far, with those of piece ``p``; ``ends`` are the position of the
+    first query and the last piece, which has keys that not every query sees.
+    """
+    first, last = ends
+    highest, total, acc = state
+    k_pool, v_pool, block_table, sequence, heads, length = cache
+    bq, bh, bg, bd, page, piece, window, softcap, causal, heads_first = numbers
+    pages = dl.load(block_table, (sequence, p), (1, piece // page), fill=0)
+    pages = pages.reshape((piece // page,))
+    keys = cached(k_pool, pages, heads, (bh, piece, bd), heads_first)
+    values = cached(v_pool, pages, heads, (bh, piece, bd), heads_first)
+    scores = dl.dot(query, dl.transpose(keys, (0, 2, 1)))
+    if softcap:
+        scores = dl.tanh(scores * (1.0 / softcap)) * softcap
+    seen = (p * piece, first, bq, bg, window, length, causal)
+    if window or p == last:
+        scores = masked(scores, seen)
+    top = dl.maximum(highest, dl.max(scores, 2, keepdims=True))
+    weights = dl.exp(scores - top)
+    if window:
+        weights = dl.where(visible(scores.shape[2], seen), weights, 0.0)
+    narrow = weights.to(v_pool.dtype)
+    correction = dl.exp(highest - top)
+    total = total * correction + dl.sum(weights, 2, keepdims=True)
+    acc = acc * correction
+    if p == last:
+        present = (p * piece + dl.arange(piece) < length)[None, :, None]
+        acc = dl.dot(narrow, dl.where(present, values, 0.0), acc)
+    else:
+        acc = dl.dot(narrow, values, acc)
+    return top, total, acc
+
+
+def cached(pool: Any, pages: Any, heads: Any, shape: Any, heads_first: Any) -> Any:
+    """A piece of keys or values (bh, piece, D)."""
+    if heads_first:
+        return dl.load(pool, (heads, pages, 0), shape)
+    bh, piece, bd = shape
+    tile = dl.load(pool, (pages, heads, 0), (piece, bh, bd))
+    return swapped(tile.reshape((piece, bh, 1, bd))).reshape(shape)
+
+
+def masked(scores: Any, seen: Any) -> Any:
+    """Scores (bh, rows, piece) without those of keys that a row doesn't see."""
+    return dl.where(visible(scores.shape[2], seen), scores, LOWEST)
+
+
+def visible(piece: Any, seen: Any) -> Any:
+    """Which of ``piece`` keys each row of queries sees."""
+    start, first, bq, bg, window, length, causal = seen
+    key = start + dl.arange(piece)[None, :]
+    if not causal:
+        return dl.broadcast_to(key < length, (bq * bg, piece))[None, :, :]
+    position = first + dl.arange(bq * bg)[:, None] // bg
+    allowed = key <= position
+    if window:
+        allowed = allowed & (key > position - window)
+    return allowed[None, :, :]
