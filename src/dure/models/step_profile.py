@@ -1,56 +1,72 @@
-"""A model's step on a chip as an execution to look at: each of its launches once, in order.
+"""A model's step on a chip as an execution to look at: its program, what ran when, and the
+operators.
 
-Layers that are alike are shown once; the operators say how often each runs, and the roofline and
-the headline are the whole step's.
+Of a step with many instructions the timeline shows two turns of the most frequent layers, in the
+middle of the step; operators, roofline and the curves over the whole step are of all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from dure.errors import UsageError
+from dure.ir.machine.phase import phases_of
+from dure.ir.printer import print_function
 from dure.library.answer import peak, roofline_seconds
-from dure.library.profile import MOST, launch_profile
+from dure.library.profile import recorded
 from dure.models.chip_answer import StepAnswer, StepPart
-from dure.prof.records import Operator, Profile, Roofline, advanced, joined
+from dure.prof.analysis import occupancy
+from dure.prof.condense import EXACT
+from dure.prof.records import Counter, Operator, Profile, Program, Roofline, windowed
+from dure.sim.timing import simulate
+
+#: The most instructions that are recorded, over classes of equal cores.
+MOST = 1_000_000
+#: Turns of a layer that are shown of a long step.
+_LAYERS = 2
 
 
 def step_profile(answer: StepAnswer) -> Profile:
-    """The launches of a step as one execution.
+    """The program of a step as one execution.
 
     Raises :class:`UsageError` for more instructions than can be looked at.
     """
-    step, chip = answer.step, answer.chip
-    count = sum(part.built.timing.instructions for part in answer.parts)
-    if count > MOST:
+    step, chip, program = answer.step, answer.chip, answer.program
+    timing = answer.timing
+    if timing.instructions > MOST:
         raise UsageError(
-            f"{step.name} {step.batch.phase} on {chip.name} executes {count:,} instructions, "
-            "with layers that are alike counted once",
+            f"{step.name} {step.batch.phase} on {chip.name} executes {timing.instructions:,} "
+            "instructions",
             rule=f"at most {MOST:,} are recorded",
             fix="give a smaller --batch or --context, or ask for its time alone with `dure sim`",
         )
-    made = joined([_launched(part, number) for number, part in enumerate(answer.parts)])
-    batch = step.batch
-    return replace(
+    if not timing.spans:
+        timing = simulate(program.function, chip, indices=program.indices, record=True)
+    text = Program(step.name, print_function(program.function), _program_facts(answer))
+    made, turns = recorded(program.function, chip, program.indices, timing, text)
+    numbers = {phase: n for n, phase in enumerate(phases_of(program.function.body))}
+    ran = tuple((numbers[t.phase], t.start, t.end) for t in turns)
+    made = replace(
         made,
-        title=f"{step.name} {step.dtype}: {batch.phase} of {batch.sequences} x {batch.new} tokens "
-        f"at {batch.context} positions",
+        title=_title(answer),
         bound=answer.bound,
         roofline=_roofline(answer),
         facts=_facts(answer),
-        notes=(*_notes(answer), *made.notes),
         operators=tuple(_operator(part, answer) for part in answer.parts),
+        turns=ran,
+        overview=tuple(_overview(made, chip.home)),
         whole=answer.ps,
     )
+    window = _layers(answer, ran) if len(made.instructions) > EXACT else None
+    shown = made if window is None else windowed(made, *window)
+    return replace(shown, notes=tuple(_notes(shown)))
 
 
-def _launched(part: StepPart, number: int) -> Profile:
-    """A launch as it runs in the step: but for the first, a signal stands where its launch was."""
-    made = launch_profile(part.built)
-    programs = tuple(replace(p, name=part.step.part.name) for p in made.programs)
-    made = replace(made, programs=programs)
-    return made if number == 0 else advanced(made, part.built.timing.ps - part.ps)
+def _title(answer: StepAnswer) -> str:
+    step, batch = answer.step, answer.step.batch
+    tokens = f"{batch.phase} of {batch.sequences} x {batch.new} tokens"
+    return f"{step.name} {step.dtype}: {tokens} at {batch.context} positions"
 
 
 def _operator(part: StepPart, answer: StepAnswer) -> Operator:
@@ -62,12 +78,35 @@ def _operator(part: StepPart, answer: StepAnswer) -> Operator:
         kernel=part.built.call.kernel.__name__,
         count=part.step.count,
         ps=part.ps,
+        alone=part.alone_ps,
         bound=part.built.timing.bound,
         flops=call.flops,
         bytes=needed,
         moved=part.built.timing.bytes,
         fraction=least / part.ps if part.ps else 0.0,
     )
+
+
+def _layers(answer: StepAnswer, turns: Sequence[tuple[int, int, int]]) -> tuple[int, int] | None:
+    """From when to when some turns of the most frequent layers ran, in the middle of them."""
+    most = max(part.step.count for part in answer.parts)
+    first = next(n for n, part in enumerate(answer.parts) if part.step.count == most)
+    starts = [place for place, (operator, _, _) in enumerate(turns) if operator == first]
+    if len(starts) <= _LAYERS:
+        return None
+    begin = starts[(len(starts) - _LAYERS) // 2]
+    after = [place for place in starts if place > begin][_LAYERS - 1 :]
+    end = turns[after[0] - 1][2] if after else turns[-1][2]
+    return turns[begin][1], end
+
+
+def _overview(made: Profile, home: str) -> Iterator[Counter]:
+    """Curves over the whole step: what flows from the far memory, and what scratchpads hold."""
+    yield from (c for c in made.counters if c.name == f"memories.{home}")
+    for memory in made.memories:
+        points = occupancy(b for b in made.buffers if b.memory == memory.name)
+        name = f"{memory.name} in use"
+        yield Counter(name, "B", memory.capacity, tuple((at, float(v)) for at, v in points))
 
 
 def _roofline(answer: StepAnswer) -> Roofline:
@@ -81,7 +120,7 @@ def _roofline(answer: StepAnswer) -> Roofline:
         attainable=published if home is None else chip.bytes_a_second(home),
         flops=step.flops,
         bytes=step.bytes,
-        moved=sum(part.step.count * part.built.timing.bytes for part in answer.parts),
+        moved=answer.timing.bytes,
         seconds=answer.ps / 1e12,
     )
 
@@ -89,13 +128,12 @@ def _roofline(answer: StepAnswer) -> Roofline:
 def _facts(answer: StepAnswer) -> dict[str, str]:
     """The lines under a chip's headline."""
     step, chip, trust = answer.step, answer.chip, answer.confidence
-    size = chip.memories[chip.home].size.base
-    held = step.weight_bytes + step.kv_bytes
+    held = (step.weight_bytes + step.kv_bytes) / chip.memories[chip.home].size.base
     found = {
         "tokens a second": f"{answer.tokens_a_second:,.4g}",
         "weights": f"{step.weight_bytes / 1e9:.4g} GB",
         "KV cache": f"{step.kv_bytes / 1e9:.3g} GB",
-        f"of {chip.home}": f"{held / size:.1%}",
+        f"of {chip.home}": f"{held:.1%}",
         "confidence": trust.status,
     }
     if trust.guesses:
@@ -107,11 +145,21 @@ def _facts(answer: StepAnswer) -> dict[str, str]:
     return found
 
 
-def _notes(answer: StepAnswer) -> Iterator[str]:
-    most = max(part.step.count for part in answer.parts)
-    if most > 1:
+def _program_facts(answer: StepAnswer) -> dict[str, str]:
+    timing = answer.timing
+    return {
+        "phases": str(len(answer.parts)),
+        "instructions": f"{timing.instructions:,}",
+        "events": f"{timing.events:,}",
+        "classes of cores": str(len(timing.classes)),
+    }
+
+
+def _notes(shown: Profile) -> Iterator[str]:
+    if shown.window is not None:
         yield (
-            f"Layers that are alike are shown once (the most of them {most} times in the step): "
-            "timeline, queues and critical path are of each launch once, the headline, the "
-            "roofline and the operators are of the whole step."
+            f"Timeline, queues, scratchpad and critical path are of {_LAYERS} layers in the middle "
+            "of the step; the headline, the roofline and the operators are of all of it."
         )
+    if len(shown.classes) > 1:
+        yield "Cores that do the same are one class; the scratchpad is that of the first class."

@@ -19,6 +19,7 @@ from dure.prof import analysis
 from dure.prof.condense import CLASSES, Names, curve, lives, resolution, tracks
 from dure.prof.output import check_path, write
 from dure.prof.records import Buffer, Operator, Profile, Source
+from dure.prof.records import Counter as Curve
 
 SUFFIXES = (".html",)
 _SCRIPTS = ("format.js", "charts.js", "timeline.js", "step.js", "report.js")
@@ -66,6 +67,9 @@ def _chip(profile: Profile) -> dict[str, Any]:
         "target": profile.target,
         "total": profile.total,
         "whole": profile.whole,
+        "window": profile.window,
+        "turns": profile.turns,
+        "overview": _counters(profile.overview, profile.whole),
         "operators": [_operator(entry, profile) for entry in profile.operators],
         "bound": profile.bound,
         "facts": dict(profile.facts),
@@ -85,7 +89,7 @@ def _chip(profile: Profile) -> dict[str, Any]:
         "uses": _uses(profile),
         "stalls": _stalls(profile),
         "lines": _lines(profile, path),
-        "counters": _counters(profile),
+        "counters": _counters(profile.counters, profile.total),
         "memories": _memories(profile),
         "buffers": [_buffer(entry, profile, sources) for entry in profile.buffers],
         "resources": [
@@ -110,6 +114,7 @@ def _operator(entry: Operator, profile: Profile) -> dict[str, object]:
         "kernel": entry.kernel,
         "count": entry.count,
         "ps": entry.ps,
+        "alone": entry.alone,
         "together": together,
         "share": together / profile.whole if profile.whole else 0.0,
         "bound": entry.bound,
@@ -245,17 +250,15 @@ def _lines(profile: Profile, path: Sequence[analysis.Step]) -> list[dict[str, ob
     ]
 
 
-def _counters(profile: Profile) -> list[dict[str, object]]:
+def _counters(counters: Sequence[Curve], total: int) -> list[dict[str, object]]:
     return [
         {
             "name": counter.name,
             "unit": counter.unit,
             "capacity": counter.capacity,
-            "points": [
-                (at, float(f"{value:.6g}")) for at, value in curve(counter.points, profile.total)
-            ],
+            "points": [(at, float(f"{value:.6g}")) for at, value in curve(counter.points, total)],
         }
-        for counter in profile.counters
+        for counter in counters
     ]
 
 

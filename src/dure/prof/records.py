@@ -192,7 +192,7 @@ class Program:
 @dataclass(frozen=True, slots=True)
 class Operator:
     """An operator of a model's step, which runs ``count`` times (once a layer) and takes ``ps``
-    each time.
+    each time, in the mean: from the end of the one before to its own.  Alone it takes ``alone``.
 
     ``flops`` and ``bytes`` are what its definition needs each time: operations, and weights and
     keys and values that must move; ``moved`` is what did.  ``fraction`` is the part of its time
@@ -203,6 +203,7 @@ class Operator:
     kernel: str
     count: int
     ps: int
+    alone: int
     bound: str
     flops: int
     bytes: int
@@ -217,9 +218,11 @@ class Profile:
     ``launches`` are when each program was launched and when its first instructions could start.
     ``busy`` has the picoseconds of each queue of the busiest core class as its observer counts
     them, ``facts`` the lines of the headline and ``notes`` what a reader must know about the
-    numbers.  Of a model's step each launch is shown once, in order; ``operators`` are all of them,
-    and ``whole`` is the time of the step, in which layers that are alike run one after another
-    (0: all that ran is shown).
+    numbers.
+
+    Of a model's step ``operators`` are all, and ``turns`` what ran when: (operator, start, end).
+    ``overview`` are curves over ``whole``, the time of the step, of which the rest may show only
+    ``window``.  All of these are empty where something else ran.
     """
 
     title: str
@@ -240,7 +243,10 @@ class Profile:
     facts: Mapping[str, str] = field(default_factory=dict[str, str])
     notes: tuple[str, ...] = ()
     operators: tuple[Operator, ...] = ()
+    turns: tuple[tuple[int, int, int], ...] = ()
+    overview: tuple[Counter, ...] = ()
     whole: int = 0
+    window: tuple[int, int] | None = None
 
     def of(self, core_class: int, queue: str) -> list[tuple[int, Instruction]]:
         """A queue's instructions with their indices, in order."""
@@ -251,22 +257,46 @@ class Profile:
         ]
 
 
-def advanced(profile: Profile, by: int) -> Profile:
-    """The execution without its first ``by`` picoseconds, in which nothing happens yet."""
+def windowed(profile: Profile, start: int, end: int) -> Profile:
+    """What happens in a part of the time, as an execution of its own; what a reader sees of the
+    whole stays.
+    """
+    kept = [n for n, e in enumerate(profile.instructions) if start <= e.start and e.end <= end]
+    places = {number: place for place, number in enumerate(kept)}
     return replace(
         profile,
-        total=profile.total - by,
-        launches=tuple((max(0, a - by), max(0, b - by)) for a, b in profile.launches),
-        instructions=tuple(_shifted(entry, -by, 0) for entry in profile.instructions),
-        buffers=tuple(
-            replace(b, lives=tuple(Life(e.slot, e.start - by, e.end - by) for e in b.lives))
-            for b in profile.buffers
-        ),
-        counters=tuple(
-            replace(c, points=tuple((max(0, at - by), value) for at, value in c.points))
-            for c in profile.counters
-        ),
+        total=end - start,
+        launches=tuple((a - start, b - start) for a, b in profile.launches if start <= a < end)
+        or ((0, 0),),
+        instructions=tuple(_within(profile.instructions[n], start, places) for n in kept),
+        buffers=tuple(b for b in (_lived(b, start, end) for b in profile.buffers) if b.lives),
+        counters=tuple(replace(c, points=_points(c, start, end)) for c in profile.counters),
+        window=(start, end),
     )
+
+
+def _within(entry: Instruction, start: int, places: Mapping[int, int]) -> Instruction:
+    moved = _shifted(entry, -start, 0)
+    waits = tuple(
+        replace(w, start=max(0, w.start), cause=None if w.cause is None else places.get(w.cause))
+        for w in moved.waits
+    )
+    return replace(moved, waits=waits)
+
+
+def _lived(buffer: Buffer, start: int, end: int) -> Buffer:
+    lives = tuple(
+        Life(e.slot, max(0, e.start - start), min(end, e.end) - start)
+        for e in buffer.lives
+        if e.end > start and e.start < end
+    )
+    return replace(buffer, lives=lives)
+
+
+def _points(counter: Counter, start: int, end: int) -> tuple[tuple[int, float], ...]:
+    before = [value for at, value in counter.points if at <= start]
+    inside = [(at - start, value) for at, value in counter.points if start < at < end]
+    return ((0, before[-1] if before else 0.0), *inside)
 
 
 def joined(profiles: Sequence[Profile]) -> Profile:

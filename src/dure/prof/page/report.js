@@ -83,7 +83,7 @@ function timeline(chip) {
   const merged = chip.resolution ? `${chip.count.toLocaleString("en")} instructions: those of less than ` +
     `${time(chip.resolution)} are drawn together; dure trace keeps them all. ` : "";
   return [
-    make("h3", {}, chip.operators.length ? "Timeline, each launch once" : "Timeline"),
+    make("h3", {}, chip.window ? `Timeline of ${time(chip.total)} in the middle of the step` : "Timeline"),
     make("div", { class: "tools" }, button("zoom in", () => view.zoom(0.5)), button("zoom out", () => view.zoom(2)),
       button("all", () => view.set(0, chip.total)), chip.classes.length > 1 ? [pick, make("span", { class: "soft" }, `the critical path is that of ${chip.classes[chip.critical]}.`)] : chip.classes[0] || "",
       make("span", { class: "soft" }, `${merged}Drag a range to zoom, ctrl + wheel too; shift + wheel moves; point at a box for its line.`)),
