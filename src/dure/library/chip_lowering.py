@@ -418,10 +418,14 @@ def _attention(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     places = [lowering.indices(v) for v in op.operands[3:9]]
     y = lowering.given(op.result, heads_shape)
     arguments = [lowering.given(q, heads_shape), *pools, *places, sink, y]
-    made = launch(grouped_attention, arguments, tiles, consts, lists)
+    forms = (False, True) if longest > page else (False,)
+    made = [
+        launch(grouped_attention, arguments, tiles, {**consts, "ahead": ahead}, lists)
+        for ahead in forms
+    ]
     seen, read = _seen(op, lists)
     moved = 2 * stored_bytes(tensor(pool.dtype, read, groups, size)) if cached else 0
-    return [ChipCall.of("attention", [made], 4 * heads * size * seen, 0, moved)]
+    return [ChipCall.of("attention", made, 4 * heads * size * seen, 0, moved)]
 
 
 def _seen(op: Op, lists: Mapping[int, tuple[IndexArray, int, int]]) -> tuple[int, int]:

@@ -75,7 +75,8 @@ class ChipStep:
     calls: tuple[StepCall, ...]
     weight_bytes: int
     kv_bytes: int
-    #: Sizes of the program's symbols, and index arguments by name.
+    #: The tensor program, the sizes of its symbols, and index arguments by name.
+    program: Function
     sizes: Mapping[str, int]
     inputs: Mapping[str, IndexArray]
     #: What the program gives, as it lies on the chip, and index lists that it makes.
@@ -140,7 +141,7 @@ def chip_step(
     names = cast("tuple[str, ...]", program.attrs["outputs"])
     outputs = {n: lowering.root(v) for n, v in zip(names, program.body.yields, strict=False)}
     kept = kept * kind.bits // 8
-    more = lowering.sizes, lowering.inputs, outputs, lowering.made
+    more = program, lowering.sizes, lowering.inputs, outputs, lowering.made
     return ChipStep(name, config, batch, dtype, calls, weights, kept, *more)
 
 
