@@ -24,9 +24,11 @@ from dure.library.call import IndexArray, KernelCall, stored_bytes, tensor
 from dure.library.embedding import gather_rows
 from dure.library.ffn import gated_linear_kn
 from dure.library.matmul import matmul_kn
+from dure.library.matmul_scaled import gated_linear_scaled, matmul_scaled
 from dure.library.norm import layer_norm, rms_norm, rms_norm_folded
 from dure.library.operators_common import call, power_of_two, tile
 from dure.library.rope import kv_write, rope, rope_kv_write
+from dure.library.weight_types import WeightType
 
 #: Parts of a row that is folded over the lanes of an engine.
 _LANES = 128
@@ -52,7 +54,8 @@ class ChipLowering:
     """Lowers the ops of a fused tensor program whose symbols have the values ``sizes``.
 
     ``inputs`` are the index arguments by name, ``made`` those that ops of the program give, and
-    ``activation`` is the type of values between ops.
+    ``activation`` is the type of values between ops.  Weights whose own names are in ``quantized``
+    lie as codes and scales of the type ``weights``.
     """
 
     sizes: Mapping[str, int]
@@ -61,6 +64,8 @@ class ChipLowering:
     made: dict[Value, IndexArray] = field(default_factory=dict[Value, "IndexArray"])
     #: Pools of the KV cache, once they are written.
     pools: set[Value] = field(default_factory=set[Value])
+    weights: WeightType | None = None
+    quantized: frozenset[str] = frozenset()
 
     def region(self, ops: Sequence[Op]) -> list[ChipCall]:
         """The launches of a body's ops, in order."""
@@ -101,6 +106,10 @@ class ChipLowering:
         if dtype is float32 and not value.name:
             dtype = self.activation
         return tensor(dtype, *found)
+
+    def scheme(self, weight: Value) -> WeightType | None:
+        """How a weight is quantized, or None where it lies as numbers."""
+        return self.weights if _short(weight) in self.quantized else None
 
     def list(self, value: Value, *, tight: bool = False) -> tuple[IndexArray, int, int]:
         """An index argument's values and range: the declared one, or that of its values."""
@@ -170,13 +179,34 @@ def _linear(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     if op.attr("residual"):
         stages.append(epilogue.residual(len(extras)))
         extras.append(tensor(kind.dtype, m, n))
-    weight = tensor(w.tensor.dtype, k, n)
-    types = [kind, weight, tensor(kind.dtype, m, n), *extras]
-    tiles = {"bm": tile(m), "bn": tile(n), "bk": tile(k)}
-    launch = call(matmul_kn, types, tiles, {"epilogue": epilogue.compose(stages)})
+    weight, scheme = matrix(lowering, w, k, n), lowering.scheme(w)
+    types = [kind, *weight, tensor(kind.dtype, m, n), *extras]
+    tiles, consts = scaled_tiles(scheme, m, k, n)
+    kernel = matmul_kn if scheme is None else matmul_scaled
+    launch = call(kernel, types, tiles, {**consts, "epilogue": epilogue.compose(stages)})
     # A head that is tied is the table of the embeddings.
     name = "+".join(_short(o.operands[1]).replace("embedding", "head") for o in ops)
-    return [ChipCall(name, (launch,), 2 * m * k * n, stored_bytes(weight))]
+    return [ChipCall(name, (launch,), 2 * m * k * n, sum(map(stored_bytes, weight)))]
+
+
+def matrix(
+    lowering: ChipLowering, weight: Value, k: int, n: int, *lead: int
+) -> tuple[TensorType, ...]:
+    """The types of a weight matrix (K, N) on a chip: its numbers, or its codes and scales."""
+    scheme = lowering.scheme(weight)
+    if scheme is None:
+        return (tensor(weight.tensor.dtype, *lead, k, n),)
+    return scheme.types(k, n, *lead)
+
+
+def scaled_tiles(
+    scheme: WeightType | None, m: int, k: int, n: int
+) -> tuple[dict[str, int], dict[str, object]]:
+    """Legal tile sizes of a product with a weight of this scheme, and the consts that say which."""
+    tiles = {"bm": tile(m), "bn": tile(n), "bk": tile(k)}
+    if scheme is None:
+        return tiles, {}
+    return {**tiles, "bk": max(scheme.group, tiles["bk"])}, {"group": scheme.group}
 
 
 def _short(value: Value) -> str:
@@ -190,11 +220,12 @@ def _gated(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     m, k = _rows_columns(lowering, x)
     n = lowering.extent(gate.tensor.shape[0])
     kind = lowering.type(x, (m, k))
-    weight = tensor(gate.tensor.dtype, k, 2 * n)
-    tiles = {"bm": tile(m), "bn": tile(n), "bk": tile(k)}
-    consts = {"activation": activation_function(ops[0].attr("activation") or "identity")}
-    launch = call(gated_linear_kn, [kind, weight, tensor(kind.dtype, m, n)], tiles, consts)
-    return [ChipCall("gate+up", (launch,), 4 * m * k * n, stored_bytes(weight))]
+    weight, scheme = matrix(lowering, gate, k, 2 * n), lowering.scheme(gate)
+    tiles, consts = scaled_tiles(scheme, m, k, n)
+    consts["activation"] = activation_function(ops[0].attr("activation") or "identity")
+    kernel = gated_linear_kn if scheme is None else gated_linear_scaled
+    launch = call(kernel, [kind, *weight, tensor(kind.dtype, m, n)], tiles, consts)
+    return [ChipCall("gate+up", (launch,), 4 * m * k * n, sum(map(stored_bytes, weight)))]
 
 
 @lowers_on_chips("rms_norm", "layer_norm")

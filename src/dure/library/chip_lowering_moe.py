@@ -13,7 +13,15 @@ import numpy as np
 from dure.ir.core import Op, op_definition
 from dure.library import elementwise
 from dure.library.call import indices, stored_bytes, tensor
-from dure.library.chip_lowering import ChipCall, ChipLowering, lowers_on_chips, mapped
+from dure.library.chip_lowering import (
+    ChipCall,
+    ChipLowering,
+    lowers_on_chips,
+    mapped,
+    matrix,
+    scaled_tiles,
+)
+from dure.library.matmul_scaled import grouped_matmul_scaled
 from dure.library.moe import (
     expert_ends,
     expert_places,
@@ -88,10 +96,17 @@ def _grouped(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     experts, columns = (lowering.extent(e) for e in w.tensor.shape[:2])
     first, last = lowering.list(starts), lowering.list(stops)
     busy = int(np.count_nonzero(last[0] - first[0]))
-    read = stored_bytes(tensor(w.tensor.dtype, busy, columns, depth))
-    tiles = {"bm": tile(-(-rows // experts)), "bn": tile(columns), "bk": tile(depth)}
+    scheme = lowering.scheme(w)
+    read = sum(map(stored_bytes, matrix(lowering, w, depth, columns, busy)))
+    tiles, consts = scaled_tiles(scheme, -(-rows // experts), depth, columns)
     lists = {2: first, 3: last}
-    if bias:
+    if scheme is not None:
+        weight = scheme.types(depth, columns, experts)
+        added = lowering.type(bias[0]) if bias else None
+        types = [kind, *weight, None, None, added, result]
+        lists = {3: first, 4: last}
+        launch = call(grouped_matmul_scaled, types, tiles, consts, lists)
+    elif bias:
         types = [kind, lowering.type(w), None, None, lowering.type(bias[0]), result]
         launch = call(grouped_linear, types, tiles, {}, lists)
     else:
