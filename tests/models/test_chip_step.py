@@ -12,11 +12,13 @@ from dure.library.call import KernelCall, tensor
 from dure.library.embedding import gather_rows
 from dure.library.norm import rms_norm_folded
 from dure.library.operators_common import call
+from dure.library.weight_types import WEIGHT_TYPES
 from dure.models.batch import Batch, Phase
 from dure.models.chip_answer import step_answer
 from dure.models.chip_step import chip_step
 from dure.models.config import BIASED, ExpertsConfig, ModelConfig, RopeConfig
 from dure.models.encoder_config import EncoderConfig
+from dure.models.shapes import any_config
 from dure.models.weights import weight_specs
 from dure.sim.cost import duration
 from dure.sim.values import run_values
@@ -156,3 +158,90 @@ def test_a_model_that_does_not_fit() -> None:
     with pytest.raises(TargetError, match="weights") as caught:
         step_answer(chip_step(huge, Batch("decode", 1, 16)), chip("h100"))
     assert "devices would hold them" in str(caught.value)
+
+
+# --- weights of few bits -------------------------------------------------------------------------
+
+EXPERTS = ModelConfig(
+    "gpt_oss", 64, 32, 2, 4, 2, 16, 256, 512, 1e-6, RopeConfig(1e4), windows=(16, 0),
+    sinks=True, activation="clamped_swiglu", experts=ExpertsConfig(8, 2),
+    biases=frozenset(BIASED),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("weights", ["int8", "fp8", "int4", "mxfp4"])
+@pytest.mark.parametrize("config", [TINY, EXPERTS], ids=["dense", "experts"])
+def test_what_quantized_weights_take(config: ModelConfig, weights: str) -> None:
+    """The layers' matrices are quantized, but for routers; in mxfp4 a model's experts alone are."""
+    batch, scheme = Batch("decode", 1, 40), WEIGHT_TYPES[weights]
+    plain, step = chip_step(config, batch), chip_step(config, batch, weights=weights)
+    names = {"gate", "up", "down"}
+    if config is TINY or weights != "mxfp4":
+        names |= {"q", "k", "v", "o"}
+    expected = plain.weight_bytes
+    for spec in weight_specs(config):
+        if spec.name in names:
+            *lead, columns, depth = spec.shape
+            expected -= 2 * int(np.prod(spec.shape))
+            expected += scheme.bytes(depth, columns, *lead)
+    assert step.weight_bytes == expected
+    assert (step.weights, step.kv, step.dtype) == (weights, "bf16", "bf16")
+    assert step.flops == plain.flops and step.kv_bytes == plain.kv_bytes
+    parts = {c.part.name: c.part for c in step.calls}
+    assert parts["head"].weight_bytes == 2 * config.vocabulary * config.hidden
+    if config is TINY:
+        assert plain.bytes - step.bytes == plain.weight_bytes - step.weight_bytes
+    else:
+        # Only the experts that a token goes to are read.
+        assert parts["experts' gate"].weight_bytes == scheme.bytes(64, 32, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        ("atom", "int4"),
+        pytest.param("rngd", "int8", marks=pytest.mark.long),
+        pytest.param("h100", "fp8", marks=pytest.mark.long),
+    ],
+)
+def test_a_step_with_quantized_weights(name: str, weights: str) -> None:
+    found = step_answer(chip_step(TINY, Batch("decode", 2, 40), weights=weights), chip(name))
+    assert all(part.built.verdict is not None and part.built.verdict.ok for part in found.parts)
+    answer = found.json()
+    assert (answer["weights"], answer["kv"], answer["dtype"]) == (weights, "bf16", "bf16")
+    kernels = {p.step.part.name: p.built.call.kernel.__name__ for p in found.parts}
+    assert kernels["q+k+v"] == "matmul_scaled" and kernels["gate+up"] == "gated_linear_scaled"
+    assert kernels["head"] == "matmul_kn"
+
+
+def test_many_rows_take_the_scales_into_the_weights() -> None:
+    def early(batch: Batch) -> object:
+        step = chip_step(TINY, batch, weights="int4")
+        return next(c.part.calls[0].consts["early"] for c in step.calls if c.part.name == "o")
+
+    assert not early(Batch("decode", 1, 40))
+    assert early(Batch("prefill", 2, 100))
+
+
+def test_an_encoder_with_quantized_weights() -> None:
+    config, batch = EncoderConfig(64, 96, 2, 4, 256, 64), Batch("prefill", 3, 40)
+    step = chip_step(config, batch, weights="int8")
+    assert step.weight_bytes < chip_step(config, batch).weight_bytes
+    assert {
+        c.part.calls[0].kernel.__name__ for c in step.calls if c.part.name in ("q+k+v", "up")
+    } == {"matmul_scaled"}
+
+
+def test_narrow_weights_fit_where_wide_ones_do_not() -> None:
+    """Llama 3.1 8B on ATOM's 16 GB."""
+    config = any_config("llama-3.1-8b")
+    batch, atom = Batch("decode", 1, 1024), chip("atom")
+    with pytest.raises(TargetError, match="weights") as caught:
+        chip_step(config, batch).check_fits(atom)
+    assert "--weights" in caught.value.fix
+    chip_step(config, batch, weights="int8").check_fits(atom)
+
+
+def test_weights_of_an_unknown_type() -> None:
+    with pytest.raises(UsageError, match="weights in int3"):
+        chip_step(TINY, Batch("decode", 1, 40), weights="int3")

@@ -114,8 +114,8 @@ def _refuse(subject: str, given: Mapping[str, object]) -> None:
         if value is not None:
             raise UsageError(
                 f"{argument(subject, 'the subject')} with {name}",
-                rule="a model takes --batch, --context, --phase, --weights and --kv; an operator its "
-                "dims; a kernel of a file --arg and --const",
+                rule="a model takes --batch, --context, --phase, --weights and --kv; an operator "
+                "its dims; a kernel of a file --arg and --const",
                 fix=f"leave out {name}",
             )
 

@@ -206,7 +206,9 @@ def scaled_tiles(
     tiles = {"bm": tile(m), "bn": tile(n), "bk": tile(k)}
     if scheme is None:
         return tiles, {}
-    return {**tiles, "bk": max(scheme.group, tiles["bk"])}, {"group": scheme.group}
+    # Work on the sums of a group grows with the rows, that on its weights doesn't.
+    early = 2 * m > scheme.group > 0
+    return {**tiles, "bk": max(scheme.group, tiles["bk"])}, {"group": scheme.group, "early": early}
 
 
 def _short(value: Value) -> str:

@@ -15,7 +15,6 @@ Embeddings, the head, routers, norms and biases keep the type of the activations
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -97,26 +96,29 @@ WEIGHT_TYPES: dict[str, WeightType] = {
     "int4": WeightType("int4", dtypes.int4, _BF16, 128, 7),
     "mxfp4": WeightType("mxfp4", dtypes.float4_e2m1fn, dtypes.float8_e8m0fnu, 32, 6, experts=True),
 }
-#: Types of activations, which weights may have too.
-PLAIN: tuple[str, ...] = ("bf16", "f16", "fp8", "f32")
+#: Types of activations that hold every code exactly.
+_HOLDING = ("bf16", "f16", "f32")
 
 
 def weight_type(name: str, activation: str) -> WeightType | None:
     """The scheme of this name, or None for numbers of the activations' own type.
 
-    Raises :class:`UsageError` for what is neither.
+    Raises :class:`UsageError` for what is neither, and for activations that don't hold the codes.
     """
     if name == activation:
         return None
-    if name in WEIGHT_TYPES:
-        return WEIGHT_TYPES[name]
-    raise UsageError(
-        f"weights in {name[:40]} with activations in {activation}",
-        rule="weights are of the activations' type or in a scheme: "
-        f"{', '.join(_known(activation))}",
-        fix=f"--weights {activation}",
-    )
-
-
-def _known(activation: str) -> Sequence[str]:
-    return (activation, *(name for name in WEIGHT_TYPES if name != activation))
+    if name not in WEIGHT_TYPES:
+        raise UsageError(
+            f"weights in {name[:40]} with activations in {activation}",
+            rule="weights are of the activations' type or in a scheme: "
+            f"{', '.join(dict.fromkeys((activation, *WEIGHT_TYPES)))}",
+            fix=f"--weights {activation}",
+        )
+    if activation not in _HOLDING:
+        raise UsageError(
+            f"weights in {name} with activations in {activation}",
+            rule="codes are multiplied in the activations' type, which must hold them: "
+            f"{', '.join(_HOLDING)}",
+            fix="--dtype bf16",
+        )
+    return WEIGHT_TYPES[name]
