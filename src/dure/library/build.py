@@ -72,17 +72,19 @@ def build(
     strict: bool = False,
     tiles: Mapping[str, int] | None = None,
     options: Options | None = None,
+    base: Options | None = None,
     record: bool = False,
 ) -> Built:
     """Compile a call for a chip, prove the program and simulate it.
 
     The compiler chooses the open tile sizes, loop order and split, unless ``tiles`` (all of them)
-    or ``options`` pin them.  Raises :class:`~dure.errors.DureError` for a kernel that the chip
-    can't run, and :class:`KernelError` for a program that isn't proved.
+    or ``options`` pin them; ``base`` has the options that it doesn't choose.
+    Raises :class:`~dure.errors.DureError` for a kernel that the chip can't run, and
+    :class:`KernelError` for a program that isn't proved.
     """
     started = time.perf_counter()
     consts, compiled, verdict = _proved(
-        _programs(call, chip, strict=strict, tiles=tiles, options=options), chip
+        _programs(call, chip, strict=strict, tiles=tiles, options=options, base=base), chip
     )
     compile_s = time.perf_counter() - started
     if not verdict.ok:
@@ -106,11 +108,13 @@ def choose_program(
     strict: bool = False,
     tiles: Mapping[str, int] | None = None,
     options: Options | None = None,
+    base: Options | None = None,
 ) -> tuple[dict[str, int], Compiled]:
     """The call's tile sizes on a chip and its program, as :func:`build` chooses them, not proved
     yet.
     """
-    return next(_programs(call, chip, strict=strict, tiles=tiles, options=options))
+    found = _programs(call, chip, strict=strict, tiles=tiles, options=options, base=base)
+    return next(found)
 
 
 def _proved(
@@ -140,39 +144,41 @@ def _programs(
     strict: bool,
     tiles: Mapping[str, int] | None,
     options: Options | None,
+    base: Options | None = None,
 ) -> Iterator[tuple[dict[str, int], Compiled]]:
     """The tile sizes and programs of a call, the fastest first; one where they are pinned."""
+    base = base or Options(strict=strict)
     if options is None and (tiles is None or not call.open):
-        choice = _choice(call, chip, strict)
+        choice = _choice(call, chip, base)
         yield choice.consts, choice.compiled
         yield from choice.others
         return
     consts = {**call.tiles, **(tiles or {})}
-    how = options or Options(strict=strict)
+    how = options or base
     try:
         yield consts, compile_for(tile_function(call, consts), chip, how)
     except ScratchpadError as error:
-        _name_what_fits(error, call, chip, strict)
+        _name_what_fits(error, call, chip, base)
         raise
 
 
-def _choice(call: KernelCall, chip: Chip, strict: bool) -> Choice:
+def _choice(call: KernelCall, chip: Chip, base: Options) -> Choice:
     return choose(
         lambda sizes: tile_function(call, sizes),
         call.open,
         chip,
         legal=call.tiles,
         indices=index_values(call, tile_function(call)),
-        strict=strict,
+        base=base,
     )
 
 
-def _name_what_fits(error: ScratchpadError, call: KernelCall, chip: Chip, strict: bool) -> None:
+def _name_what_fits(error: ScratchpadError, call: KernelCall, chip: Chip, base: Options) -> None:
     """Put sizes that fit, and their time, into the error of tiles that don't."""
     if not call.open:
         return
     try:
-        found = _choice(call, chip, strict)
+        found = _choice(call, chip, base)
     except DureError:
         return
     sizes = " ".join(f"{name}={size}" for name, size in found.consts.items())

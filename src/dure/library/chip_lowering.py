@@ -21,12 +21,13 @@ from dure.library import elementwise, epilogue
 from dure.library.activation import activation_function
 from dure.library.attention_grouped import grouped_attention
 from dure.library.call import IndexArray, KernelCall, stored_bytes, tensor
+from dure.library.chip_tensors import ABSENT, Argument, Form, Operand, Part, Stored
 from dure.library.embedding import gather_rows
 from dure.library.ffn import gated_linear_kn
 from dure.library.matmul import matmul_kn
 from dure.library.matmul_scaled import gated_linear_scaled, matmul_scaled
 from dure.library.norm import layer_norm, rms_norm, rms_norm_folded
-from dure.library.operators_common import call, power_of_two, tile
+from dure.library.operators_common import bytes_of, call, power_of_two, tile
 from dure.library.rope import kv_write, rope, rope_kv_write
 from dure.library.weight_types import WeightType
 
@@ -36,10 +37,16 @@ _LANES = 128
 _PIECE, _QUERIES = 256, 16
 
 
+#: A launch and what its arguments take.
+Launch: TypeAlias = "tuple[KernelCall, tuple[Operand | None, ...]]"
+
+
 @dataclass(frozen=True)
 class ChipCall:
     """A launch (of several that compute the same, the fastest is taken), the operations that its
     op's definition needs, and the bytes of weights and of the KV cache that it can't do without.
+
+    ``operands`` are each call's arguments, in the order of its kernel's parameters.
     """
 
     name: str
@@ -47,6 +54,15 @@ class ChipCall:
     flops: int
     weight_bytes: int = 0
     kv_bytes: int = 0
+    operands: tuple[tuple[Operand | None, ...], ...] = ()
+
+    @classmethod
+    def of(
+        cls, name: str, launches: Sequence[Launch], flops: int, weights: int = 0, kv: int = 0
+    ) -> ChipCall:
+        """The launches, each with its operands."""
+        calls, operands = zip(*launches, strict=True)
+        return cls(name, tuple(calls), flops, weights, kv, tuple(operands))
 
 
 @dataclass(frozen=True)
@@ -64,6 +80,10 @@ class ChipLowering:
     made: dict[Value, IndexArray] = field(default_factory=dict[Value, "IndexArray"])
     #: Pools of the KV cache, once they are written.
     pools: set[Value] = field(default_factory=set[Value])
+    #: Values that lie where others do: reshaped, or written in place.
+    same: dict[Value, Value] = field(default_factory=dict[Value, Value])
+    #: Results that are part of a product with others.
+    parts: dict[Value, Part] = field(default_factory=dict[Value, Part])
     weights: WeightType | None = None
     quantized: frozenset[str] = frozenset()
 
@@ -72,11 +92,13 @@ class ChipLowering:
         found: list[ChipCall] = []
         done: set[Op] = set()
         for place, op in enumerate(ops):
+            if op.name == "reshape_tensor":
+                self.same[op.result] = op.operands[0]
             if op in done or op.name in ("reshape_tensor", "repeat"):
                 continue
             alike = [op]
-            if op.name == "linear" and _plain(op):
-                alike = [o for o in ops[place:] if _joins(op, o)]
+            if op.name == "linear" and _plain(op) and _in_parts(op, ops):
+                alike = [o for o in ops[place:] if _joins(op, o) and _in_parts(o, ops)]
                 done.update(alike)
             found += self.lower(alike)
         return found
@@ -107,9 +129,42 @@ class ChipLowering:
             dtype = self.activation
         return tensor(dtype, *found)
 
+    def root(self, value: Value) -> Value:
+        """The value that lies where this one does."""
+        while value in self.same:
+            value = self.same[value]
+        return value
+
+    def given(
+        self, value: Value, shape: tuple[int, ...] | None = None, form: Form = "plain"
+    ) -> Argument:
+        """A value as an argument, seen in a shape, or lying in a form."""
+        kind, root = self.type(value, shape), self.root(value)
+        part = self.parts.get(root)
+        if part is None:
+            return Argument(kind, Operand(Stored((root,), form)))
+        return Argument(kind, part.seen(kind))
+
     def scheme(self, weight: Value) -> WeightType | None:
         """How a weight is quantized, or None where it lies as numbers."""
         return self.weights if _short(weight) in self.quantized else None
+
+    def matrix(self, values: Sequence[Value], *shape: int) -> list[Argument]:
+        """Weights (N, K) side by side, as a matrix (K, N) of this shape: its numbers, or its codes
+        and scales.
+        """
+        stored, scheme = Stored(tuple(map(self.root, values)), "columns"), self.scheme(values[0])
+        if scheme is None:
+            return [Argument(tensor(values[0].tensor.dtype, *shape), Operand(stored))]
+        codes, scales = scheme.types(*shape[-2:], *shape[:-2])
+        return [
+            Argument(codes, Operand(replace(stored, form="codes", weights=scheme))),
+            Argument(scales, Operand(replace(stored, form="scales", weights=scheme))),
+        ]
+
+    def indices(self, value: Value) -> Argument:
+        """An index argument."""
+        return Argument(None, Operand(Stored((self.root(value),))))
 
     def list(self, value: Value, *, tight: bool = False) -> tuple[IndexArray, int, int]:
         """An index argument's values and range: the declared one, or that of its values."""
@@ -134,6 +189,40 @@ def lowers_on_chips(*names: str) -> Callable[[_Lowering], _Lowering]:
         return function
 
     return register
+
+
+def launch(
+    kernel: Any,
+    arguments: Sequence[Argument],
+    tiles: Mapping[str, int],
+    consts: Mapping[str, object] | None = None,
+    lists: Mapping[int, tuple[IndexArray, int, int]] | None = None,
+    *,
+    unique: tuple[int, ...] = (),
+    updates: tuple[int, ...] = (),
+) -> Launch:
+    """A launch of a kernel on these arguments; the rest is :func:`call`'s."""
+    types = [a.type for a in arguments]
+    made = call(kernel, types, tiles, consts, lists, unique=unique, updates=updates)
+    return made, tuple(a.operand for a in arguments)
+
+
+def _in_parts(linear: Op, ops: Sequence[Op]) -> bool:
+    """Whether all that read a linear layer's result can read it as a part of a wider one: heads,
+    one after another.
+    """
+    results = {linear.result}
+    for op in ops:
+        if results.isdisjoint(op.operands):
+            continue
+        if op.name == "reshape_tensor":
+            results.add(op.result)
+        elif op.name == "attention":
+            if op.operands[0].tensor.shape[1] is not op.operands[1].tensor.shape[1]:
+                return False
+        elif op.name not in ("rope", "kv_write"):
+            return False
+    return True
 
 
 def _plain(linear: Op) -> bool:
@@ -161,45 +250,46 @@ def _rows_columns(lowering: ChipLowering, value: Value) -> tuple[int, int]:
 @lowers_on_chips("linear")
 def _linear(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     op = ops[0]
-    x, w, *rest = op.operands
+    x, _, *rest = op.operands
     m, k = _rows_columns(lowering, x)
     n = sum(lowering.extent(o.operands[1].tensor.shape[0]) for o in ops)
-    kind = lowering.type(x, (m, k))
+    rows = lowering.given(x, (m, k))
+    assert rows.type is not None
+    result = Stored(tuple(lowering.root(o.result) for o in ops))
+    y = Argument(tensor(rows.type.dtype, m, n), Operand(result))
     stages: list[epilogue.Epilogue] = []
-    extras: list[TensorType | None] = []
+    extras: list[Argument] = []
     if op.attr("scale") != 1.0:
         stages.append(epilogue.scaled(op.attr("scale")))
     if op.attr("bias"):
         stages.append(epilogue.bias(len(extras)))
-        extras.append(tensor(rest[0].tensor.dtype, n))
+        biases = Stored(tuple(lowering.root(o.operands[2]) for o in ops))
+        extras.append(Argument(tensor(rest[0].tensor.dtype, n), Operand(biases)))
     if op.attr("activation"):
         stages.append(epilogue.activated(op.attr("activation")))
     if op.attr("softcap"):
         stages.append(epilogue.softcapped(op.attr("softcap")))
     if op.attr("residual"):
         stages.append(epilogue.residual(len(extras)))
-        extras.append(tensor(kind.dtype, m, n))
-    weight, scheme = matrix(lowering, w, k, n), lowering.scheme(w)
-    types = [kind, *weight, tensor(kind.dtype, m, n), *extras]
-    tiles, consts = scaled_tiles(scheme, m, k, n)
+        extras.append(lowering.given(rest[-1], (m, n)))
+    if len(ops) > 1:
+        start = 0
+        for o in ops:
+            stop = start + lowering.extent(o.operands[1].tensor.shape[0])
+            lowering.parts[o.result] = Part(result, start, stop, n)
+            start = stop
+    weight = lowering.matrix([o.operands[1] for o in ops], k, n)
+    scheme = lowering.scheme(op.operands[1])
+    tiles, consts = product_tiles(scheme, m, k, n)
+    consts["epilogue"] = epilogue.compose(stages)
     kernel = matmul_kn if scheme is None else matmul_scaled
-    launch = call(kernel, types, tiles, {**consts, "epilogue": epilogue.compose(stages)})
+    made = launch(kernel, [rows, *weight, y, *extras], tiles, consts)
     # A head that is tied is the table of the embeddings.
     name = "+".join(_short(o.operands[1]).replace("embedding", "head") for o in ops)
-    return [ChipCall(name, (launch,), 2 * m * k * n, sum(map(stored_bytes, weight)))]
+    return [ChipCall.of(name, [made], 2 * m * k * n, bytes_of(a.type for a in weight))]
 
 
-def matrix(
-    lowering: ChipLowering, weight: Value, k: int, n: int, *lead: int
-) -> tuple[TensorType, ...]:
-    """The types of a weight matrix (K, N) on a chip: its numbers, or its codes and scales."""
-    scheme = lowering.scheme(weight)
-    if scheme is None:
-        return (tensor(weight.tensor.dtype, *lead, k, n),)
-    return scheme.types(k, n, *lead)
-
-
-def scaled_tiles(
+def product_tiles(
     scheme: WeightType | None, m: int, k: int, n: int
 ) -> tuple[dict[str, int], dict[str, object]]:
     """Legal tile sizes of a product with a weight of this scheme, and the consts that say which."""
@@ -218,16 +308,18 @@ def _short(value: Value) -> str:
 
 @lowers_on_chips("gated_linear")
 def _gated(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
-    x, gate, _ = ops[0].operands
+    x, gate, up = ops[0].operands
     m, k = _rows_columns(lowering, x)
     n = lowering.extent(gate.tensor.shape[0])
-    kind = lowering.type(x, (m, k))
-    weight, scheme = matrix(lowering, gate, k, 2 * n), lowering.scheme(gate)
-    tiles, consts = scaled_tiles(scheme, m, k, n)
+    weight = lowering.matrix([gate, up], k, 2 * n)
+    arguments = [lowering.given(x, (m, k)), *weight, lowering.given(ops[0].result, (m, n))]
+    scheme = lowering.scheme(gate)
+    tiles, consts = product_tiles(scheme, m, k, n)
     consts["activation"] = activation_function(ops[0].attr("activation") or "identity")
-    kernel = gated_linear_kn if scheme is None else gated_linear_scaled
-    launch = call(kernel, [kind, *weight, tensor(kind.dtype, m, n)], tiles, consts)
-    return [ChipCall("gate+up", (launch,), 4 * m * k * n, sum(map(stored_bytes, weight)))]
+    made = launch(
+        gated_linear_kn if scheme is None else gated_linear_scaled, arguments, tiles, consts
+    )
+    return [ChipCall.of("gate+up", [made], 4 * m * k * n, bytes_of(a.type for a in weight))]
 
 
 @lowers_on_chips("rms_norm", "layer_norm")
@@ -236,20 +328,25 @@ def _norm(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     biased = op.name == "layer_norm"
     x, weight, *rest = op.operands
     m, d = _rows_columns(lowering, x)
-    kind = lowering.type(x, (m, d))
     extra = rest[1:] if biased else rest
-    kinds = [kind, lowering.type(weight), *([lowering.type(rest[0])] if biased else [])]
-    types = [*kinds, kind if extra else None, kind]
-    tiles = {"bm": tile(m, 8), "bd": tile(d, 256)}
     kernel: Any = layer_norm if biased else rms_norm
-    launch = call(kernel, types, tiles, {"epsilon": op.attr("eps")})
-    calls = [launch]
+
+    def arguments(*columns: int) -> list[Argument]:
+        """Rows and weights, with their columns in this shape."""
+        rows, row = (m, *columns), tuple(columns)
+        weights = [lowering.given(v, row) for v in (weight, *(rest[:1] if biased else []))]
+        added = [lowering.given(v, rows) for v in extra] if extra else [ABSENT]
+        if kernel is rms_norm and len(columns) > 1:
+            added = []
+        return [lowering.given(x, rows), *weights, *added, lowering.given(op.result, rows)]
+
+    tiles = {"bm": tile(m, 8), "bd": tile(d, 256)}
+    launches = [launch(kernel, arguments(d), tiles, {"epsilon": op.attr("eps")})]
     if kernel is rms_norm and not extra and d % _LANES == 0:
-        folded = [tensor(k.dtype, *lead, _LANES, d // _LANES) for k, lead in zip(
-            (kind, kinds[1], kind), ((m,), (), (m,)), strict=True)]  # fmt: skip
         consts = {"parts": _LANES, "columns": d // _LANES, "epsilon": op.attr("eps")}
-        calls.append(call(rms_norm_folded, folded, {}, consts))
-    return [ChipCall(_short(weight), tuple(calls), 4 * m * d, stored_bytes(lowering.type(weight)))]
+        launches.append(launch(rms_norm_folded, arguments(_LANES, d // _LANES), {}, consts))
+    read = stored_bytes(lowering.type(weight))
+    return [ChipCall.of(_short(weight), launches, 4 * m * d, read)]
 
 
 def _heads(lowering: ChipLowering, op: Op, x: Value, table: Value) -> dict[str, object]:
@@ -268,13 +365,15 @@ def _rope(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     op = ops[0]
     x, cosines, sines, positions, *norm = op.operands
     kind = lowering.type(x)
-    weight = lowering.type(norm[0]) if norm else None
-    types = [kind, lowering.type(cosines), lowering.type(sines), None, weight, kind]
+    weight = lowering.given(norm[0]) if norm else ABSENT
+    tables = [lowering.given(cosines), lowering.given(sines)]
+    places, y = lowering.indices(positions), lowering.given(op.result)
+    arguments = [lowering.given(x), *tables, places, weight, y]
     heads = static_extent(kind.shape[1]) or 1
     tiles = {"bt": 1, "bh": tile(heads, 8)}
     lists = {3: lowering.list(positions)}
-    launch = call(rope, types, tiles, _heads(lowering, op, x, cosines), lists)
-    return [ChipCall("rope", (launch,), 3 * _elements(kind))]
+    made = launch(rope, arguments, tiles, _heads(lowering, op, x, cosines), lists)
+    return [ChipCall.of("rope", [made], 3 * _elements(kind))]
 
 
 @lowers_on_chips("kv_write")
@@ -282,30 +381,35 @@ def _kv_write(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     op = ops[0]
     pool, x, slots, *rest = op.operands
     lowering.pools.add(op.result)
+    lowering.same[op.result] = pool
     kind = lowering.type(x)
     heads, size = (static_extent(e) or 1 for e in kind.shape[1:])
-    kept = _heads_first(lowering.type(pool))
-    written = stored_bytes(replace(kept, shape=kind.shape))
+    kept = _pool(lowering, pool)
+    assert kept.type is not None
+    written = stored_bytes(replace(kept.type, shape=kind.shape))
     lists = {2: lowering.list(slots)}
+    arguments = [kept, lowering.given(x), lowering.indices(slots)]
     if not op.attr("order"):
         tiles = {"bt": 1, "bh": tile(heads, 8), "bd": tile(size, 256)}
-        types, consts = [kept, kind, None], {"heads_first": True}
-        launch = call(kv_write, types, tiles, consts, lists, unique=(2,), updates=(0,))
-        return [ChipCall("kv write", (launch,), 0, 0, written)]
+        consts: dict[str, object] = {"heads_first": True}
+        made = launch(kv_write, arguments, tiles, consts, lists, unique=(2,), updates=(0,))
+        return [ChipCall.of("kv write", [made], 0, 0, written)]
     cosines, sines, positions, *norm = rest
-    weight = lowering.type(norm[0]) if norm else None
-    types = [kept, kind, None, lowering.type(cosines), lowering.type(sines), None, weight]
+    arguments += [lowering.given(cosines), lowering.given(sines), lowering.indices(positions)]
+    arguments.append(lowering.given(norm[0]) if norm else ABSENT)
     tiles = {"bt": 1, "bh": tile(heads, 8)}
     lists[5] = lowering.list(positions)
     consts = {**_heads(lowering, op, x, cosines), "heads_first": True}
-    launch = call(rope_kv_write, types, tiles, consts, lists, unique=(2,), updates=(0,))
-    return [ChipCall("rope, kv write", (launch,), 3 * _elements(kind), 0, written)]
+    made = launch(rope_kv_write, arguments, tiles, consts, lists, unique=(2,), updates=(0,))
+    return [ChipCall.of("rope, kv write", [made], 3 * _elements(kind), 0, written)]
 
 
-def _heads_first(pool: TensorType) -> TensorType:
-    """The type of a pool (slots, heads, D) as it lies on a chip."""
-    slots, heads, size = pool.shape
-    return replace(pool, shape=(heads, slots, size))
+def _pool(lowering: ChipLowering, pool: Value) -> Argument:
+    """A pool (slots, heads, D) as it lies on a chip: (heads, slots, D)."""
+    found = lowering.given(pool, form="heads_first")
+    assert found.type is not None
+    slots, heads, size = found.type.shape
+    return replace(found, type=replace(found.type, shape=(heads, slots, size)))
 
 
 @lowers_on_chips("attention")
@@ -339,15 +443,17 @@ def _attention(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
         "causal": op.attr("causal"),
         "heads_first": cached,
     }
-    queries = tensor(kind.dtype, tokens, groups, group, size)
-    pools = [_heads_first(p) if cached else p for p in (pool, lowering.type(v_pool))]
-    sink = lowering.type(sinks[0], (groups, group, 1)) if sinks else None
+    heads_shape = (tokens, groups, group, size)
+    pools = [_pool(lowering, p) if cached else lowering.given(p) for p in (k_pool, v_pool)]
+    sink = lowering.given(sinks[0], (groups, group, 1)) if sinks else ABSENT
     tiles = {"bq": tile(most, _QUERIES), "bh": 1, "piece": max(page, tile(longest, _PIECE))}
-    types = [queries, *pools, *[None] * 6, sink, queries]
-    launch = call(grouped_attention, types, tiles, consts, lists)
+    places = [lowering.indices(v) for v in op.operands[3:9]]
+    y = lowering.given(op.result, heads_shape)
+    arguments = [lowering.given(q, heads_shape), *pools, *places, sink, y]
+    made = launch(grouped_attention, arguments, tiles, consts, lists)
     seen, read = _seen(op, lists)
     moved = 2 * stored_bytes(tensor(pool.dtype, read, groups, size)) if cached else 0
-    return [ChipCall("attention", (launch,), 4 * heads * size * seen, 0, moved)]
+    return [ChipCall.of("attention", [made], 4 * heads * size * seen, 0, moved)]
 
 
 def _seen(op: Op, lists: Mapping[int, tuple[IndexArray, int, int]]) -> tuple[int, int]:
@@ -368,25 +474,24 @@ def _embedding(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     found = _rows_of(lowering, table, tokens, op.result, op.attr("scale"))
     count, width = _rows_columns(lowering, op.result)
     read = stored_bytes(tensor(lowering.type(table).dtype, count, width))
-    return [ChipCall("embedding", (found,), 0, read)]
+    return [ChipCall.of("embedding", [found], 0, read)]
 
 
 @lowers_on_chips("gather_rows")
 def _gather(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     table, rows = ops[0].operands
-    return [ChipCall("gather rows", (_rows_of(lowering, table, rows, ops[0].result, 1.0),), 0)]
+    found = _rows_of(lowering, table, rows, ops[0].result, 1.0)
+    return [ChipCall.of("gather rows", [found], 0)]
 
 
-def _rows_of(
-    lowering: ChipLowering, table: Value, rows: Value, y: Value, scale: float
-) -> KernelCall:
+def _rows_of(lowering: ChipLowering, table: Value, rows: Value, y: Value, scale: float) -> Launch:
     """Rows of a table by index lists."""
     count, width = _rows_columns(lowering, y)
-    result = tensor(lowering.activation, count, width)
     tiles = {"bt": tile(count, 16), "bd": tile(width, 256)}
     lists = {1: lowering.list(rows)}
-    types = [lowering.type(table), None, result]
-    return call(gather_rows, types, tiles, {"scale": scale}, lists)
+    result = replace(lowering.given(y), type=tensor(lowering.activation, count, width))
+    arguments = [lowering.given(table), lowering.indices(rows), result]
+    return launch(gather_rows, arguments, tiles, {"scale": scale}, lists)
 
 
 @lowers_on_chips("elementwise")
@@ -398,9 +503,9 @@ def _elementwise(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall
 
 def mapped(lowering: ChipLowering, op: Op, name: str, function: Callable[..., Any]) -> ChipCall:
     """An elementwise kernel over operands of any broadcast shapes."""
-    result = lowering.type(op.result)
+    given = [lowering.given(v) for v in (op.result, *op.operands)]
+    result, *kinds = (lowering.type(v) for v in (op.result, *op.operands))
     rank = len(result.shape)
-    kinds = [lowering.type(o) for o in op.operands]
     single = tuple(
         tuple(a is not b for a, b in zip(k.shape, result.shape[rank - len(k.shape) :], strict=True))
         for k in kinds
@@ -409,8 +514,8 @@ def mapped(lowering: ChipLowering, op: Op, name: str, function: Callable[..., An
     tiles = {"bn": tile(static_extent(result.shape[-1]) or 1, 256)}
     if rank > 1:
         tiles["bm"] = 1
-    launch = call(elementwise.KERNELS[rank], [result, *kinds], tiles, consts)
-    return ChipCall(name, (launch,), _elements(result))
+    made = launch(elementwise.KERNELS[rank], given, tiles, consts)
+    return ChipCall.of(name, [made], _elements(result))
 
 
 def _elements(kind: TensorType) -> int:

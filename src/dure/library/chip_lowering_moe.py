@@ -7,20 +7,22 @@ likely and without a preference, as load balancing strives for.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from dure.ir.core import Op, op_definition
+from dure.ir.core import Op, Value, op_definition
 from dure.library import elementwise
-from dure.library.call import indices, stored_bytes, tensor
+from dure.library.call import indices, tensor
 from dure.library.chip_lowering import (
     ChipCall,
     ChipLowering,
+    launch,
     lowers_on_chips,
     mapped,
-    matrix,
-    scaled_tiles,
+    product_tiles,
 )
+from dure.library.chip_tensors import ABSENT, Argument
 from dure.library.matmul_scaled import grouped_matmul_scaled
 from dure.library.moe import (
     expert_ends,
@@ -31,7 +33,7 @@ from dure.library.moe import (
     grouped_matmul,
     moe_route,
 )
-from dure.library.operators_common import call, power_of_two, tile
+from dure.library.operators_common import bytes_of, power_of_two, tile
 
 #: Choices that are compared at a time.
 _COMPARED = 64
@@ -40,17 +42,17 @@ _COMPARED = 64
 @lowers_on_chips("route")
 def _route(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     op = ops[0]
-    logits, shares = lowering.type(op.operands[0]), lowering.type(op.results[0])
+    logits = lowering.type(op.operands[0])
     tokens, experts = (lowering.extent(e) for e in logits.shape)
     chosen = int(op.attr("k"))
-    types = [logits, shares, lowering.type(op.results[1])]
+    arguments = [lowering.given(v) for v in (op.operands[0], *op.results)]
     consts = {
         "be": power_of_two(experts),
         "bt": power_of_two(chosen),
         "normalized": op.attr("normalized"),
     }
-    launch = call(moe_route, types, {"bm": tile(tokens, 32)}, consts)
-    return [ChipCall("route", (launch,), (5 + chosen) * tokens * experts)]
+    made = launch(moe_route, arguments, {"bm": tile(tokens, 32)}, consts)
+    return [ChipCall.of("route", [made], (5 + chosen) * tokens * experts)]
 
 
 @lowers_on_chips("dispatch")
@@ -66,55 +68,63 @@ def _dispatch(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     lowering.made.update(zip(op.results, dispatch(op.attrs, drawn), strict=True))
     covering = power_of_two(chosen)
     consts = {"bo": max(1, _COMPARED // covering), "bk": covering, "count": count}
-    places = [kind, tensor(kind.dtype, tokens, chosen)]
-    ends = [kind, tensor(kind.dtype, count), tensor(kind.dtype, count)]
+
+    def made(value: Value, *shape: int) -> Argument:
+        return replace(lowering.given(value), type=tensor(kind.dtype, *shape))
+
+    given = lowering.given(op.operands[0])
+    places = [given, made(op.results[0], tokens, chosen)]
+    ends = [given, *(made(v, count) for v in op.results[1:])]
+    found = launch(expert_places, places, {"bt": 1}, consts)
+    stops = launch(expert_ends, ends, {"be": tile(count, 16)}, consts)
     return [
-        ChipCall("expert places", (call(expert_places, places, {"bt": 1}, consts),), 0),
-        ChipCall("expert ends", (call(expert_ends, ends, {"be": tile(count, 16)}, consts),), 0),
+        ChipCall.of("expert places", [found], 0),
+        ChipCall.of("expert ends", [stops], 0),
     ]
 
 
 @lowers_on_chips("expert_rows")
 def _rows(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     x, places = ops[0].operands
-    kind, result = lowering.type(x), lowering.type(ops[0].result)
-    width = lowering.extent(kind.shape[1])
+    width = lowering.extent(x.tensor.shape[1])
     consts = {"bk": power_of_two(lowering.extent(places.tensor.shape[1]))}
     lists = {1: lowering.list(places)}
-    launch = call(
-        expert_rows, [kind, None, result], {"bd": tile(width, 256)}, consts, lists, unique=(1,)
-    )
-    return [ChipCall("expert rows", (launch,), 0)]
+    arguments = [lowering.given(x), lowering.indices(places), lowering.given(ops[0].result)]
+    tiles = {"bd": tile(width, 256)}
+    made = launch(expert_rows, arguments, tiles, consts, lists, unique=(1,))
+    return [ChipCall.of("expert rows", [made], 0)]
 
 
 @lowers_on_chips("grouped_linear")
 def _grouped(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     op = ops[0]
     x, w, starts, stops, *bias = op.operands
-    kind, result = lowering.type(x), lowering.type(op.result)
+    kind = lowering.type(x)
     rows, depth = (lowering.extent(e) for e in kind.shape)
     experts, columns = (lowering.extent(e) for e in w.tensor.shape[:2])
     first, last = lowering.list(starts), lowering.list(stops)
     busy = int(np.count_nonzero(last[0] - first[0]))
+    read = bytes_of(a.type for a in lowering.matrix([w], busy, depth, columns))
     scheme = lowering.scheme(w)
-    read = sum(map(stored_bytes, matrix(lowering, w, depth, columns, busy)))
-    tiles, consts = scaled_tiles(scheme, -(-rows // experts), depth, columns)
+    tiles, consts = product_tiles(scheme, -(-rows // experts), depth, columns)
     lists = {2: first, 3: last}
+    result = lowering.given(op.result)
+    ends = [lowering.indices(starts), lowering.indices(stops)]
     if scheme is not None:
-        weight = scheme.types(depth, columns, experts)
-        added = lowering.type(bias[0]) if bias else None
-        types = [kind, *weight, None, None, added, result]
-        lists = {3: first, 4: last}
-        launch = call(grouped_matmul_scaled, types, tiles, consts, lists)
+        weight = lowering.matrix([w], experts, depth, columns)
+        added = lowering.given(bias[0]) if bias else ABSENT
+        arguments = [lowering.given(x), *weight, *ends, added, result]
+        made = launch(grouped_matmul_scaled, arguments, tiles, consts, {3: first, 4: last})
     elif bias:
-        types = [kind, lowering.type(w), None, None, lowering.type(bias[0]), result]
-        launch = call(grouped_linear, types, tiles, {}, lists)
+        arguments = [lowering.given(v) for v in (x, w)]
+        arguments += [*ends, lowering.given(bias[0]), result]
+        made = launch(grouped_linear, arguments, tiles, {}, lists)
     else:
         # Without a bias the weights lie as other matrices do on chips.
-        weight = tensor(w.tensor.dtype, experts, depth, columns)
-        launch = call(grouped_matmul, [kind, weight, None, None, result], tiles, {}, lists)
+        weight = lowering.matrix([w], experts, depth, columns)
+        made = launch(grouped_matmul, [lowering.given(x), *weight, *ends, result], tiles, {}, lists)
     name = w.name.rsplit(".", 1)[-1]
-    return [ChipCall(f"experts' {name}", (launch,), 2 * rows * depth * columns, read)]
+    return [ChipCall.of(f"experts' {name}", [made], 2 * rows * depth * columns, read)]
 
 
 @lowers_on_chips("expert_sum")
@@ -123,11 +133,12 @@ def _sum(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     result = lowering.type(ops[0].result)
     tokens, width = (lowering.extent(e) for e in result.shape)
     chosen = lowering.extent(places.tensor.shape[1])
-    types = [lowering.type(y), None, lowering.type(weights), result]
+    arguments = [lowering.given(y), lowering.indices(places)]
+    arguments += [lowering.given(weights), lowering.given(ops[0].result)]
     tiles = {"bd": tile(width, 256)}
     lists = {1: lowering.list(places)}
-    launch = call(expert_sum, types, tiles, {"bk": power_of_two(chosen)}, lists)
-    return [ChipCall("expert sum", (launch,), 2 * tokens * chosen * width)]
+    made = launch(expert_sum, arguments, tiles, {"bk": power_of_two(chosen)}, lists)
+    return [ChipCall.of("expert sum", [made], 2 * tokens * chosen * width)]
 
 
 @lowers_on_chips("clamped_swiglu")

@@ -79,7 +79,7 @@ def _launch(call: KernelCall, chip: Chip, strict: bool) -> Legality:
         for stages in _STAGES:
             try:
                 plan = default_plan(function, chip)
-                conversions = prepare(function, chip, plan, strict=strict).conversions
+                conversions = prepare(function, chip, plan, Options(strict=strict)).conversions
                 compiled = compile_for(function, chip, Options(plan, stages, strict))
                 _has_laws(compiled.function, chip)
             except ScratchpadError as error:

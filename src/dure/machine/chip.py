@@ -150,8 +150,8 @@ class Dma(_Table):
 
     A transfer costs ``issue`` on the queue, then ``latency``, then its bytes flow at no more than
     ``stream`` times the ``efficiency`` law, sharing ``bandwidth`` (of a core) with the engine's
-    other transfers and each resource of ``route``; ``outstanding`` transfers of the engine may be
-    in flight.
+    other transfers and each resource of ``route``; ``outstanding`` transfers of a queue may be in
+    flight.
     ``descriptor`` is added to the latency for each entry of an index list but the first.  Runs of
     bytes at the far end count there as whole ``granule`` s.  ``fills``: the engine writes a load's
     fill beyond a tensor's edge; ``lists``: it takes index lists.

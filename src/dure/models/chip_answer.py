@@ -1,21 +1,26 @@
-"""How long a model's step takes on a chip: each launch compiled, proved and timed, and the sum.
-
-A step is one program to its caller: it is launched once, and from one of its kernels to the next
-stands a signal to all cores (``sync.latency``), behind which every kernel starts with an empty
-pipeline.
+"""How long a model's step takes on a chip: its kernels chosen, and the program that they are
+together proved and timed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from dure.errors import KernelError
+from dure.ir.core import Function
+from dure.ir.machine.phase import phases_of
+from dure.ir.verifier import verify
 from dure.library.answer import Confidence, bound_of, confidence, roofline_seconds
 from dure.library.build import Built, build
 from dure.library.call import KernelCall
 from dure.machine.chip import Chip
+from dure.models.chip_program import Chosen, StepProgram, options_for, step_program
 from dure.models.chip_step import ChipStep, StepCall
 from dure.sim.cost import duration
+from dure.sim.sanitizer import Verdict, sanitize
+from dure.sim.timing import Timing, simulate
 
 #: What a file may call a chip's power, the best first.
 _POWERS = ("typical", "chip", "card", "board", "design")
@@ -23,16 +28,20 @@ _POWERS = ("typical", "chip", "card", "board", "design")
 
 @dataclass(frozen=True)
 class StepPart:
-    """A launch of the step on the chip; ``ps`` is what each of its turns takes."""
+    """A launch of the step on the chip; ``total_ps`` is what the step takes longer for it: from
+    the end of the kernel before to its own, all turns together.  ``alone_ps`` is what a turn takes
+    by itself.
+    """
 
     step: StepCall
     built: Built
-    ps: int
+    total_ps: int
+    alone_ps: int
 
     @property
-    def total_ps(self) -> int:
-        """All of its turns."""
-        return self.step.count * self.ps
+    def ps(self) -> int:
+        """Picoseconds of a turn, in the mean."""
+        return self.total_ps // self.step.count
 
 
 @dataclass(frozen=True)
@@ -42,12 +51,17 @@ class StepAnswer:
     step: ChipStep
     chip: Chip
     parts: tuple[StepPart, ...]
+    program: StepProgram
+    verdict: Verdict
+    timing: Timing
     confidence: Confidence
+    compile_s: float
+    sim_s: float
 
     @property
     def ps(self) -> int:
         """Picoseconds of the step."""
-        return duration(self.chip, self.chip.launch) + sum(p.total_ps for p in self.parts)
+        return self.timing.ps
 
     @property
     def bound(self) -> str:
@@ -80,7 +94,7 @@ class StepAnswer:
 
     def json(self) -> dict[str, object]:
         """Everything as one JSON object."""
-        step, built = self.step, [part for part, _ in _programs(self.parts)]
+        step = self.step
         return {
             "target": self.chip.name,
             "model": step.name,
@@ -99,8 +113,8 @@ class StepAnswer:
             "fraction_of_roofline": self.fraction_of_roofline,
             **self.confidence.json(),
             "joules": self.joules,
-            "compile_s": sum(b.compile_s for b in built),
-            "sim_s": sum(b.sim_s for b in built),
+            "compile_s": self.compile_s,
+            "sim_s": self.sim_s,
             "weight_bytes": step.weight_bytes,
             "kv_bytes": step.kv_bytes,
             "operators": [_operator(part) for part in self.parts],
@@ -115,6 +129,7 @@ def _operator(part: StepPart) -> dict[str, object]:
         "count": part.step.count,
         "ns": part.ps / 1000,
         "total_ns": part.total_ps / 1000,
+        "alone_ns": part.alone_ps / 1000,
         "bound": timing.bound,
         "flops": part.step.part.flops,
         "weight_bytes": part.step.part.weight_bytes,
@@ -124,25 +139,58 @@ def _operator(part: StepPart) -> dict[str, object]:
     }
 
 
-def step_answer(step: ChipStep, chip: Chip, *, strict: bool = False) -> StepAnswer:
-    """What the chip does with the step.
+def step_answer(
+    step: ChipStep,
+    chip: Chip,
+    *,
+    strict: bool = False,
+    prefetch: bool = True,
+    record: bool = False,
+) -> StepAnswer:
+    """What the chip does with the step; without ``prefetch`` no weights are loaded ahead.
 
     Raises :class:`~dure.errors.DureError` for a step that doesn't fit or that the chip can't run.
     """
     step.check_fits(chip)
-    launch, signal = (duration(chip, law) for law in (chip.launch, chip.sync.latency))
+    started = time.perf_counter()
+    options = options_for(step, chip, strict=strict, prefetch=prefetch)
     made: dict[object, Built] = {}
-    parts: list[StepPart] = []
+    chosen: list[Chosen] = []
     for entry in step.calls:
         for call in entry.part.calls:
             if _key(call) not in made:
-                made[_key(call)] = build(call, chip, strict=strict)
-        built = min((made[_key(call)] for call in entry.part.calls), key=lambda b: b.timing.ps)
-        parts.append(StepPart(entry, built, built.timing.ps - launch + signal))
-    total = launch + sum(p.total_ps for p in parts)
+                made[_key(call)] = build(call, chip, base=options)
+        found = [made[_key(call)] for call in entry.part.calls]
+        place = min(range(len(found)), key=lambda n: found[n].timing.ps)
+        chosen.append(Chosen(entry, place, found[place]))
+    program = step_program(step, chip, chosen, prefetch=prefetch)
+    verify(program.function)
+    verdict = sanitize(program.function, chip)
+    if not verdict.ok:
+        raise KernelError(
+            f"the program of {step.name} for {chip.name} isn't proved",
+            where="\n".join(f.render() for f in verdict.findings[:3]),
+            rule="a program is free of races, deadlocks and reads of what nobody wrote",
+            fix="this is a defect of the compiler: please report the model and its sizes",
+        )
+    compile_s = time.perf_counter() - started
+    started = time.perf_counter()
+    timing = simulate(program.function, chip, indices=program.indices, record=record)
+    sim_s = time.perf_counter() - started
+    parts = tuple(_parts(chosen, program.function, timing, chip))
     programs, turns = zip(*_programs(parts), strict=True)
-    trust = confidence(programs, chip, turns, total)
-    return StepAnswer(step, chip, tuple(parts), trust)
+    trust = confidence(programs, chip, turns, timing.ps)
+    return StepAnswer(step, chip, parts, program, verdict, timing, trust, compile_s, sim_s)
+
+
+def _parts(
+    chosen: Sequence[Chosen], function: Function, timing: Timing, chip: Chip
+) -> Iterator[StepPart]:
+    """Each launch with its time in the program, whose phases are the launches in their order."""
+    launch = duration(chip, chip.launch)
+    for entry, phase in zip(chosen, phases_of(function.body), strict=True):
+        alone = entry.built.timing.ps - launch
+        yield StepPart(entry.step, entry.built, timing.phases.get(phase, 0), alone)
 
 
 def _programs(parts: Sequence[StepPart]) -> list[tuple[Built, int]]:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 from dure.compiler.fuse import fuse
 from dure.errors import TargetError, UsageError
-from dure.ir.core import Function, Region
+from dure.ir.core import Function, Op, Region, Value
 from dure.ir.dtypes import DType
+from dure.ir.tensor.program import repeat_tables
 from dure.library import chip_lowering_moe as _registers_the_experts
+from dure.library.call import IndexArray
 from dure.library.chip_lowering import ChipCall, ChipLowering
 from dure.library.operators_common import DTYPES
 from dure.library.weight_types import WeightType, weight_type
@@ -38,11 +41,26 @@ _MATRICES = frozenset({"q", "k", "v", "o", "gate", "up", "down"})
 
 
 @dataclass(frozen=True)
+class Layers:
+    """Equal layers: ``count`` turns of the same launches.  ``tables`` are the tensors that a value
+    of the launches stands for, one a turn.
+    """
+
+    count: int
+    tables: Mapping[Value, tuple[Value, ...]]
+
+
+@dataclass(frozen=True)
 class StepCall:
-    """A launch that the step makes ``count`` times, once a layer."""
+    """A launch that the step makes once, or once in each turn of ``layers``."""
 
     part: ChipCall
-    count: int
+    layers: Layers | None = None
+
+    @property
+    def count(self) -> int:
+        """How often it is made."""
+        return 1 if self.layers is None else self.layers.count
 
 
 @dataclass(frozen=True)
@@ -63,6 +81,12 @@ class ChipStep:
     calls: tuple[StepCall, ...]
     weight_bytes: int
     kv_bytes: int
+    #: Sizes of the program's symbols, and index arguments by name.
+    sizes: Mapping[str, int]
+    inputs: Mapping[str, IndexArray]
+    #: What the program gives, as it lies on the chip, and index lists that it makes.
+    outputs: Mapping[str, Value]
+    made: Mapping[Value, IndexArray]
     weights: str = ""
     kv: str = ""
 
@@ -128,10 +152,14 @@ def chip_step(
         name = name or config.family
     quantized = quantized_weights(specs, scheme)
     lowering = replace(lowering, weights=scheme, quantized=quantized)
-    calls = tuple(_calls(fuse(program).body, lowering, 1))
     taken = sum(_bytes(spec, kind, scheme if spec.name in quantized else None) for spec in specs)
+    program = fuse(program)
+    calls = tuple(_calls(program.body, lowering))
+    names = cast("tuple[str, ...]", program.attrs["outputs"])
+    outputs = {n: lowering.root(v) for n, v in zip(names, program.body.yields, strict=False)}
     kept = kept * kind.bits // 8
-    return ChipStep(name, config, batch, dtype, calls, taken, kept, weights or dtype, kv or dtype)
+    more = lowering.sizes, lowering.inputs, outputs, lowering.made, weights or dtype, kv or dtype
+    return ChipStep(name, config, batch, dtype, calls, taken, kept, *more)
 
 
 def quantized_weights(specs: Sequence[WeightSpec], scheme: WeightType | None) -> frozenset[str]:
@@ -188,17 +216,49 @@ def _program(config: ModelConfig, batch: Batch, kind: DType) -> Function:
     return step_program(config, types, limits, kind.name)
 
 
-def _calls(region: Region, lowering: ChipLowering, count: int) -> list[StepCall]:
+def _calls(region: Region, lowering: ChipLowering, layers: Layers | None = None) -> list[StepCall]:
     """The launches of a body: between two repeats its ops are lowered together."""
     found: list[StepCall] = []
     run = list(region.ops)
     while run:
         place = next((n for n, op in enumerate(run) if op.name == "repeat"), len(run))
-        found += [StepCall(part, count) for part in lowering.region(run[:place])]
+        found += [StepCall(part, layers) for part in lowering.region(run[:place])]
         for op in run[place : place + 1]:
-            found += _calls(op.regions[0], lowering, count * int(op.attr("count")))
+            found += _repeated(op, lowering)
         run = run[place + 1 :]
     return found
+
+
+def _repeated(op: Op, lowering: ChipLowering) -> list[StepCall]:
+    """The launches of a repeat.  What it carries lies in one place, before, between and after."""
+    region, count = op.regions[0], int(op.attr("carried"))
+    tables = dict(zip(region.args[count:], repeat_tables(op), strict=True))
+    for place, (initial, argument) in enumerate(
+        zip(op.operands, region.args[:count], strict=False)
+    ):
+        lowering.same[argument] = initial
+        _check_in_place(region, argument, region.yields[place])
+        lowering.same[region.yields[place]] = argument
+        lowering.same[op.results[place]] = argument
+    return _calls(region, lowering, Layers(int(op.attr("count")), tables))
+
+
+def _check_in_place(region: Region, argument: Value, last: Value) -> None:
+    """Raise :class:`TargetError` where a turn still needs what it carries when that is renewed."""
+    names = {argument}
+    maker = next((n for n, op in enumerate(region.ops) if last in op.results), -1)
+    for place, op in enumerate(region.ops):
+        if names.isdisjoint(op.operands):
+            continue
+        if op.name == "reshape_tensor":
+            names.add(op.result)
+        elif place >= maker:
+            raise TargetError(
+                f"'{op.name}' reads what the layer's last result takes the place of",
+                where="" if op.span is None else op.span.render(),
+                rule="what equal layers hand on lies in one place on a chip",
+                fix="add the layer's input before the op that makes its result",
+            )
 
 
 def _elements(shape: tuple[int, ...]) -> int:

@@ -20,7 +20,9 @@ from dure.ir.expr_code import Evaluator, compile_expr, missing
 from dure.ir.machine.phase import phases_of
 
 #: Ops that belong to no queue: they declare, or every queue follows them by itself.
-STRUCTURE = frozenset({"buffer", "semaphore", "rotate", "view", "index_load", "for", "if", "phase"})
+STRUCTURE = frozenset(
+    {"buffer", "semaphore", "rotate", "view", "reshaped", "index_load", "for", "if", "phase"}
+)
 
 
 @dataclass(slots=True)
@@ -101,7 +103,7 @@ class _Expansion:
                     known[op.symbols[0].name] = self._scalar(op, known)
                 case "view":
                     self._view(op, known)
-                case "semaphore":
+                case "semaphore" | "reshaped":
                     pass
                 case "phase":
                     yield Instruction(op, (), known)

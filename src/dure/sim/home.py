@@ -8,6 +8,7 @@ of each core's text, whenever they arrive.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
@@ -26,6 +27,7 @@ from dure.ir.interpret_memory import (
     scatter_combined,
     select,
 )
+from dure.ir.types import TensorType
 from dure.sim.arithmetic import Formats
 from dure.sim.storage import (
     Raw,
@@ -64,6 +66,23 @@ class Home:
         )
         #: (core, position in its text), box and values of each combining store.
         self.combined: list[tuple[tuple[int, int], Selection, Array, str]] = []
+
+    def reshaped(self, kind: TensorType) -> Home:
+        """The same bits in another shape.  Raises :class:`IRError` where they have gaps."""
+        assert isinstance(self.host, np.ndarray)
+        found = copy(self)
+        found.type = kind
+        found.host = self.host.reshape([evaluate(extent, {}) for extent in kind.shape])
+        found.raws = tuple(raw.reshape(found.host.shape) for raw in self.raws)
+        found.combined = []
+        pairs = [(self.host, found.host), *zip(self.raws, found.raws, strict=True)]
+        if any(old.size and not np.shares_memory(old, new) for old, new in pairs):
+            raise IRError(
+                f"'{self.name}' lies in memory with gaps, and the program sees it as {kind}",
+                rule="a tensor that is seen in another shape lies in row-major order",
+                fix="pass numpy.ascontiguousarray(...)",
+            )
+        return found
 
     @property
     def axis(self) -> int:

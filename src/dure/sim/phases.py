@@ -6,8 +6,10 @@ way later.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from typing import TYPE_CHECKING
+
+from dure.ir.core import Op
 
 if TYPE_CHECKING:
     from dure.sim.replay import Queue
@@ -31,6 +33,10 @@ class Phases:
         #: Of each that some queue has ended: queues that haven't, and the last end so far.
         self.open: deque[list[int]] = deque()
         self.waiting: list[Queue] = []
+        #: By phase, the picoseconds from the end of the one before to its own, all turns together.
+        self.spent: Counter[Op] = Counter()
+        self._ops: deque[Op] = deque()
+        self._last = 0
 
     def begin(self, queue: Queue, lag: int) -> int:
         """When a queue may begin its next phase, or -1 where that isn't known yet."""
@@ -44,19 +50,23 @@ class Phases:
             return 0
         return self.times[-1 - behind] + self.latency
 
-    def end(self, queue: Queue, time: int) -> list[Queue]:
+    def end(self, queue: Queue, time: int, op: Op) -> list[Queue]:
         """A queue has ended a phase; gives those that may go on for it."""
         place = queue.ended - self.complete
         queue.ended += 1
         if place == len(self.open):
             self.open.append([self.count, 0])
+            self._ops.append(op)
         entry = self.open[place]
         entry[0] -= 1
         entry[1] = max(entry[1], time)
         if self.open[0][0]:
             return []
         while self.open and not self.open[0][0]:
-            self.times.append(self.open.popleft()[1])
+            at = self.open.popleft()[1]
+            self.spent[self._ops.popleft()] += at - self._last
+            self._last = at
+            self.times.append(at)
             self.complete += 1
         woken, self.waiting = self.waiting, []
         return sorted(woken, key=lambda q: (q.core, q.number))
@@ -72,5 +82,6 @@ class Phases:
     def shift(self, by: int) -> None:
         """All times are later."""
         self.times = deque((t + by for t in self.times), maxlen=_KEPT)
+        self._last += by
         for entry in self.open:
             entry[1] += by

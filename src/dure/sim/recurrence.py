@@ -14,11 +14,13 @@ replaced after 1, 2, 4, ... comparisons (Brent's cycle detection).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, TypeAlias
 
+from dure.ir.core import Op
 from dure.sim.items import Transfer
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ class _Kept:
     events: int
     at: tuple[int, ...]
     busy: tuple[int, ...]
+    spent: Counter[Op]
 
 
 class Recurrence:
@@ -86,6 +89,7 @@ class Recurrence:
             self.replay.events,
             tuple([q.at for q in self.queues]),
             tuple([_busy(q, now) for q in self.queues]),
+            Counter(self.replay.phases.spent),
         )
         self._next = 2 * max(self._seen, self._next, 1)
 
@@ -146,6 +150,8 @@ class Recurrence:
                     (t + shift, n) for t, n in semaphore.arriving
                 )
         replay.starts[:] = [(t + shift, order, flight) for t, order, flight in replay.starts]
+        for phase, ps in list(replay.phases.spent.items()):
+            replay.phases.spent[phase] += times * (ps - kept.spent[phase])
         replay.phases.shift(shift)
         replay.flows.now += shift
         if replay.contention is not None:

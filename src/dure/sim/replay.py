@@ -20,7 +20,7 @@ replay of the dependencies.
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
@@ -83,7 +83,7 @@ PHASE = -1
 class Flight:
     """A transfer in flight: when its bytes ``start`` to flow and did ``end``, the group in which
     they do and the group's service at which they ``finish``, and the signals that fire when it is
-    complete: (when the queue came to it, semaphore, count).
+    complete: (when the queue came to it, semaphore, count), or the phase that ends.
     """
 
     queue: Queue
@@ -92,7 +92,9 @@ class Flight:
     end: int | None = None
     group: Group[Flight] | None = None
     finish: int = 0
-    signals: list[tuple[int, int, int]] = field(default_factory=list[tuple[int, int, int]])
+    signals: list[tuple[int, int, int | Op]] = field(
+        default_factory=list["tuple[int, int, int | Op]"]
+    )
     record: Happened | None = None
 
 
@@ -141,11 +143,8 @@ class Replay:
         self.contention = contention
         self.serial = serial
         self.phases = Phases(sum(map(len, self.queues)), latency)
-        #: By core class and DMA engine: transfers in flight, those of serial engines in order, and
-        #: queues that wait for one to land.
-        self.flying: Counter[tuple[int, str]] = Counter()
+        #: By core class and serial DMA engine: transfers in flight, in the order of their issue.
         self.lines: dict[tuple[int, str], deque[Flight]] = {}
-        self.held: dict[tuple[int, str], list[Queue]] = {}
         self.events = 0
         self._ready = [queue for queues in self.queues for queue in queues]
         self.starts: list[tuple[int, int, Flight]] = []
@@ -218,9 +217,9 @@ class Replay:
                 time = max(time, until)
             elif kind == END:
                 if queue.flying:
-                    queue.flying[-1].signals.append((time, PHASE, 1))
+                    queue.flying[-1].signals.append((time, PHASE, item[1]))
                 else:
-                    self._ready += self.phases.end(queue, max(time, queue.done))
+                    self._ready += self.phases.end(queue, max(time, queue.done), item[1])
             else:
                 number, change = cast("tuple[int, int]", more)
                 if kind == WAIT:
@@ -273,10 +272,9 @@ class Replay:
     def _issue(self, queue: Queue, item: Item, time: int) -> int:
         """Issue a DMA: when the queue is free again, or -1 where it must be held back."""
         transfer: Transfer = item[2]
-        flying, engine = queue.flying, (queue.core, transfer.dma)
-        if self.flying[engine] >= self.outstanding[transfer.dma]:
+        flying = queue.flying
+        if len(flying) >= self.outstanding[transfer.dma]:
             queue.held = True
-            self.held.setdefault(engine, []).append(queue)
             return -1
         free = time + transfer.issue
         flight = Flight(queue, transfer)
@@ -284,16 +282,14 @@ class Replay:
             flight.record = self._happened(queue, item, time, free)
         if transfer.units:
             flying.append(flight)
-            self.flying[engine] += 1
             if transfer.dma in self.serial:
-                self.lines.setdefault(engine, deque()).append(flight)
+                self.lines.setdefault((queue.core, transfer.dma), deque()).append(flight)
             self.events += 1
             flight.start = free + transfer.delay
             heappush(self.starts, (flight.start, self.events, flight))
         elif flying:
             flight.end = free
             flying.append(flight)
-            self.flying[engine] += 1
         else:
             queue.done = max(queue.done, free)
         return free
@@ -330,25 +326,20 @@ class Replay:
             queue.done = done = max(queue.done, first.end or 0)
             if first.record is not None:
                 first.record.end = done
-            for time, number, count in first.signals:
-                if number == PHASE:
-                    self._ready += self.phases.end(queue, max(time, done))
+            for time, number, more in first.signals:
+                if isinstance(more, Op):
+                    self._ready += self.phases.end(queue, max(time, done), more)
                 else:
-                    self._signal(semaphores[number], max(time, done), count)
-            self.flying[queue.core, first.transfer.dma] -= 1
-            self._let_go(queue.core, first.transfer.dma, done)
+                    self._signal(semaphores[number], max(time, done), more)
+            if queue.held:
+                queue.held = False
+                queue.time = max(queue.time, done)
+                self._ready.append(queue)
         if flight.transfer.dma in self.serial:
             line = self.lines[queue.core, flight.transfer.dma]
             line.popleft()
             if line and line[0].start <= now:
                 self._take_off(line[0], now)
-
-    def _let_go(self, core: int, dma: str, done: int) -> None:
-        """The queues that an engine held back may try again."""
-        for queue in sorted(self.held.pop((core, dma), ()), key=lambda q: q.number):
-            queue.held = False
-            queue.time = max(queue.time, done)
-            self._ready.append(queue)
 
     def _happened(self, queue: Queue, item: Item, start: int, end: int) -> Happened:
         made = Happened(item, start, end, None, tuple(queue.waits))

@@ -123,6 +123,8 @@ class Streams:
                 axis = op.attr("axis")
                 shifted = [s + op.attr("start") if a == axis else s for a, s in enumerate(starts)]
                 self._views[op.result] = root, tuple(shifted)
+            case "reshaped":
+                pass
             case "index_load":
                 return Scalar(self, op)
             case "compute":

@@ -94,7 +94,8 @@ class Timing:
     class: computing, or with bytes flowing.  ``bytes`` are those that the home memory gave and
     took, ``flops`` those of all cores' instructions.  ``rates`` are the bytes a second that flow
     through each resource of the chip, and the first class's own, as (from when on, how many); they
-    are kept with the spans.
+    are kept with the spans.  ``phases`` has the picoseconds that each phase of the program took,
+    from the end of the one before to its own, all turns together.
     """
 
     ps: int
@@ -111,6 +112,7 @@ class Timing:
     rates: Mapping[str, list[tuple[int, float]]] = field(
         default_factory=dict[str, list[tuple[int, float]]]
     )
+    phases: Mapping[Op, int] = field(default_factory=dict[Op, int])
 
     @property
     def ns(self) -> float:
@@ -182,6 +184,7 @@ def simulate(
         launch=launch,
         spans=_spans(streams, replay.queues, names, launch) if record else [],
         rates=ways.rates(flows.log or (), launch),
+        phases=replay.phases.spent,
     )
 
 

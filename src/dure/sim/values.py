@@ -134,6 +134,10 @@ class _Machine:
             param.value: Home(param, array, self.formats)
             for param, array in zip(function.params, arrays, strict=True)
         }
+        for op in walk(function.body):
+            if op.name == "reshaped":
+                home = self.homes[op.operands[0]]
+                self.homes[op.result] = home.reshaped(op.result.tensor)
         self.views = {op.result: op for op in walk(function.body) if op.name == "view"}
         self.buffers = {op.result: self._storage(op) for op in declared(function, "buffer")}
         self.sizes = self._sizes()

@@ -100,13 +100,18 @@ def allocate(tree: Tree, chip: Chip, budget: int | None = None) -> dict[str, int
     """
     arenas = {name: _Arena(memory) for name, memory in chip.memories.items()}
     private = _private(tree, chip)
-    for buffer in tree.buffers:
-        if buffer.alias_of is None and buffer not in private:
-            _size(buffer, chip)
+    shared = [b for b in tree.buffers if b.alias_of is None and b not in private]
+    for buffer in shared:
+        _size(buffer, chip)
+        if not buffer.ahead:
             buffer.offset = arenas[buffer.memory].take(buffer.pitch * buffer.stages)
     shared_end = {name: arena.end for name, arena in arenas.items()}
     for block in blocks(tree.body):
         _registers(block, private, chip, arenas)
+    # What is loaded ahead lies behind the rest, and can be moved by itself.
+    for buffer in shared:
+        if buffer.ahead:
+            buffer.offset = arenas[buffer.memory].take(buffer.pitch * buffer.stages)
     for buffer in tree.buffers:
         if buffer.alias_of is not None:
             buffer.offset, buffer.pitch = buffer.root.offset, buffer.root.pitch

@@ -36,13 +36,14 @@ from dure.machine.chip import Chip
 _DESCRIPTOR = ("index", "step", "offset", "stride", "list_axes")
 
 
-def lower(function: Function, chip: Chip) -> Tree:
+def lower(function: Function, chip: Chip, ahead: frozenset[str] = frozenset()) -> Tree:
     """The instructions of a legalised tile program whose grid counts cores.
 
+    Arguments named in ``ahead`` are loaded on the queue that a DMA engine has for that.
     Raises :class:`~dure.errors.DureError` with the author's line for what the chip can't do.
     """
     function = eliminate_dead_code(function)
-    work = _Lowering(function, Engines(chip))
+    work = _Lowering(function, Engines(chip), ahead)
     work.region(function.body, work.body)
     work.flush(work.body)
     tree = Tree(work.body, work.writer.buffers)
@@ -54,6 +55,7 @@ def lower(function: Function, chip: Chip) -> Tree:
 class _Lowering:
     function: Function
     engines: Engines
+    ahead: frozenset[str] = frozenset()
     usage: Usage = field(init=False)
     writer: Writer = field(init=False)
     body: Block = field(init=False)
@@ -76,7 +78,8 @@ class _Lowering:
         self.products: set[Value] = set()
         self.turn = 0
         #: Rings whose tiles hang over an edge in the same way at every turn.
-        self.ahead: list[tuple[Op, Buffer, str]] = []
+        self.filled: list[tuple[Op, Buffer, str]] = []
+        self.views: dict[Value, Value] = {}
 
     # --- the walk --------------------------------------------------------------------------------
 
@@ -86,6 +89,9 @@ class _Lowering:
             match op.name:
                 case "view" | "index_load":
                     block.items.append(Structure(op))
+                    if op.name == "view":
+                        source = op.operands[0]
+                        self.views[op.result] = self.views.get(source, source)
                 case "load":
                     self.load(op, block)
                 case "store":
@@ -196,9 +202,16 @@ class _Lowering:
             attrs = {k: op.attr(k) for k in (*_DESCRIPTOR, "fill")}
             attrs["filling"] = engine.fills
             outside = None if engine.fills else self._outside(op)
-            self._transfer(op, engine.queue, lists, buffer, attrs, block, outside)
+            queue = engine.ahead if engine.ahead and self._runs_ahead(op) else engine.queue
+            buffer.ahead = queue == engine.ahead
+            self._transfer(op, queue, lists, buffer, attrs, block, outside)
             self.loaded.add(buffer)
             self.put(value, buffer)
+
+    def _runs_ahead(self, op: Op) -> bool:
+        """Whether a load may go before what its program waits for."""
+        tensor = op.operands[0]
+        return self.views.get(tensor, tensor).name in self.ahead and len(op.operands) == 1
 
     def _transfer(
         self,
@@ -227,7 +240,7 @@ class _Lowering:
             return
         if isinstance(outside, Const):
             if self._same_cut(op):
-                self.ahead.append((op, buffer, queue))
+                self.filled.append((op, buffer, queue))
             else:
                 self._fill(op, buffer, block)
             block.items.append(load())
@@ -287,7 +300,7 @@ class _Lowering:
         """Fill what no transfer of a ring ever writes, once in each slot, before anything else."""
         items: list[Item] = []
         handed: dict[tuple[str, str], Semaphore] = {}
-        for op, buffer, queue in self.ahead:
+        for op, buffer, queue in self.filled:
             inside = Block(parent=tree.body, repeated=True, loop=True)
             self._fill(op, buffer, inside)
             filler = inside.items[-1]

@@ -29,6 +29,10 @@ class Options:
     whether conversions are errors, operands that stay in the scratchpad over a loop that would load
     them again, one that is staged whole before anything else, and how many bytes of the scratchpad
     the program may use (of each partition, where there are any; None: all).
+
+    ``oriented``: arguments may be kept the way round that the matrix engine wants, which another
+    program that writes them knows nothing of.  ``ahead`` are arguments that are loaded on queues of
+    their own, where the chip has such queues, into as many as ``slots`` slots.
     """
 
     plan: Partition | None = None
@@ -37,6 +41,9 @@ class Options:
     resident: tuple[Reuse, ...] = ()
     stage: Reuse | None = None
     budget: int | None = None
+    oriented: bool = True
+    ahead: frozenset[str] = frozenset()
+    slots: int = 0
 
 
 @dataclass(frozen=True)
@@ -74,12 +81,12 @@ def compile_for(function: Function, chip: Chip, options: Options | None = None) 
     """
     options = options or Options()
     plan = options.plan or default_plan(function, chip)
-    prepared = prepare(function, chip, plan, strict=options.strict)
-    tree = lower(prepared.function, chip)
+    prepared = prepare(function, chip, plan, options)
+    tree = lower(prepared.function, chip, options.ahead)
     keep(tree, options.resident)
     if options.stage is not None:
         stage(tree, options.stage)
-    choose_stages(tree, chip, options.stages, options.budget)
+    choose_stages(tree, chip, options.stages, options.budget, options.slots)
     share_reads(tree, prepared.function, chip)
     synchronise(tree, chip, _inout(prepared.function))
     used = allocate(tree, chip, options.budget)
@@ -95,10 +102,15 @@ class Prepared:
     conversions: tuple[Conversion, ...]
 
 
-def prepare(function: Function, chip: Chip, plan: Partition, *, strict: bool = False) -> Prepared:
+def prepare(
+    function: Function, chip: Chip, plan: Partition, options: Options | None = None
+) -> Prepared:
     """The passes on tile IR."""
-    function = orient(trim(simplify(partition(function, plan))), chip)
-    legal = legalise(function, chip, strict=strict)
+    options = options or Options()
+    function = trim(simplify(partition(function, plan)))
+    if options.oriented:
+        function = orient(function, chip)
+    legal = legalise(function, chip, strict=options.strict)
     return Prepared(hoist(legal.function), legal.conversions)
 
 

@@ -77,19 +77,17 @@ def choose(
     *,
     legal: Mapping[str, int] | None = None,
     indices: Mapping[str, Array] | None = None,
-    strict: bool = False,
-    budget: int | None = None,
+    base: Options | None = None,
 ) -> Choice:
     """The fastest program found for a kernel whose consts ``names`` are open.
 
     ``specialize`` gives the tile function for values of the open consts, and ``legal`` such values
     with which it is known to compile.  ``indices`` are values
-    of index arguments that the time depends on; ``budget`` is how much of the scratchpad the
-    program may use (bytes; of each partition where there are any).  Raises the error of the last
-    try where none compiles.
+    of index arguments that the time depends on; ``base`` has the options that aren't chosen.
+    Raises the error of the last try where none compiles.
     """
     known = None if legal is None else tuple(legal[name] for name in names)
-    search = _Search(Space(specialize, tuple(names), chip, known), strict, budget, indices)
+    search = _Search(Space(specialize, tuple(names), chip, known), base or Options(), indices)
     search.walk()
     return search.decide()
 
@@ -97,8 +95,7 @@ def choose(
 @dataclass
 class _Search:
     space: Space
-    strict: bool
-    budget: int | None = None
+    base: Options
     indices: Mapping[str, Array] | None = None
     chip: Chip = field(init=False)
     costs: Costs = field(init=False)
@@ -199,9 +196,9 @@ class _Search:
         tree = lower(prepared, self.chip)
         self.reuses[point] = reuses(tree)
         keep(tree, point.resident)
-        choose_stages(tree, self.chip, point.stages, self.budget)
+        choose_stages(tree, self.chip, point.stages, self.base.budget)
         share_reads(tree, prepared, self.chip)
-        used = allocate(tree, self.chip, self.budget)
+        used = allocate(tree, self.chip, self.base.budget)
         bound = estimate(tree, prepared, self.chip, self.costs, self.indices)
         if bound.instructions > _LONGEST:
             self.long[point] = int(bound.instructions)
@@ -212,7 +209,7 @@ class _Search:
         key = (id(function), plan)
         found = self.programs.get(key)
         if found is None:
-            found = prepare(function, self.chip, plan, strict=self.strict).function
+            found = prepare(function, self.chip, plan, self.base).function
             self.programs[key] = found
         return found
 
@@ -304,7 +301,7 @@ class _Search:
         return compile_for(
             function,
             self.chip,
-            Options(plan, point.stages, self.strict, point.resident, budget=self.budget),
+            replace(self.base, plan=plan, stages=point.stages, resident=point.resident),
         )
 
     def failure(self) -> DureError:

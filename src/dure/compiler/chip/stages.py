@@ -8,9 +8,11 @@ from dure.ir.expr import as_expr
 from dure.machine.chip import Chip
 
 
-def choose_stages(tree: Tree, chip: Chip, stages: int, budget: int | None = None) -> None:
-    """``stages`` slots for what is loaded in a block that repeats, two where queues hand over what
-    they compute, else one.
+def choose_stages(
+    tree: Tree, chip: Chip, stages: int, budget: int | None = None, ahead: int = 0
+) -> None:
+    """``stages`` slots for what is loaded in a block that repeats (``ahead`` for what is loaded
+    ahead, where that is more), two where queues hand over what they compute, else one.
 
     Where a memory is too small for that, what is computed gives up its second slot first, then the
     largest of the rings.
@@ -26,6 +28,8 @@ def choose_stages(tree: Tree, chip: Chip, stages: int, budget: int | None = None
     for buffer in roots:
         shared = len(queues.get(buffer, ())) > 1
         wanted = stages if buffer in loaded else 2
+        if buffer.ahead:
+            wanted = max(stages, ahead)
         buffer.stages = wanted if shared and buffer.block.repeated else 1
         if buffer.slots is not None:
             buffer.stages = buffer.slots

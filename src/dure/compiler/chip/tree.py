@@ -21,7 +21,8 @@ Kind: TypeAlias = Literal["dma_load", "dma_store", "compute"]
 class Buffer:
     """Storage of a tile.  ``block`` is where it turns; an alias shares another buffer's bytes.
 
-    ``slots`` fixes how many slots it has; ``turned`` says that the tree turns it itself.
+    ``slots`` fixes how many slots it has; ``turned`` says that the tree turns it itself; ``ahead``,
+    that it is loaded before its program's turn comes.
     """
 
     type: TileType
@@ -35,6 +36,7 @@ class Buffer:
     pitch: int = 0
     slots: int | None = None
     turned: bool = False
+    ahead: bool = False
 
     @property
     def root(self) -> Buffer:

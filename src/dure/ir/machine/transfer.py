@@ -10,12 +10,15 @@ several cores read the same bytes at once, or a shared memory keeps them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import prod
 from typing import Any
 
 from dure.ir.core import Cost, Op, OpDef, Region, declare, op_definition
-from dure.ir.rules import broken, tensor, tile
+from dure.ir.expr import Expr, as_expr
+from dure.ir.rules import broken, free, tensor, tile
 from dure.ir.tile import memory as tile_memory
-from dure.ir.types import Type
+from dure.ir.types import Type, static_extent
 
 
 def _load_typing(
@@ -40,6 +43,36 @@ def _store_typing(
 def _bytes(op: Op) -> Cost:
     return Cost(bytes=op.operands[1].tile.bytes)
 
+
+def _reshaped_typing(
+    operands: Sequence[Type], attrs: Mapping[str, Any], regions: Sequence[Region]
+) -> Sequence[Type]:
+    source = tensor(operands[0], "the source of reshaped")
+    shape = tuple(as_expr(extent) for extent in attrs["shape"])
+    if source.layout is not None or source.block is not None:
+        raise broken(f"{source} seen in another shape", "only plain tensors lie in row-major order")
+    if _different(source.shape, shape):
+        raise broken(f"{source} as {attrs['shape']}", "another shape has as many elements")
+    return [replace(source, shape=shape)]
+
+
+def _different(first: Sequence[Expr], second: Sequence[Expr]) -> bool:
+    """Whether two shapes of known extents have other numbers of elements."""
+    known = [[static_extent(e) for e in shape] for shape in (first, second)]
+    sizes = [prod(e for e in shape if e is not None) for shape in known if None not in shape]
+    return len(sizes) == 2 and sizes[0] != sizes[1]
+
+
+declare(
+    OpDef(
+        "reshaped",
+        "machine",
+        _reshaped_typing,
+        None,
+        free,
+        doc="reshaped(tensor) {shape}: the elements of an argument, row-major, in another shape",
+    )
+)
 
 _COMMON = {**tile_memory.DESCRIPTOR, "share": (1, 1)}
 declare(

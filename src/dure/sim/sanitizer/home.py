@@ -63,8 +63,12 @@ class HomeRules:
         return found
 
     def _conflict(self, a: Transfer, b: Transfer, loop: int) -> bool:
-        if a.root is not b.root or not (a.store or b.store):
+        shaped = self.model.shaped
+        if not (a.store or b.store):
             return False
+        if a.root is not b.root:
+            # Of one tensor in two shapes nothing is known to lie apart.
+            return shaped.get(a.root, a.root) is shaped.get(b.root, b.root)
         common = [x for x in a.loops if x in b.loops]
         changed = self.model.loops[loop] if loop >= 0 else None
         if changed in common:

@@ -65,6 +65,8 @@ class Model:
         self.waiters: list[set[int]] = []
         self.loops: list[Op] = []
         self.stored: set[Value] = set()
+        #: Arguments behind what is seen in another shape.
+        self.shaped: dict[Value, Value] = {}
         self.places: dict[Value, TilePlace] = {}
         self._declare()
         self.names = list(self.buffers)
@@ -80,6 +82,7 @@ class Model:
         return any(op.attrs.get("instances") for op in self.loops)
 
     def _declare(self) -> None:
+        sources: dict[Value, Value] = {}
         for op in walk(self.function.body):
             if op.name in ("dma_load", "compute"):
                 for value in op.operands[1:2] if op.name == "dma_load" else _written(op):
@@ -112,6 +115,15 @@ class Model:
                     ends[self.semaphore_number[op.operands[0]]].add(number)
             if op.name == "dma_store":
                 self.stored.add(op.operands[0])
+            elif op.name == "view":
+                sources[op.result] = op.operands[0]
+            elif op.name == "reshaped":
+                sources[op.result] = self.shaped[op.result] = op.operands[0]
+        for value in list(self.stored):
+            while value in sources:
+                value = sources[value]
+                self.stored.add(value)
+        self.stored |= {v for v, source in self.shaped.items() if source in self.stored}
         known = self.chip.transfer_queues
         for name, number in self.queue_number.items():
             if name not in known:
@@ -174,7 +186,7 @@ class Model:
                     flush()
                     pieces.append(Partial(op, transfer.edges(), transfer.needs()))
                     return
-            elif op.name in ("buffer", "semaphore"):
+            elif op.name in ("buffer", "semaphore", "reshaped"):
                 return
             run.append(op)
 

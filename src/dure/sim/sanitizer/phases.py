@@ -8,7 +8,7 @@ only load what no phase stores, into bytes that none of those phases touches.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -36,13 +36,13 @@ def prove_phases(function: Function, chip: Chip, prove: Prove, limit: int) -> Ve
     if not found:
         found = list(_Order(function, chip).findings())
     iterations = states = 0
-    for phase in [] if found else _alone(function):
-        verdict = prove(phase)
-        found += verdict.findings
-        iterations += verdict.iterations
-        states += verdict.states
-        if len(found) >= limit:
-            break
+    if not found:
+        for verdict in map(prove, _alone(function)):
+            found += verdict.findings
+            iterations += verdict.iterations
+            states += verdict.states
+            if len(found) >= limit:
+                break
     return Verdict(not found, tuple(found[:limit]), iterations, states)
 
 
@@ -117,7 +117,9 @@ class _Order:
         self.function = function
         self.chip = chip
         self.views = {
-            op.result: op.operands[0] for op in ops_of(function.body) if op.name == "view"
+            op.result: op.operands[0]
+            for op in ops_of(function.body)
+            if op.name in ("view", "reshaped")
         }
         self.stored = {
             self.root(op.operands[0]) for op in ops_of(function.body) if op.name == "dma_store"
@@ -153,7 +155,7 @@ class _Order:
         for phase in self.phases.values():
             if phase.op.attr("lag"):
                 yield from self.loads(phase.op)
-        reported: set[tuple[Op, Op]] = set()
+        reported = set[tuple[Op, Op]]()
         for phase, window in self.windows():
             for other in window:
                 if (phase.op, other.op) not in reported:
@@ -170,7 +172,8 @@ class _Order:
         for inner in ops_of(op.regions[0]):
             if inner.attrs.get("queue") not in op.attr("ahead"):
                 continue
-            if inner.name in ("compute", "dma_store") or len(inner.operands) > 2:
+            lists = inner.operands[2:]
+            if inner.name in ("compute", "dma_store") or lists:
                 yield _bad(f"'{inner.name}' on a queue that runs ahead of its phase", inner)
             elif inner.name == "dma_load" and self.root(inner.operands[0]) in self.stored:
                 name = self.root(inner.operands[0]).name
@@ -185,10 +188,10 @@ class _Order:
     def windows(self) -> Iterator[tuple[_Phase, list[_Phase]]]:
         """Each phase that may begin early, with those that it may run beside."""
         most = max((int(p.op.attr("lag")) for p in self.phases.values()), default=0)
-        recent: deque[_Phase] = deque(maxlen=most or 1)
-        for op in _executed(self.function.body, most + 2) if most else ():
+        recent: deque[_Phase] = deque(maxlen=max(1, most))
+        for op in _executed(self.function.body, most + 2):
             phase, lag = self.phases[op], int(op.attr("lag"))
-            if lag:
+            if lag and phase.ahead:
                 yield phase, list(recent)[-lag:]
             recent.append(phase)
 

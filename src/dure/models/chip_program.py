@@ -1,0 +1,218 @@
+"""A model's step as one machine program: all kernels in phases, layers as a loop.
+
+Weights and pools of equal layers lie behind one another in one tensor each; what a kernel leaves
+for another is a tensor of its own.  In a step that moves more than it computes, kernels share the
+scratchpad with the one before and after, and weights are on the way while that one computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from dure.compiler.chip.allocate import capacity
+from dure.compiler.chip.compose import Binding, Item, Kernel, Repeat, View, compose
+from dure.compiler.chip.pipeline import Compiled, Options, compile_for
+from dure.ir.core import Function, Value
+from dure.ir.expr import Symbol, const, evaluate, symbol
+from dure.ir.types import TensorType, static_extent
+from dure.library.answer import peak
+from dure.library.build import Built, tile_function
+from dure.library.call import IndexArray
+from dure.library.chip_tensors import WEIGHTS, Operand, Stored
+from dure.machine.chip import Chip
+from dure.models.chip_step import ChipStep, Layers, StepCall
+
+#: Slots that a ring of weights has at most.
+_SLOTS = 16
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A launch of the step, which of its calls was taken, and how that is compiled by itself."""
+
+    step: StepCall
+    place: int
+    built: Built
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """A tensor of the program: what lies there, ``layers`` times behind one another."""
+
+    stored: Stored
+    layers: Layers | None
+    type: TensorType
+
+
+@dataclass(frozen=True)
+class StepProgram:
+    """The machine program, what its arguments are, and the index arguments' values by name."""
+
+    function: Function
+    tensors: Mapping[str, Allocation]
+    indices: Mapping[str, IndexArray]
+
+
+def options_for(step: ChipStep, chip: Chip, *, strict: bool, prefetch: bool) -> Options:
+    """How a step's kernels are compiled: half of the scratchpad each, where loads run ahead."""
+    budget = capacity(chip.memories[chip.scratchpad]) // 2 if streams(step, chip) else None
+    return Options(strict=strict, budget=budget if prefetch else None, oriented=False)
+
+
+def streams(step: ChipStep, chip: Chip) -> bool:
+    """Whether a step moves longer than it computes, and the chip loads ahead."""
+    if not any(dma.ahead for dma in chip.dma.values()):
+        return False
+    return step.bytes / chip.peaks.bandwidth.base > step.flops / peak(chip, step.dtype)
+
+
+def step_program(
+    step: ChipStep, chip: Chip, chosen: Sequence[Chosen], *, prefetch: bool
+) -> StepProgram:
+    """The program of a step whose launches were chosen."""
+    work = _Assembly(step, chip, prefetch and streams(step, chip))
+    items: list[Item] = []
+    place = 0
+    while place < len(chosen):
+        layers = chosen[place].step.layers
+        stop = place + 1
+        while layers is not None and stop < len(chosen) and chosen[stop].step.layers is layers:
+            stop += 1
+        items.append(work.item(layers, chosen[place:stop]))
+        place = stop
+    types = {name: found.type for name, found in work.tensors.items()}
+    function = compose(step.name, types, items, chip, prefetch=work.ahead)
+    return StepProgram(function, work.tensors, work.indices)
+
+
+@dataclass
+class _Assembly:
+    step: ChipStep
+    chip: Chip
+    ahead: bool
+    tensors: dict[str, Allocation] = field(default_factory=dict[str, Allocation])
+    indices: dict[str, IndexArray] = field(default_factory=dict[str, "IndexArray"])
+    names: dict[Value, str] = field(default_factory=dict[Value, str])
+    compiled: dict[int, Compiled] = field(default_factory=dict[int, Compiled])
+
+    def item(self, layers: Layers | None, chosen: Sequence[Chosen]) -> Item:
+        """A launch, or the launches of equal layers."""
+        counter = symbol(f"layer{len(self.tensors)}", "loop", 0, layers.count - 1 if layers else 0)
+        kernels = tuple(self.kernel(entry, counter) for entry in chosen)
+        return kernels[0] if layers is None else Repeat(layers.count, counter, kernels)
+
+    def kernel(self, chosen: Chosen, counter: Symbol) -> Kernel:
+        """A launch with its arguments bound."""
+        call = chosen.built.call
+        operands = chosen.step.part.operands[chosen.place]
+        present = [n for n, kind in enumerate(call.types) if kind is not None]
+        late = any(self.is_made(operands[n]) for n in call.indices)
+        compiled = self.program(chosen, present, operands, late)
+        arguments: list[Binding] = []
+        for param, number in zip(compiled.function.params, present, strict=True):
+            operand = operands[number]
+            assert operand is not None
+            binding = self.bound(operand, param.value.tensor, chosen.step.layers, counter)
+            if number in call.indices:
+                self.indices[binding.tensor] = call.indices[number]
+            arguments.append(binding)
+        return Kernel(chosen.step.part.name, compiled.function, tuple(arguments), late)
+
+    def is_made(self, operand: Operand | None) -> bool:
+        """Whether an index argument is what the program itself gives."""
+        return operand is not None and operand.stored.values[0] in self.step.made
+
+    def program(
+        self,
+        chosen: Chosen,
+        present: Sequence[int],
+        operands: Sequence[Operand | None],
+        late: bool,
+    ) -> Compiled:
+        """The launch's program; where loads run ahead, with its weights on a queue of their own and
+        as many slots as there is room for.
+        """
+        found = chosen.built.compiled
+        if not self.ahead or late:
+            return found
+        if id(chosen.built) not in self.compiled:
+            names = [p.value.name for p in found.function.params]
+            weights = frozenset(
+                name
+                for name, number in zip(names, present, strict=True)
+                if (operand := operands[number]) is not None and operand.stored.form in WEIGHTS
+            )
+            if weights:
+                tile = tile_function(chosen.built.call, dict(chosen.built.consts))
+                options = replace(found.options, ahead=weights, slots=_SLOTS)
+                found = compile_for(tile, self.chip, options)
+            self.compiled[id(chosen.built)] = found
+        return self.compiled[id(chosen.built)]
+
+    # --- tensors ---------------------------------------------------------------------------------
+
+    def bound(
+        self, operand: Operand, kind: TensorType, layers: Layers | None, counter: Symbol
+    ) -> Binding:
+        """What an argument of this type is."""
+        stored, window = operand.stored, operand.window
+        own = None
+        if layers is not None and any(v in layers.tables for v in stored.values):
+            own = layers
+        name = self.allocated(stored, own, kind)
+        shape = window.shape if window is not None else _shape(kind)
+        views: list[View] = []
+        if own is not None:
+            first = shape[0]
+            shape = (own.count * first, *shape[1:])
+            views.append(View(0, counter * first, counter * first + first))
+        if window is not None:
+            views.append(View(window.axis, window.start, window.stop))
+        return Binding(name, shape, tuple(views))
+
+    def allocated(self, stored: Stored, layers: Layers | None, kind: TensorType) -> str:
+        """The name of a stored tensor, which is there from now on."""
+        name = "+".join(self.name(v, layers) for v in stored.values)
+        if stored.form != "plain":
+            name = f"{name}.{stored.form}"
+        found = self.tensors.get(name)
+        if found is None:
+            shape = self.shape(stored)
+            if layers is not None:
+                shape = (layers.count * shape[0], *shape[1:])
+            found = Allocation(stored, layers, replace(kind, shape=tuple(map(const, shape))))
+        elif kind.index is not None:
+            found = replace(found, type=_narrower(found.type, kind))
+        self.tensors[name] = found
+        return name
+
+    def name(self, value: Value, layers: Layers | None) -> str:
+        """A value's name in the program: what comes out of ops has a number."""
+        if layers is not None and value in layers.tables:
+            value = layers.tables[value][0]
+        if value.name:
+            return value.name
+        return self.names.setdefault(value, f"value{len(self.names)}")
+
+    def shape(self, stored: Stored) -> tuple[int, ...]:
+        """The extents of what is stored."""
+        turned = [[evaluate(e, self.step.sizes) for e in v.tensor.shape] for v in stored.values]
+        for shape in turned:
+            stored.turn(shape)
+        return (*turned[0][:-1], sum(s[-1] for s in turned))
+
+
+def _shape(kind: TensorType) -> tuple[int, ...]:
+    found = tuple(static_extent(e) for e in kind.shape)
+    return tuple(e for e in found if e is not None)
+
+
+def _narrower(known: TensorType, kind: TensorType) -> TensorType:
+    """The type with the range that both allow: what is passed lies in both."""
+    if known.index is None:
+        return replace(known, index=kind.index, unique=kind.unique)
+    assert kind.index is not None
+    low = max(evaluate(k[0], {}) for k in (known.index, kind.index))
+    high = min(evaluate(k[1], {}) for k in (known.index, kind.index))
+    return replace(known, index=(const(low), const(high)), unique=known.unique or kind.unique)
