@@ -59,6 +59,8 @@ def test_a_step_for_people(small: str, capsys: pytest.CaptureFixture[str]) -> No
         (["llama-3.1-8b", "--weights", "int3"], "--weights bf16"),
         (["llama-3.1-8b", "--weights", "int8", "--dtype", "fp8"], "--dtype bf16"),
         (["gemm", "64x64x64", "--weights", "int8"], "leave out --weights int8"),
+        (["llama-3.1-8b", "--kv", "int4"], "--kv bf16"),
+        (["bert-large", "--phase", "prefill", "--kv", "fp8"], "leave out --kv"),
         (["llama-3.1-405b"], "devices would hold them"),
         (["bert-large"], "--phase prefill"),
         (["nowhere/config.json"], "config.json"),

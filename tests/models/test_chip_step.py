@@ -7,12 +7,14 @@ import pytest
 
 from dure.errors import TargetError, UsageError
 from dure.ir.dtypes import bfloat16
+from dure.ir.core import Value
 from dure.library.build import build
 from dure.library.call import KernelCall, tensor
+from dure.library.chip_tensors import Stored
 from dure.library.embedding import gather_rows
 from dure.library.norm import rms_norm_folded
 from dure.library.operators_common import call
-from dure.library.weight_types import WEIGHT_TYPES
+from dure.library.weight_types import KV_TYPES, WEIGHT_TYPES
 from dure.models.batch import Batch, Phase
 from dure.models.chip_answer import step_answer
 from dure.models.chip_step import chip_step
@@ -245,3 +247,66 @@ def test_narrow_weights_fit_where_wide_ones_do_not() -> None:
 def test_weights_of_an_unknown_type() -> None:
     with pytest.raises(UsageError, match="weights in int3"):
         chip_step(TINY, Batch("decode", 1, 40), weights="int3")
+
+
+# --- a KV cache of eight bits --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kv", "row"), [("fp8", 16), ("int8", 16 + 4)])
+def test_what_a_cache_of_eight_bits_takes(kv: str, row: int) -> None:
+    """A head has 16 numbers, and in int8 a float32 scale."""
+    batch = Batch("decode", 3, 40)
+    plain, step = chip_step(TINY, batch), chip_step(TINY, batch, kv=kv)
+    assert step.kv_bytes * 32 == plain.kv_bytes * row
+    found, expected = ({c.part.name: c.part for c in s.calls} for s in (step, plain))
+    for name in ("attention", "kv write", "rope, kv write"):
+        assert found[name].kv_bytes * 32 == expected[name].kv_bytes * row
+    kernels = {c.part.calls[0].kernel.__name__ for c in step.calls}
+    assert ("quantized_attention" in kernels) == (kv == "int8")
+
+
+@pytest.mark.parametrize(
+    ("name", "kv"), [("atom", "int8"), pytest.param("rngd", "fp8", marks=pytest.mark.long)]
+)
+def test_a_step_with_a_cache_of_eight_bits(name: str, kv: str) -> None:
+    found = step_answer(chip_step(TINY, Batch("decode", 2, 40), kv=kv), chip(name))
+    assert all(part.built.verdict is not None and part.built.verdict.ok for part in found.parts)
+    answer = found.json()
+    assert (answer["weights"], answer["kv"], answer["dtype"]) == ("bf16", kv, "bf16")
+
+
+def test_caches_that_do_not_go() -> None:
+    with pytest.raises(UsageError, match="a KV cache in int4"):
+        chip_step(TINY, Batch("decode", 1, 40), kv="int4")
+    encoder = EncoderConfig(64, 96, 2, 4, 256, 64)
+    with pytest.raises(UsageError, match="of an encoder"):
+        chip_step(encoder, Batch("prefill", 1, 40), kv="fp8")
+
+
+def test_what_is_stored() -> None:
+    """Weights side by side, pools with heads first: codes and scales stand for what was given."""
+    rng = np.random.default_rng(0)
+    q, k = (rng.standard_normal((n, 70)).astype(np.float32) for n in (6, 4))
+    values = tuple(Value(tensor(bfloat16, *a.shape), "w") for a in (q, k))
+    for scheme in WEIGHT_TYPES.values():
+        codes, scales = (
+            Stored(values, form, scheme).placed([q, k]) for form in ("codes", "scales")
+        )
+        want = np.concatenate([q, k]).T
+        assert np.abs(scheme.dequantize(codes, scales) - want).max() < 0.35
+        shape = [10, 70]
+        Stored(values, "scales", scheme).turn(shape)
+        assert tuple(shape) == scales.shape
+    pool = rng.standard_normal((12, 3, 8)).astype(np.float32)
+    value = Value(tensor(bfloat16, 12, 3, 8), "pool")
+    codes, scales = (
+        Stored((value,), form, KV_TYPES["int8"]).placed([pool])
+        for form in ("pool_codes", "pool_scales")
+    )
+    assert (codes.shape, scales.shape) == ((3, 12, 8), (3, 12, 1))
+    np.testing.assert_allclose(codes * scales, pool.swapaxes(0, 1), atol=0.02)
+    shape = [12, 3, 8]
+    Stored((value,), "pool_scales", KV_TYPES["int8"]).turn(shape)
+    assert tuple(shape) == scales.shape
+    floats = Stored((value,), "pool_codes", KV_TYPES["fp8"]).placed([1000 * pool])
+    assert np.isfinite(floats.astype(np.float32)).all()

@@ -19,11 +19,12 @@ from dure.ir.expr import Expr, evaluate
 from dure.ir.types import TensorType, static_extent
 from dure.library import elementwise, epilogue
 from dure.library.activation import activation_function
-from dure.library.attention_grouped import grouped_attention
+from dure.library.attention_grouped import grouped_attention, quantized_attention
 from dure.library.call import IndexArray, KernelCall, stored_bytes, tensor
 from dure.library.chip_tensors import ABSENT, Argument, Form, Operand, Part, Stored
 from dure.library.embedding import gather_rows
 from dure.library.ffn import gated_linear_kn
+from dure.library.kv_quantized import kv_write_quantized, rope_kv_write_quantized
 from dure.library.matmul import matmul_kn
 from dure.library.matmul_scaled import gated_linear_scaled, matmul_scaled
 from dure.library.norm import layer_norm, rms_norm, rms_norm_folded
@@ -86,6 +87,8 @@ class ChipLowering:
     parts: dict[Value, Part] = field(default_factory=dict[Value, Part])
     weights: WeightType | None = None
     quantized: frozenset[str] = frozenset()
+    #: How the KV cache is quantized.
+    kv: WeightType | None = None
 
     def region(self, ops: Sequence[Op]) -> list[ChipCall]:
         """The launches of a body's ops, in order."""
@@ -385,31 +388,52 @@ def _kv_write(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     kind = lowering.type(x)
     heads, size = (static_extent(e) or 1 for e in kind.shape[1:])
     kept = _pool(lowering, pool)
-    assert kept.type is not None
-    written = stored_bytes(replace(kept.type, shape=kind.shape))
-    lists = {2: lowering.list(slots)}
-    arguments = [kept, lowering.given(x), lowering.indices(slots)]
+    written = sum(_row_bytes(part) for part in kept) * (static_extent(kind.shape[0]) or 1)
+    quantized, first = len(kept) > 1, len(kept) + 1
+    lists = {first: lowering.list(slots)}
+    updates = tuple(range(len(kept)))
+    arguments = [*kept, lowering.given(x), lowering.indices(slots)]
+    consts: dict[str, object] = {} if quantized else {"heads_first": True}
     if not op.attr("order"):
-        tiles = {"bt": 1, "bh": tile(heads, 8), "bd": tile(size, 256)}
-        consts: dict[str, object] = {"heads_first": True}
-        made = launch(kv_write, arguments, tiles, consts, lists, unique=(2,), updates=(0,))
+        tiles = {"bt": 1, "bh": tile(heads, 8)}
+        if quantized:
+            consts["bd"] = power_of_two(size)
+        else:
+            tiles["bd"] = tile(size, 256)
+        kernel = kv_write_quantized if quantized else kv_write
+        made = launch(kernel, arguments, tiles, consts, lists, unique=(first,), updates=updates)
         return [ChipCall.of("kv write", [made], 0, 0, written)]
     cosines, sines, positions, *norm = rest
     arguments += [lowering.given(cosines), lowering.given(sines), lowering.indices(positions)]
     arguments.append(lowering.given(norm[0]) if norm else ABSENT)
     tiles = {"bt": 1, "bh": tile(heads, 8)}
-    lists[5] = lowering.list(positions)
-    consts = {**_heads(lowering, op, x, cosines), "heads_first": True}
-    made = launch(rope_kv_write, arguments, tiles, consts, lists, unique=(2,), updates=(0,))
+    lists[first + 3] = lowering.list(positions)
+    consts |= _heads(lowering, op, x, cosines)
+    kernel = rope_kv_write_quantized if quantized else rope_kv_write
+    made = launch(kernel, arguments, tiles, consts, lists, unique=(first,), updates=updates)
     return [ChipCall.of("rope, kv write", [made], 3 * _elements(kind), 0, written)]
 
 
-def _pool(lowering: ChipLowering, pool: Value) -> Argument:
-    """A pool (slots, heads, D) as it lies on a chip: (heads, slots, D)."""
+def _pool(lowering: ChipLowering, pool: Value) -> list[Argument]:
+    """A pool (slots, heads, D) as it lies on a chip: (heads, slots, D), or its codes and scales."""
     found = lowering.given(pool, form="heads_first")
-    assert found.type is not None
-    slots, heads, size = found.type.shape
-    return replace(found, type=replace(found.type, shape=(heads, slots, size)))
+    assert found.type is not None and found.operand is not None
+    slots, heads, size = (static_extent(e) or 1 for e in found.type.shape)
+    if lowering.kv is None:
+        return [replace(found, type=tensor(found.type.dtype, heads, slots, size))]
+    stored = replace(found.operand.stored, form="pool_codes", weights=lowering.kv)
+    codes = Argument(tensor(lowering.kv.code, heads, slots, size), Operand(stored))
+    if lowering.kv.code.is_float:
+        return [codes]
+    scales = Operand(replace(stored, form="pool_scales"))
+    return [codes, Argument(tensor(lowering.kv.scale, heads, slots, 1), scales)]
+
+
+def _row_bytes(pool: Argument) -> int:
+    """Bytes of a slot in a pool, all heads together."""
+    assert pool.type is not None
+    heads, _, size = pool.type.shape
+    return stored_bytes(replace(pool.type, shape=(heads, size)))
 
 
 @lowers_on_chips("attention")
@@ -441,18 +465,24 @@ def _attention(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
         "window": op.attr("window"),
         "softcap": op.attr("softcap"),
         "causal": op.attr("causal"),
-        "heads_first": cached,
     }
     heads_shape = (tokens, groups, group, size)
-    pools = [_pool(lowering, p) if cached else lowering.given(p) for p in (k_pool, v_pool)]
+    pools = [_pool(lowering, p) if cached else [lowering.given(p)] for p in (k_pool, v_pool)]
+    # Keys and values, then the scales of both.
+    caches = [part for both in zip(*pools, strict=True) for part in both]
     sink = lowering.given(sinks[0], (groups, group, 1)) if sinks else ABSENT
     tiles = {"bq": tile(most, _QUERIES), "bh": 1, "piece": max(page, tile(longest, _PIECE))}
     places = [lowering.indices(v) for v in op.operands[3:9]]
     y = lowering.given(op.result, heads_shape)
-    arguments = [lowering.given(q, heads_shape), *pools, *places, sink, y]
-    made = launch(grouped_attention, arguments, tiles, consts, lists)
+    arguments = [lowering.given(q, heads_shape), *caches, *places, sink, y]
     seen, read = _seen(op, lists)
-    moved = 2 * stored_bytes(tensor(pool.dtype, read, groups, size)) if cached else 0
+    kernel = grouped_attention
+    if len(caches) > 2:
+        kernel, lists = quantized_attention, {n + 2: found for n, found in lists.items()}
+    else:
+        consts["heads_first"] = cached
+    made = launch(kernel, arguments, tiles, consts, lists)
+    moved = read * sum(map(_row_bytes, caches)) if cached else 0
     return [ChipCall.of("attention", [made], 4 * heads * size * seen, 0, moved)]
 
 

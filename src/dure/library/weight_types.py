@@ -1,6 +1,6 @@
-"""How the weights of a linear layer lie on a chip: numbers, or codes of few bits with scales.
+"""How weights and KV cache lie on a chip: numbers, or codes of few bits with scales.
 
-A matrix (K, N) is then codes (K, N) and scales, one a column or one for each ``group`` codes of a
+A weight matrix (K, N) is then codes (K, N) and scales, one a column or one for each ``group`` codes of a
 column; where K is no multiple of the group, the last scale stands for the rest.  The numbers that
 they stand for are the model's weights: a product takes these, and what the activations are in
 stays what the step says.  The schemes are those that models are published in:
@@ -122,3 +122,34 @@ def weight_type(name: str, activation: str) -> WeightType | None:
             fix="--dtype bf16",
         )
     return WEIGHT_TYPES[name]
+
+
+#: A KV cache's elements: numbers of eight bits, whose scale is one as in caches without a
+#: calibrated one, or codes with a scale for each token and head (a head's D are quantized).
+KV_TYPES: dict[str, WeightType] = {
+    "fp8": WeightType("fp8", dtypes.float8_e4m3fn, dtypes.float32, 0, 448),
+    "int8": WeightType("int8", dtypes.int8, dtypes.float32, 0, 127),
+}
+
+
+def kv_type(name: str, activation: str) -> WeightType | None:
+    """The type of a KV cache's elements, or None for numbers of the activations' own type.
+
+    Raises :class:`UsageError` like :func:`weight_type`.
+    """
+    if name == activation:
+        return None
+    if name not in KV_TYPES:
+        raise UsageError(
+            f"a KV cache in {name[:40]} with activations in {activation}",
+            rule=f"it is of the activations' type, or {', '.join(KV_TYPES)}",
+            fix=f"--kv {activation}",
+        )
+    if activation not in _HOLDING:
+        raise UsageError(
+            f"a KV cache in {name} with activations in {activation}",
+            rule="keys and values are multiplied in the activations' type, which must hold them: "
+            f"{', '.join(_HOLDING)}",
+            fix="--dtype bf16",
+        )
+    return KV_TYPES[name]

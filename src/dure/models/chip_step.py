@@ -16,10 +16,10 @@ from dure.ir.core import Function, Op, Region, Value
 from dure.ir.dtypes import DType
 from dure.ir.tensor.program import repeat_tables
 from dure.library import chip_lowering_moe as _registers_the_experts
-from dure.library.call import IndexArray
+from dure.library.call import IndexArray, stored_bytes, tensor
 from dure.library.chip_lowering import ChipCall, ChipLowering
 from dure.library.operators_common import DTYPES
-from dure.library.weight_types import WeightType, weight_type
+from dure.library.weight_types import WeightType, kv_type, weight_type
 from dure.machine.chip import Chip
 from dure.models.batch import PAGE, QUERY_ROWS, Batch
 from dure.models.config import ModelConfig
@@ -137,10 +137,17 @@ def chip_step(
     """
     batch.check(config)
     kind = DTYPES[dtype]
-    scheme = weight_type(weights or dtype, dtype)
+    scheme, pool = weight_type(weights or dtype, dtype), kv_type(kv or dtype, dtype)
     if isinstance(config, EncoderConfig):
         program, lowering = _encoder(config, batch, kind)
         specs, kept = encoder_specs(config), 0
+        if kv not in ("", dtype):
+            raise UsageError(
+                f"a KV cache in {kv} of an encoder",
+                where=config.where,
+                rule="an encoder keeps no keys and values",
+                fix="leave out --kv",
+            )
         name = name or "encoder"
     else:
         program = _program(config, batch, kind)
@@ -148,16 +155,18 @@ def chip_step(
         sizes = {"T": batch.tokens, "W": len(inputs["work_start"]), "L": batch.sequences}
         lowering = ChipLowering(sizes, inputs, kind)
         slots = batch.sequences * batch.pages * PAGE
-        specs, kept = weight_specs(config), 2 * config.layers * slots * config.kv_size
+        specs, kept = (
+            weight_specs(config),
+            2 * config.layers * slots * _row_bytes(config, kind, pool),
+        )
         name = name or config.family
     quantized = quantized_weights(specs, scheme)
-    lowering = replace(lowering, weights=scheme, quantized=quantized)
+    lowering = replace(lowering, weights=scheme, quantized=quantized, kv=pool)
     taken = sum(_bytes(spec, kind, scheme if spec.name in quantized else None) for spec in specs)
     program = fuse(program)
     calls = tuple(_calls(program.body, lowering))
     names = cast("tuple[str, ...]", program.attrs["outputs"])
     outputs = {n: lowering.root(v) for n, v in zip(names, program.body.yields, strict=False)}
-    kept = kept * kind.bits // 8
     more = lowering.sizes, lowering.inputs, outputs, lowering.made, weights or dtype, kv or dtype
     return ChipStep(name, config, batch, dtype, calls, taken, kept, *more)
 
@@ -197,6 +206,15 @@ def _encoder(config: EncoderConfig, batch: Batch, kind: DType) -> tuple[Function
     made = encoder_batch(config, limits, sequences)
     program = encoder_program(config, encoder_types(config, kind.name), limits)
     return program, ChipLowering(made.sizes, made.inputs, kind)
+
+
+def _row_bytes(config: ModelConfig, kind: DType, kv: WeightType | None) -> int:
+    """What a token's keys, or values, take in a layer's cache."""
+    code = kind if kv is None else kv.code
+    row = stored_bytes(tensor(code, config.kv_size))
+    if kv is not None and kv.code.is_integer:
+        row += stored_bytes(tensor(kv.scale, config.kv_heads))
+    return row
 
 
 def _program(config: ModelConfig, batch: Batch, kind: DType) -> Function:
