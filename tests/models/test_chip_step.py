@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from dure.errors import TargetError, UsageError
-from dure.ir.dtypes import bfloat16
 from dure.ir.core import Value
+from dure.ir.dtypes import bfloat16
 from dure.library.build import build
 from dure.library.call import KernelCall, tensor
 from dure.library.chip_tensors import Stored
@@ -293,7 +293,7 @@ def test_what_is_stored() -> None:
             Stored(values, form, scheme).placed([q, k]) for form in ("codes", "scales")
         )
         want = np.concatenate([q, k]).T
-        assert np.abs(scheme.dequantize(codes, scales) - want).max() < 0.35
+        assert np.abs(scheme.dequantize(codes, scales) - want).max() < 1
         shape = [10, 70]
         Stored(values, "scales", scheme).turn(shape)
         assert tuple(shape) == scales.shape

@@ -1,8 +1,8 @@
 """How weights and KV cache lie on a chip: numbers, or codes of few bits with scales.
 
-A weight matrix (K, N) is then codes (K, N) and scales, one a column or one for each ``group`` codes of a
-column; where K is no multiple of the group, the last scale stands for the rest.  The numbers that
-they stand for are the model's weights: a product takes these, and what the activations are in
+A weight matrix (K, N) is then codes (K, N) and scales, one a column or one for each ``group`` codes
+of a column; where K is no multiple of the group, the last scale stands for the rest.  The numbers
+that they stand for are the model's weights: a product takes these, and what the activations are in
 stays what the step says.  The schemes are those that models are published in:
 
 - ``int8``, ``fp8`` (e4m3): a float32 scale a column (output channel) for the layers' matrices;
