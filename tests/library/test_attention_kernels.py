@@ -212,7 +212,9 @@ def test_a_token_has_the_same_bits_alone_and_in_a_chunk(execute: Execute) -> Non
     np.testing.assert_array_equal(alone[0], chunk[0])
 
 
-def run_grouped(execute: Execute, cache: Cache, parts: list[tuple[int, int]], bq: int) -> Floats:
+def run_grouped(
+    execute: Execute, cache: Cache, parts: list[tuple[int, int]], bq: int, ahead: bool = False
+) -> Floats:
     """The last ``count`` tokens of each (s, count) in work items of aligned runs of eight."""
     kv_heads, size, rows = *cache.pools[0].shape[1:], 8
     positions: list[int] = []
@@ -232,7 +234,7 @@ def run_grouped(execute: Execute, cache: Cache, parts: list[tuple[int, int]], bq
     where = np.array(positions, np.int32)
     arguments = [q, *pools, where, cache.table, cache.context, *lists, None, y]
     consts = {"bq": bq, "bh": 1, "rows": rows, "bg": 2, "bd": size, "page": 4, "piece": 8}
-    execute(library.grouped_attention, arguments, scale=0.3, **consts)
+    execute(library.grouped_attention, arguments, scale=0.3, ahead=ahead, **consts)
     return y
 
 
@@ -240,6 +242,8 @@ def test_a_token_of_a_group_has_the_same_bits_alone_and_in_a_chunk(execute: Exec
     cache = Cache([20, 6], 2, 16, 4, 1)
     chunk = run_grouped(execute, cache, [(0, 13)], 8)
     for bq in (1, 4):
-        np.testing.assert_array_equal(run_grouped(execute, cache, [(0, 13)], bq), chunk)
+        for ahead in (False, True):
+            found = run_grouped(execute, cache, [(0, 13)], bq, ahead)
+            np.testing.assert_array_equal(found, chunk)
     alone = run_grouped(execute, cache, [(0, 1)], 1)
     np.testing.assert_array_equal(alone[0], chunk[-1])

@@ -44,6 +44,7 @@ def grouped_attention(
     softcap: dl.const = 0.0,
     causal: dl.const = True,
     heads_first: dl.const = True,
+    ahead: dl.const = False,
 ):
     """Attention of q (T, KV heads, ``group``, D) to the cached keys and values, into y like q.
 
@@ -55,14 +56,16 @@ def grouped_attention(
     are one instance's; ``bg`` covers the group and ``bd`` D.
     ``window`` of 0 sees everything, else the last ``window`` positions.  Where it isn't ``causal``
     a token sees all of its sequence, and there is no window.  ``sinks`` (KV heads, ``group``, 1),
-    which may be None, are one more logit a head, which has no value.
+    which may be None, are one more logit a head, which has no value.  With ``ahead`` a piece's
+    scores come before the weights of the piece in front of it meet their values, so that engines of
+    products and of exponentials work at the same time; it costs a tile of scores more.
     """
     dl.static_assert(not causal or piece % rows == 0, "an item's positions lie in one piece")
     item, heads = dl.program_id(0), dl.program_id(1)
     pools = (k_pool, v_pool, None, None)
     lists = (positions, block_table, context, work_sequence, work_start, work_rows)
     numbers = (bq, bh, bg, bd, page, piece, window, softcap, causal, heads_first)
-    attend_item(q, y, pools, sinks, lists, (item, heads), scale, numbers)
+    attend_item(q, y, pools, sinks, lists, (item, heads), (scale, ahead), numbers)
 
 
 @dure.kernel
@@ -91,6 +94,7 @@ def quantized_attention(
     window: dl.const = 0,
     softcap: dl.const = 0.0,
     causal: dl.const = True,
+    ahead: dl.const = False,
 ):
     """:func:`grouped_attention` to pools of codes, heads first, that their scales (KV heads, slots,
     1) make keys and values.  Codes are multiplied as they are; the keys' scales go into the scores,
@@ -101,16 +105,16 @@ def quantized_attention(
     pools = (k_pool, v_pool, k_scales, v_scales)
     lists = (positions, block_table, context, work_sequence, work_start, work_rows)
     numbers = (bq, bh, bg, bd, page, piece, window, softcap, causal, True)
-    attend_item(q, y, pools, sinks, lists, (item, heads), scale, numbers)
+    attend_item(q, y, pools, sinks, lists, (item, heads), (scale, ahead), numbers)
 
 
 def attend_item(
-    q: Any, y: Any, pools: Any, sinks: Any, lists: Any, ids: Any, scale: Any, numbers: Any
+    q: Any, y: Any, pools: Any, sinks: Any, lists: Any, ids: Any, how: Any, numbers: Any
 ) -> None:
     """The results of a work item for an instance's heads."""
     positions, block_table, context, work_sequence, work_start, work_rows = lists
     bq, bh, bg, bd, _, _, _, _, _, _ = numbers
-    item, heads = ids
+    (item, heads), (scale, ahead) = ids, how
     sequence, start, count = work_sequence[item], work_start[item], work_rows[item]
     stop = start + count
     own_q, own_positions, own_y = q[start:stop], positions[start:stop], y[start:stop]
@@ -121,7 +125,7 @@ def attend_item(
         tile = convert(tile.to(dl.float32) * scale, multiplied(q.dtype, pools[0].dtype))
         query = swapped(tile).reshape((bh, bq * bg, bd))
         first = own_positions[block * bq]
-        result = convert(attend(query, first, cache, numbers, sink), y.dtype)
+        result = convert(attend(query, first, cache, numbers, sink, ahead), y.dtype)
         result = swapped(result.reshape((bh, bq, bg, bd)))
         dl.store(own_y, (block, heads, 0, 0), result)
 
@@ -143,10 +147,11 @@ def swapped(tile: Any) -> Any:
     return dl.transpose(tile, (1, 0, 2, 3))
 
 
-def attend(query: Any, first: Any, cache: Any, numbers: Any, sink: Any) -> Any:
+def attend(query: Any, first: Any, cache: Any, numbers: Any, sink: Any, ahead: Any) -> Any:
     """The result (bh, bq * bg, D) of queries at the positions from ``first`` on.
 
-    ``sink`` is None or the logits (bh, bg, 1) that start the softmax, with a value of zero.
+    ``sink`` is None or the logits (bh, bg, 1) that start the softmax, with a value of zero.  The
+    last piece has keys that not every query sees.
     """
     bq, bh, bg, bd, _, piece, window, _, causal, _ = numbers
     rows = bq * bg
@@ -156,58 +161,90 @@ def attend(query: Any, first: Any, cache: Any, numbers: Any, sink: Any) -> Any:
         sink = dl.broadcast_to(sink.reshape((bh, 1, bg, 1)), (bh, bq, bg, 1))
         highest = sink.reshape((bh, rows, 1))
         total = dl.full((bh, rows, 1), 1.0, dl.float32)
-    state = (highest, total, dl.zeros((bh, rows, bd), dl.float32))
+    acc = dl.zeros((bh, rows, bd), dl.float32)
     begin = max(first + 1 - window, 0) // piece if window else 0
-    end = first // piece + 1 if causal else dl.cdiv(cache[4], piece)
-    for p in dl.range(begin, end):
-        state = step(query, p, (first, end - 1), state, cache, numbers)
-    _, total, acc = state
+    last = first // piece if causal else max(dl.cdiv(cache[4], piece), 1) - 1
+    if ahead:
+        below, drop = dl.zeros((bh, rows, piece), dl.float32), dl.zeros((bh, rows, 1), dl.float32)
+        for p in dl.range(begin, last + 1):
+            scores = scored(query, p, (first, last), cache, numbers)
+            if p > begin:
+                place = (max(p - 1, 0), first, False)
+                total, acc = added((below, drop), (total, acc), place, cache, numbers, query.dtype)
+            highest, below, drop = lowered(scores, highest)
+        place = (last, first, True)
+        total, acc = added((below, drop), (total, acc), place, cache, numbers, query.dtype)
+    else:
+        for p in dl.range(begin, last + 1):
+            scores = scored(query, p, (first, last), cache, numbers)
+            highest, below, drop = lowered(scores, highest)
+            place = (p, first, p == last)
+            total, acc = added((below, drop), (total, acc), place, cache, numbers, query.dtype)
     return acc / dl.where(total > 0.0, total, 1.0)
 
 
-def step(query: Any, p: Any, ends: Any, state: Any, cache: Any, numbers: Any) -> Any:
-    """The softmax over the keys so far, with those of piece ``p``; ``ends`` are the position of the
-    first query and the last piece, which has keys that not every query sees.
+def scored(query: Any, p: Any, ends: Any, cache: Any, numbers: Any) -> Any:
+    """The scores (bh, rows, piece) of piece ``p``'s keys; ``ends`` are the first query's position
+    and the last piece.
     """
     first, last = ends
-    highest, total, acc = state
-    pools, block_table, sequence, heads, length = cache
-    k_pool, v_pool, k_scales, v_scales = pools
+    (k_pool, _, k_scales, _), block_table, sequence, heads, length = cache
     bq, bh, bg, bd, page, piece, window, softcap, causal, heads_first = numbers
-    pages = dl.load(block_table, (sequence, p), (1, piece // page), fill=0)
-    pages = pages.reshape((piece // page,))
+    pages = listed(block_table, sequence, p, piece // page)
     keys = cached(k_pool, pages, heads, (bh, piece, bd), heads_first).to(query.dtype)
-    values = cached(v_pool, pages, heads, (bh, piece, bd), heads_first).to(query.dtype)
     scores = dl.dot(query, dl.transpose(keys, (0, 2, 1)))
     if k_scales is not None:
         factors = cached(k_scales, pages, heads, (bh, piece, 1), heads_first)
-        scores = scores * factors.to(dl.float32).reshape((bh, 1, piece))
+        scores = scores * factors.reshape((bh, 1, piece))
     if softcap:
         scores = dl.tanh(scores * (1.0 / softcap)) * softcap
-    seen = (p * piece, first, bq, bg, window, length, causal)
     if window or p == last:
-        scores = masked(scores, seen)
+        seen = (p * piece, first, bq, bg, window, length, causal)
+        scores = dl.where(visible(piece, seen), scores, LOWEST)
+    return scores
+
+
+def lowered(scores: Any, highest: Any) -> Any:
+    """The running maximum with these scores, the scores below it, and how far it rose."""
     top = dl.maximum(highest, dl.max(scores, 2, keepdims=True))
-    weights = dl.exp(scores - top)
+    return top, scores - top, highest - top
+
+
+def added(lower: Any, sums: Any, place: Any, cache: Any, numbers: Any, dtype: Any) -> Any:
+    """The sums of weights and of weighted values with those of a piece; ``place`` are the piece,
+    the first query's position and whether the piece is the last; products are of ``dtype``.
+    """
+    below, drop = lower
+    total, acc = sums
+    p, first, last = place
+    (_, v_pool, _, v_scales), block_table, sequence, heads, length = cache
+    bq, bh, bg, bd, page, piece, window, _, causal, heads_first = numbers
+    pages = listed(block_table, sequence, p, piece // page)
+    values = cached(v_pool, pages, heads, (bh, piece, bd), heads_first).to(dtype)
+    weights = dl.exp(below)
     if window:
-        weights = dl.where(visible(scores.shape[2], seen), weights, 0.0)
+        seen = (p * piece, first, bq, bg, window, length, causal)
+        weights = dl.where(visible(piece, seen), weights, 0.0)
     narrow = weights
     if v_scales is not None:
-        factors = cached(v_scales, pages, heads, (bh, piece, 1), heads_first).reshape(
-            (bh, 1, piece)
-        )
+        factors = cached(v_scales, pages, heads, (bh, piece, 1), heads_first)
         present = (p * piece + dl.arange(piece) < length)[None, None, :]
-        narrow = narrow * dl.where(present, factors, 0.0)
-    narrow = narrow.to(query.dtype)
-    correction = dl.exp(highest - top)
+        narrow = weights * dl.where(present, factors.reshape((bh, 1, piece)), 0.0)
+    narrow = narrow.to(dtype)
+    correction = dl.exp(drop)
     total = total * correction + dl.sum(weights, 2, keepdims=True)
     acc = acc * correction
-    if p == last:
+    if last:
         present = (p * piece + dl.arange(piece) < length)[None, :, None]
         acc = dl.dot(narrow, dl.where(present, values, 0.0), acc)
     else:
         acc = dl.dot(narrow, values, acc)
-    return top, total, acc
+    return total, acc
+
+
+def listed(block_table: Any, sequence: Any, p: Any, count: Any) -> Any:
+    """The pages of a piece."""
+    return dl.load(block_table, (sequence, p), (1, count), fill=0).reshape((count,))
 
 
 def cached(pool: Any, pages: Any, heads: Any, shape: Any, heads_first: Any) -> Any:
@@ -217,11 +254,6 @@ def cached(pool: Any, pages: Any, heads: Any, shape: Any, heads_first: Any) -> A
     bh, piece, bd = shape
     tile = dl.load(pool, (pages, heads, 0), (piece, bh, bd))
     return swapped(tile.reshape((piece, bh, 1, bd))).reshape(shape)
-
-
-def masked(scores: Any, seen: Any) -> Any:
-    """Scores (bh, rows, piece) without those of keys that a row doesn't see."""
-    return dl.where(visible(scores.shape[2], seen), scores, LOWEST)
 
 
 def visible(piece: Any, seen: Any) -> Any:

@@ -481,9 +481,10 @@ def _attention(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
         kernel, lists = quantized_attention, {n + 2: found for n, found in lists.items()}
     else:
         consts["heads_first"] = cached
-    made = launch(kernel, arguments, tiles, consts, lists)
+    forms = (False, True) if longest > page else (False,)
+    made = [launch(kernel, arguments, tiles, {**consts, "ahead": ahead}, lists) for ahead in forms]
     moved = read * sum(map(_row_bytes, caches)) if cached else 0
-    return [ChipCall.of("attention", [made], 4 * heads * size * seen, 0, moved)]
+    return [ChipCall.of("attention", made, 4 * heads * size * seen, 0, moved)]
 
 
 def _seen(op: Op, lists: Mapping[int, tuple[IndexArray, int, int]]) -> tuple[int, int]:

@@ -81,7 +81,8 @@ class ChipStep:
     calls: tuple[StepCall, ...]
     weight_bytes: int
     kv_bytes: int
-    #: Sizes of the program's symbols, and index arguments by name.
+    #: The tensor program, the sizes of its symbols, and index arguments by name.
+    program: Function
     sizes: Mapping[str, int]
     inputs: Mapping[str, IndexArray]
     #: What the program gives, as it lies on the chip, and index lists that it makes.
@@ -167,8 +168,9 @@ def chip_step(
     calls = tuple(_calls(program.body, lowering))
     names = cast("tuple[str, ...]", program.attrs["outputs"])
     outputs = {n: lowering.root(v) for n, v in zip(names, program.body.yields, strict=False)}
-    more = lowering.sizes, lowering.inputs, outputs, lowering.made, weights or dtype, kv or dtype
-    return ChipStep(name, config, batch, dtype, calls, taken, kept, *more)
+    more = program, lowering.sizes, lowering.inputs, outputs, lowering.made
+    types = weights or dtype, kv or dtype
+    return ChipStep(name, config, batch, dtype, calls, taken, kept, *more, *types)
 
 
 def quantized_weights(specs: Sequence[WeightSpec], scheme: WeightType | None) -> frozenset[str]:

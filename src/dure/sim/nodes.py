@@ -99,9 +99,14 @@ class Phase(Node):
             (BEGIN, op, op.attr("lag") if name in ahead else 0) for name in streams.queues
         ]
         self.end: Item = (END, op, 0)
+        before, streams.by_lists = streams.by_lists, False
         self.body = streams.region(op.regions[0])
+        if streams.by_lists:
+            streams.listing.append(self)
+        streams.by_lists |= before
         self.buffers = [inner.result for inner in op.regions[0].ops if inner.name == "buffer"]
-        self.needs = frozenset[str]().union(*(node.needs for node in self.body))
+        # What is read inside is nobody else's.
+        self.needs = frozenset[str]().union(*(node.needs for node in self.body)) - streams.read
 
     def trace(self, env: Env) -> None:
         for buffer in self.buffers:
@@ -167,6 +172,7 @@ class Scalar(Node):
             )
         self.values = found
         streams.sites.read(self.name, places, self.trace)
+        streams.read.add(self.name)
 
     def trace(self, env: Env) -> None:
         place = tuple([p(env) for p in self.places])

@@ -30,6 +30,7 @@ class Phases:
         #: How many are complete, and when the last of them were.
         self.complete = 0
         self.times: deque[int] = deque(maxlen=_KEPT)
+        self.latest: Op | None = None
         #: Of each that some queue has ended: queues that haven't, and the last end so far.
         self.open: deque[list[int]] = deque()
         self.waiting: list[Queue] = []
@@ -64,7 +65,8 @@ class Phases:
             return []
         while self.open and not self.open[0][0]:
             at = self.open.popleft()[1]
-            self.spent[self._ops.popleft()] += at - self._last
+            self.latest = self._ops.popleft()
+            self.spent[self.latest] += at - self._last
             self._last = at
             self.times.append(at)
             self.complete += 1

@@ -9,7 +9,8 @@ and what is on its way to them.  A time that has passed counts as now, since wha
 for it happens later.
 
 States are compared whenever one and the same transfer lands, with one kept from before, which is
-replaced after 1, 2, 4, ... comparisons (Brent's cycle detection).
+replaced after 1, 2, 4, ... comparisons (Brent's cycle detection).  Of a program of phases, states
+are also compared whenever one and the same phase is complete, a turn of its loop apart.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import compress, count, islice
+from operator import is_not
 from typing import TYPE_CHECKING, TypeAlias
 
 from dure.ir.core import Op
@@ -58,6 +60,11 @@ class Recurrence:
         self._kept: _Kept | None = None
         self._seen = 0
         self._next = 1
+        #: The phase at whose end states are compared, and the state at its last one.
+        self._phase: Op | None = None
+        self._turn: _Kept | None = None
+        self._complete = 0
+        self._once: set[Op] = set()
 
     def landed(self, flight: Flight) -> None:
         """A transfer has landed: the state is looked at when all that follows now has happened."""
@@ -66,6 +73,30 @@ class Recurrence:
             if flight.queue is longest:
                 self._anchor = (longest, flight.transfer)
         self.due = self.due or self._anchor == (flight.queue, flight.transfer)
+
+    def completed(self, now: int) -> int:
+        """Phases may be complete: where the watched one is, a turn of its loop has gone by.  Gives
+        the time after a jump, if there was one.
+        """
+        phases = self.replay.phases
+        if phases.complete == self._complete:
+            return now
+        self._complete = phases.complete
+        op = phases.latest
+        if self._phase is None and op in self._once:
+            self._phase = op
+        if op is not None:
+            self._once.add(op)
+        if op is not self._phase:
+            return now
+        before, self._turn = self._turn, self._state(self._quick(now), now)
+        if before is None or before.whole != self._turn.whole:
+            return now
+        times = self._repetitions(before)
+        if not times:
+            return now
+        self._turn = None
+        return self._jump(before, now, times)
 
     def look(self, now: int) -> int:
         """Compare the state with the kept one; gives the time after a jump, if there was one."""
@@ -82,7 +113,11 @@ class Recurrence:
         return now
 
     def _keep(self, quick: _State, now: int) -> None:
-        self._kept = _Kept(
+        self._kept = self._state(quick, now)
+        self._next = 2 * max(self._seen, self._next, 1)
+
+    def _state(self, quick: _State, now: int) -> _Kept:
+        return _Kept(
             quick,
             self._whole(now),
             now,
@@ -91,7 +126,6 @@ class Recurrence:
             tuple([_busy(q, now) for q in self.queues]),
             Counter(self.replay.phases.spent),
         )
-        self._next = 2 * max(self._seen, self._next, 1)
 
     def _quick(self, now: int) -> _State:
         """A part of the state that is cheap to find."""
@@ -182,8 +216,5 @@ def _flight(flight: Flight, now: int) -> _State:
 def _repeats(stream: Sequence[object], start: int, period: int) -> int:
     """How many entries from ``start`` on are the same as those a period later."""
     later = islice(stream, start + period, None)
-    pairs = zip(islice(stream, start, None), later, strict=False)
-    for count, (a, b) in enumerate(pairs):
-        if a is not b:
-            return count
-    return len(stream) - start - period
+    differ = map(is_not, islice(stream, start, None), later)
+    return next(compress(count(), differ), max(0, len(stream) - start - period))

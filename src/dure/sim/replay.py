@@ -157,8 +157,10 @@ class Replay:
         while True:
             while ready:
                 self._go_on(ready.pop())
-            if recurrence is not None and recurrence.due:
-                recurrence.look(now)
+            if recurrence is not None:
+                if recurrence.due:
+                    now = recurrence.look(now)
+                now = recurrence.completed(now)
             end = flows.next_end()
             if starts and (end is None or starts[0][0] < end):
                 end = starts[0][0]

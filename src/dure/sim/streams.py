@@ -6,7 +6,7 @@ it with the numbers of one core.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from dure.ir.core import Function, Op, Region, Value
@@ -41,6 +41,10 @@ class Streams:
         self.sites = Sites(frozenset(s.name for s in function.program_ids))
         #: Whether transfers hang on what index lists hold.
         self.by_lists = False
+        #: Symbols that are bound by reads.
+        self.read: set[str] = set()
+        #: Phases with such transfers.
+        self.listing: list[Phase] = []
         for op in ops_of(function.body):
             if "queue" in op.attrs:
                 self.queue(op)
@@ -48,12 +52,16 @@ class Streams:
 
     # --- walking ---------------------------------------------------------------------------------
 
-    def trace(self, core: Mapping[str, int]) -> list[list[Item]]:
-        """What each queue of a core executes; equal instructions are one object."""
+    def trace(
+        self, core: Mapping[str, int], nodes: Sequence[Node] | None = None
+    ) -> list[list[Item]]:
+        """What each queue of a core executes (of these nodes only, where they are given); equal
+        instructions are one object.
+        """
         self.out[:] = [[] for _ in self.queues]
         self.lists.clear()
         env = dict(core)
-        for node in self._nodes:
+        for node in self._nodes if nodes is None else nodes:
             node.trace(env)
         return list(self.out)
 
@@ -65,7 +73,11 @@ class Streams:
     def signature(self, core: Mapping[str, int]) -> tuple[object, ...]:
         """What cores may differ in: cores of one signature have equal streams."""
         if self.by_lists:
-            return tuple([tuple(map(id, stream)) for stream in self.trace(core)])
+            # Of a program of phases, those that read lists show what the lists change.
+            apart = bool(self.listing) and all(n.needs <= core.keys() for n in self.listing)
+            traced = self.trace(core, self.listing if apart else None)
+            found = tuple([tuple(map(id, stream)) for stream in traced])
+            return (*found, *self.sites.tables(core)) if apart else found
         return self.sites.tables(core)
 
     def signalling(self) -> dict[int, str]:

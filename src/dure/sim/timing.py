@@ -199,7 +199,7 @@ class _Tally:
         self.bytes: Counter[str] = Counter()
         self.homes: dict[str, Fraction] = {}
         for queue in queues:
-            items = {id(item): item for item in queue}
+            items = dict(zip(map(id, queue), queue, strict=True))
             for key, times in Counter(map(id, queue)).items():
                 kind, op, more = items[key]
                 if kind == COMPUTE:

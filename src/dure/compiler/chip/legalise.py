@@ -189,7 +189,8 @@ class _Legaliser:
         operands = [self._converted(op, value, target, ops) for value in op.operands[:2]]
         for place, needed in enumerate(turned):
             if needed:
-                operands[place] = _turn(operands[place], self._k_first(place, target), op, ops)
+                k_first = self._k_first(place, target)
+                operands[place] = _turn(operands[place], k_first, op, ops, scope)
         accumulator = op.operands[2]
         wanted = dtypes.int32 if target.is_integer else dtypes.float32
         if accumulator.tile.dtype is not wanted:
@@ -281,7 +282,7 @@ def _lies_transposed(value: Value, scope: Scope) -> bool:
     return swapped
 
 
-def _turn(value: Value, k_first: bool, op: Op, ops: list[Op]) -> Value:
+def _turn(value: Value, k_first: bool, op: Op, ops: list[Op], scope: Scope) -> Value:
     """The value through a stored copy that lies the other way round than it does now.
 
     ``k_first``: the copy is the transposed tile, and the value a view of it.  Else the value is a
@@ -297,6 +298,10 @@ def _turn(value: Value, k_first: bool, op: Op, ops: list[Op]) -> Value:
 
     if k_first:
         return transposed(transposed(value, True), False)
+    maker = scope.maker(value)
+    if maker is not None and maker.name == "transpose" and tuple(maker.attr("order")) == order:
+        # Each transpose in an instruction is work, also one that undoes another.
+        return transposed(maker.operands[0], True)
     return transposed(transposed(value, False), True)
 
 

@@ -20,6 +20,7 @@ from dure.compiler.chip.tree import (
     Loop,
     Rotate,
     Step,
+    Structure,
     Tree,
     blocks,
     inner_blocks,
@@ -154,10 +155,21 @@ def _of_tensor(tree: Tree, block: Block, loops: list[Loop], name: str) -> Iterat
         inner = loops[depth + 1 :]
         slots = _trips(inner)
         depends = {loop.symbol for loop in loops} & used
-        if slots is None or loops[depth].symbol in depends:
+        if slots is None or loops[depth].symbol in depends or used & _read_in(loops[depth].body):
             continue
         if depends & {loop.symbol for loop in inner}:
             yield _Found(Reuse(name, depth), block, items, kept, loops[depth:], slots)
+
+
+def _read_in(body: Block) -> set[Symbol]:
+    """The scalars that are read from index arguments inside a loop, anew at every turn."""
+    return {
+        found
+        for block in blocks(body)
+        for item in block.items
+        if isinstance(item, Structure)
+        for found in item.op.symbols
+    }
 
 
 def _chain(block: Block, name: str) -> tuple[list[Item], list[Buffer]]:

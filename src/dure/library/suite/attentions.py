@@ -192,6 +192,7 @@ class Grouped:
     softcap: float = 0.0
     sinks: bool = False
     causal: bool = True
+    ahead: bool = False
 
     @property
     def name(self) -> str:
@@ -200,6 +201,7 @@ class Grouped:
             "window softcap": self.window,
             "sinks": self.sinks,
             "without a mask": not self.causal,
+            "ahead": self.ahead,
         }
         return "".join(f" {mark}" for mark, there in marks.items() if there) + f" {self.dtype}"
 
@@ -243,6 +245,7 @@ def draw_grouped(form: Grouped, rng: np.random.Generator, size: Shape) -> Drawn:
         "causal": form.causal,
         # What an encoder's rows give lies as it was made.
         "heads_first": form.causal,
+        "ahead": form.ahead,
     }
     pools = [np.ascontiguousarray(p.swapaxes(0, 1)) if form.causal else p for p in cache.pools]
     lists = [np.array(column, np.int32) for column in zip(*work, strict=True)]
@@ -324,7 +327,8 @@ def paged_cases() -> Iterable[Case]:
     tiles = {"bq": 4, "bh": 2, "piece": 8}
     plain, windowed = Grouped("f32"), Grouped("f32", 5, 3.0)
     sunk, encoder = Grouped("f32", 5, sinks=True), Grouped("bf16", causal=False)
-    for form in (plain, windowed, Grouped("bf16"), sunk, encoder):
+    ahead = Grouped("bf16", 5, 3.0, sinks=True, ahead=True)
+    for form in (plain, windowed, Grouped("bf16"), sunk, encoder, ahead):
         draw = partial(draw_grouped, form)
         for kind, sizes, dims in (
             ("decode", decode, "32x8x1x8192x128"),

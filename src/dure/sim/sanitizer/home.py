@@ -8,9 +8,9 @@ instances, which the tile level has proved disjoint; so are cores.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from dure.ir.core import Op
+from dure.ir.core import Op, Region
 from dure.ir.expr import Expr, Symbol, bounds, linear, proves, substitute, symbol, symbols
 from dure.sim.sanitizer.control import slope
 from dure.sim.sanitizer.findings import Finding, Place
@@ -103,7 +103,7 @@ class HomeRules:
         regions = [function.body, *(x.regions[0] for x in common)]
         for region in regions:
             found.update(region.symbols)
-            found.update(s for op in region.ops for s in op.symbols)
+            found.update(s for op in _once(region) for s in op.symbols)
         return frozenset(found)
 
     def finding(self, first: int, second: int, queues: Sequence[str]) -> Finding:
@@ -120,6 +120,15 @@ class HomeRules:
     def _place(self, transfer: Transfer) -> Place:
         op = transfer.op
         return Place(op, str(op.attrs["queue"]), transfer.root.name, 0, "", 0, 0, transfer.store)
+
+
+def _once(region: Region) -> Iterator[Op]:
+    """The ops that are executed at most once in a turn of a region: not those of loops inside."""
+    for op in region.ops:
+        yield op
+        if op.name == "if":
+            for branch in op.regions:
+                yield from _once(branch)
 
 
 def _apart(a: Expr, a_span: int, b: Expr, b_span: int, fixed: frozenset[Symbol]) -> bool:
