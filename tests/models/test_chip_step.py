@@ -6,17 +6,21 @@ import numpy as np
 import pytest
 
 from dure.errors import TargetError, UsageError
+from dure.ir.core import Value
 from dure.ir.dtypes import bfloat16
 from dure.library.build import build
 from dure.library.call import KernelCall, tensor
+from dure.library.chip_tensors import Stored
 from dure.library.embedding import gather_rows
 from dure.library.norm import rms_norm_folded
 from dure.library.operators_common import call
+from dure.library.weight_types import KV_TYPES, WEIGHT_TYPES
 from dure.models.batch import Batch, Phase
 from dure.models.chip_answer import step_answer
 from dure.models.chip_step import chip_step
 from dure.models.config import BIASED, ExpertsConfig, ModelConfig, RopeConfig
 from dure.models.encoder_config import EncoderConfig
+from dure.models.shapes import any_config
 from dure.models.weights import weight_specs
 from dure.sim.cost import duration
 from dure.sim.values import run_values
@@ -156,3 +160,153 @@ def test_a_model_that_does_not_fit() -> None:
     with pytest.raises(TargetError, match="weights") as caught:
         step_answer(chip_step(huge, Batch("decode", 1, 16)), chip("h100"))
     assert "devices would hold them" in str(caught.value)
+
+
+# --- weights of few bits -------------------------------------------------------------------------
+
+EXPERTS = ModelConfig(
+    "gpt_oss", 64, 32, 2, 4, 2, 16, 256, 512, 1e-6, RopeConfig(1e4), windows=(16, 0),
+    sinks=True, activation="clamped_swiglu", experts=ExpertsConfig(8, 2),
+    biases=frozenset(BIASED),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("weights", ["int8", "fp8", "int4", "mxfp4"])
+@pytest.mark.parametrize("config", [TINY, EXPERTS], ids=["dense", "experts"])
+def test_what_quantized_weights_take(config: ModelConfig, weights: str) -> None:
+    """The layers' matrices are quantized, but for routers; in mxfp4 a model's experts alone are."""
+    batch, scheme = Batch("decode", 1, 40), WEIGHT_TYPES[weights]
+    plain, step = chip_step(config, batch), chip_step(config, batch, weights=weights)
+    names = {"gate", "up", "down"}
+    if config is TINY or weights != "mxfp4":
+        names |= {"q", "k", "v", "o"}
+    expected = plain.weight_bytes
+    for spec in weight_specs(config):
+        if spec.name in names:
+            *lead, columns, depth = spec.shape
+            expected -= 2 * int(np.prod(spec.shape))
+            expected += scheme.bytes(depth, columns, *lead)
+    assert step.weight_bytes == expected
+    assert (step.weights, step.kv, step.dtype) == (weights, "bf16", "bf16")
+    assert step.flops == plain.flops and step.kv_bytes == plain.kv_bytes
+    parts = {c.part.name: c.part for c in step.calls}
+    assert parts["head"].weight_bytes == 2 * config.vocabulary * config.hidden
+    if config is TINY:
+        assert plain.bytes - step.bytes == plain.weight_bytes - step.weight_bytes
+    else:
+        # Only the experts that a token goes to are read.
+        assert parts["experts' gate"].weight_bytes == scheme.bytes(64, 32, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        ("atom", "int4"),
+        pytest.param("rngd", "int8", marks=pytest.mark.long),
+        pytest.param("h100", "fp8", marks=pytest.mark.long),
+    ],
+)
+def test_a_step_with_quantized_weights(name: str, weights: str) -> None:
+    found = step_answer(chip_step(TINY, Batch("decode", 2, 40), weights=weights), chip(name))
+    assert all(part.built.verdict is not None and part.built.verdict.ok for part in found.parts)
+    answer = found.json()
+    assert (answer["weights"], answer["kv"], answer["dtype"]) == (weights, "bf16", "bf16")
+    kernels = {p.step.part.name: p.built.call.kernel.__name__ for p in found.parts}
+    assert kernels["q+k+v"] == "matmul_scaled" and kernels["gate+up"] == "gated_linear_scaled"
+    assert kernels["head"] == "matmul_kn"
+
+
+def test_many_rows_take_the_scales_into_the_weights() -> None:
+    def early(batch: Batch) -> object:
+        step = chip_step(TINY, batch, weights="int4")
+        return next(c.part.calls[0].consts["early"] for c in step.calls if c.part.name == "o")
+
+    assert not early(Batch("decode", 1, 40))
+    assert early(Batch("prefill", 2, 100))
+
+
+def test_an_encoder_with_quantized_weights() -> None:
+    config, batch = EncoderConfig(64, 96, 2, 4, 256, 64), Batch("prefill", 3, 40)
+    step = chip_step(config, batch, weights="int8")
+    assert step.weight_bytes < chip_step(config, batch).weight_bytes
+    assert {
+        c.part.calls[0].kernel.__name__ for c in step.calls if c.part.name in ("q+k+v", "up")
+    } == {"matmul_scaled"}
+
+
+def test_narrow_weights_fit_where_wide_ones_do_not() -> None:
+    """Llama 3.1 8B on ATOM's 16 GB."""
+    config = any_config("llama-3.1-8b")
+    batch, atom = Batch("decode", 1, 1024), chip("atom")
+    with pytest.raises(TargetError, match="weights") as caught:
+        chip_step(config, batch).check_fits(atom)
+    assert "--weights" in caught.value.fix
+    chip_step(config, batch, weights="int8").check_fits(atom)
+
+
+def test_weights_of_an_unknown_type() -> None:
+    with pytest.raises(UsageError, match="weights in int3"):
+        chip_step(TINY, Batch("decode", 1, 40), weights="int3")
+
+
+# --- a KV cache of eight bits --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kv", "row"), [("fp8", 16), ("int8", 16 + 4)])
+def test_what_a_cache_of_eight_bits_takes(kv: str, row: int) -> None:
+    """A head has 16 numbers, and in int8 a float32 scale."""
+    batch = Batch("decode", 3, 40)
+    plain, step = chip_step(TINY, batch), chip_step(TINY, batch, kv=kv)
+    assert step.kv_bytes * 32 == plain.kv_bytes * row
+    found, expected = ({c.part.name: c.part for c in s.calls} for s in (step, plain))
+    for name in ("attention", "kv write", "rope, kv write"):
+        assert found[name].kv_bytes * 32 == expected[name].kv_bytes * row
+    kernels = {c.part.calls[0].kernel.__name__ for c in step.calls}
+    assert ("quantized_attention" in kernels) == (kv == "int8")
+
+
+@pytest.mark.parametrize(
+    ("name", "kv"), [("atom", "int8"), pytest.param("rngd", "fp8", marks=pytest.mark.long)]
+)
+def test_a_step_with_a_cache_of_eight_bits(name: str, kv: str) -> None:
+    found = step_answer(chip_step(TINY, Batch("decode", 2, 40), kv=kv), chip(name))
+    assert all(part.built.verdict is not None and part.built.verdict.ok for part in found.parts)
+    answer = found.json()
+    assert (answer["weights"], answer["kv"], answer["dtype"]) == ("bf16", kv, "bf16")
+
+
+def test_caches_that_do_not_go() -> None:
+    with pytest.raises(UsageError, match="a KV cache in int4"):
+        chip_step(TINY, Batch("decode", 1, 40), kv="int4")
+    encoder = EncoderConfig(64, 96, 2, 4, 256, 64)
+    with pytest.raises(UsageError, match="of an encoder"):
+        chip_step(encoder, Batch("prefill", 1, 40), kv="fp8")
+
+
+def test_what_is_stored() -> None:
+    """Weights side by side, pools with heads first: codes and scales stand for what was given."""
+    rng = np.random.default_rng(0)
+    q, k = (rng.standard_normal((n, 70)).astype(np.float32) for n in (6, 4))
+    values = tuple(Value(tensor(bfloat16, *a.shape), "w") for a in (q, k))
+    for scheme in WEIGHT_TYPES.values():
+        codes, scales = (
+            Stored(values, form, scheme).placed([q, k]) for form in ("codes", "scales")
+        )
+        want = np.concatenate([q, k]).T
+        assert np.abs(scheme.dequantize(codes, scales) - want).max() < 1
+        shape = [10, 70]
+        Stored(values, "scales", scheme).turn(shape)
+        assert tuple(shape) == scales.shape
+    pool = rng.standard_normal((12, 3, 8)).astype(np.float32)
+    value = Value(tensor(bfloat16, 12, 3, 8), "pool")
+    codes, scales = (
+        Stored((value,), form, KV_TYPES["int8"]).placed([pool])
+        for form in ("pool_codes", "pool_scales")
+    )
+    assert (codes.shape, scales.shape) == ((3, 12, 8), (3, 12, 1))
+    np.testing.assert_allclose(codes * scales, pool.swapaxes(0, 1), atol=0.02)
+    shape = [12, 3, 8]
+    Stored((value,), "pool_scales", KV_TYPES["int8"]).turn(shape)
+    assert tuple(shape) == scales.shape
+    floats = Stored((value,), "pool_codes", KV_TYPES["fp8"]).placed([1000 * pool])
+    assert np.isfinite(floats.astype(np.float32)).all()

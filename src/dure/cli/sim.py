@@ -12,7 +12,7 @@ from dure.cli import options
 from dure.cli.chip_options import Set
 from dure.cli.output import say, show, table
 from dure.cli.results import concluded, duration, quantity, show_confidence
-from dure.cli.sim_model import Batch, Context, Phase, StepOptions, sim_model
+from dure.cli.sim_model import KV, Batch, Context, Phase, StepOptions, Weights, sim_model
 from dure.cli.subject import (
     Algorithm,
     Arg,
@@ -59,6 +59,8 @@ def sim(
     batch: Batch = None,
     context: Context = None,
     phase: Phase = None,
+    weights: Weights = None,
+    kv: KV = None,
     settings: Set = None,
     strict: Strict = False,
     as_json: options.Json = False,
@@ -67,7 +69,7 @@ def sim(
 
     The target cpu is the machine that dure runs on, whose rates are measured first.
     """
-    step = StepOptions(batch, context, phase)
+    step = StepOptions(batch, context, phase, weights, kv)
     if is_model(subject):
         refuse(subject, {"dims": dims, "--arg": arg, "--const": const})
         sim_model(subject, target, settings, dtype, step, strict, as_json)
@@ -112,8 +114,8 @@ def refuse(subject: str, given: Mapping[str, object]) -> None:
         if value is not None:
             raise UsageError(
                 f"{argument(subject, 'the subject')} with {name}",
-                rule="a model takes --batch, --context and --phase; an operator its dims; a kernel "
-                "of a file --arg and --const",
+                rule="a model takes --batch, --context, --phase, --weights and --kv; an operator "
+                "its dims; a kernel of a file --arg and --const",
                 fix=f"leave out {name}",
             )
 

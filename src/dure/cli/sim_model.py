@@ -29,6 +29,17 @@ Phase = Annotated[
     str | None,
     typer.Option(help="decode: one new token a sequence; prefill: all of them.  [default: decode]"),
 ]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        help="What a model's weights are stored in: --dtype's type, int8, fp8, int4 or mxfp4.  "
+        "[default: --dtype]"
+    ),
+]
+KV = Annotated[
+    str | None,
+    typer.Option("--kv", help="The same of its KV cache: --dtype's type, fp8 or int8."),
+]
 
 _CONTEXT = {"decode": 1024, "prefill": 2048}
 _HEADS = ("TARGET", "STEP", "TOKENS/s", "BOUND", "ROOFLINE", "ENERGY", "CONFIDENCE")
@@ -42,10 +53,13 @@ class StepOptions:
     batch: int | None
     context: int | None
     phase: str | None
+    weights: str | None = None
+    kv: str | None = None
 
     def given(self) -> list[str]:
         """The options that were given, as they are written."""
-        pairs = (("batch", self.batch), ("context", self.context), ("phase", self.phase))
+        names = ("batch", "context", "phase", "weights", "kv")
+        pairs = [(name, getattr(self, name)) for name in names]
         return [f"--{name} {value}" for name, value in pairs if value is not None]
 
 
@@ -84,7 +98,7 @@ def model_step(subject: str, dtype: str, options: StepOptions) -> ChipStep:
     if dtype not in FLOATS:
         raise UsageError(
             f"a step in {argument(dtype, '--dtype')}",
-            rule=f"weights, KV cache and values of a step are of one type: {', '.join(FLOATS)}",
+            rule=f"the values between ops are of one of the types {', '.join(FLOATS)}",
             fix="--dtype bf16",
         )
     phase = options.phase or "decode"
@@ -99,7 +113,12 @@ def model_step(subject: str, dtype: str, options: StepOptions) -> ChipStep:
     if context is None:
         context = min(_CONTEXT[phase], config.context)
     sequences = 1 if options.batch is None else options.batch
-    return chip_step(config, Batch(phase, sequences, context), dtype, subject)
+    weights, kv = (
+        "" if given is None else argument(given, f"--{name}")
+        for name, given in (("weights", options.weights), ("kv", options.kv))
+    )
+    batch = Batch(phase, sequences, context)
+    return chip_step(config, batch, dtype, subject, weights=weights, kv=kv)
 
 
 # --- for people ----------------------------------------------------------------------------------
@@ -111,8 +130,9 @@ def _show(
     batch = step.batch
     show(
         f"{subject} {step.dtype}: {batch.phase} of {batch.sequences} x {batch.new} tokens at "
-        f"{batch.context} positions; weights {step.weight_bytes / 1e9:.4g} GB, "
-        f"KV cache {step.kv_bytes / 1e9:.3g} GB\n\n"
+        f"{batch.context} positions; weights {step.weight_bytes / 1e9:.4g} GB"
+        f"{_other(step.weights, step)}, KV cache {step.kv_bytes / 1e9:.3g} GB"
+        f"{_other(step.kv, step)}\n\n"
     )
     table([_HEADS, *(_row(name, result) for name, result in found)], right=(1, 2, 4, 5))
     for name, result in found:
@@ -120,6 +140,11 @@ def _show(
             show(f"\n{name}: {result}\n")
         elif len(found) == 1:
             _details(result)
+
+
+def _other(dtype: str, step: ChipStep) -> str:
+    """The type of what has another one than the step's values."""
+    return f" in {dtype}" if dtype and dtype != step.dtype else ""
 
 
 def _row(name: str, result: StepAnswer | DureError) -> tuple[str, ...]:

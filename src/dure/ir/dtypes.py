@@ -56,6 +56,9 @@ float16 = _dtype("float16", 16, "float")
 bfloat16 = _dtype("bfloat16", 16, "float", ml_dtypes.bfloat16)
 float8_e4m3fn = _dtype("float8_e4m3fn", 8, "float", ml_dtypes.float8_e4m3fn)
 float8_e5m2 = _dtype("float8_e5m2", 8, "float", ml_dtypes.float8_e5m2)
+#: The OCP microscaling formats: numbers of four bits, and powers of two.
+float4_e2m1fn = _dtype("float4_e2m1fn", 4, "float", ml_dtypes.float4_e2m1fn)
+float8_e8m0fnu = _dtype("float8_e8m0fnu", 8, "float", ml_dtypes.float8_e8m0fnu)
 float64 = _dtype("float64", 64, "float")
 int64 = _dtype("int64", 64, "int")
 int32 = _dtype("int32", 32, "int")
@@ -74,6 +77,7 @@ DTYPES: dict[str, DType] = {
     d.name: d
     for d in (
         *(float32, float16, bfloat16, float8_e4m3fn, float8_e5m2, float64),
+        *(float4_e2m1fn, float8_e8m0fnu),
         *(int64, int32, int16, int8, int4, uint8, uint16, uint32, uint4, uint2, uint1, bool_),
     )
 }

@@ -234,6 +234,8 @@ def _byte(bits: npt.NDArray[np.uint64] | np.uint64, shift: npt.NDArray[np.uint64
 
 
 def _from_bits(bits: npt.NDArray[np.uint64], dtype: DType) -> Array:
+    if dtype.bits < 8 and dtype.is_float:
+        return bits.astype(np.uint8).view(dtype.numpy)
     if dtype.bits < 8:
         number = bits.astype(np.int64)
         if dtype.kind == "int":
@@ -246,6 +248,9 @@ def _from_bits(bits: npt.NDArray[np.uint64], dtype: DType) -> Array:
 
 
 def _to_bits(entries: Array, dtype: DType) -> npt.NDArray[np.uint64]:
+    if dtype.bits < 8 and dtype.is_float:
+        exact = np.ascontiguousarray(entries.astype(dtype.numpy))
+        return exact.view(np.uint8).astype(np.uint64)
     if dtype.bits < 8:
         number = entries.astype(np.int8).astype(np.int64)
         return (number & ((1 << dtype.bits) - 1)).astype(np.uint64)

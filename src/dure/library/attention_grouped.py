@@ -62,20 +62,81 @@ def grouped_attention(
     """
     dl.static_assert(not causal or piece % rows == 0, "an item's positions lie in one piece")
     item, heads = dl.program_id(0), dl.program_id(1)
+    pools = (k_pool, v_pool, None, None)
+    lists = (positions, block_table, context, work_sequence, work_start, work_rows)
+    numbers = (bq, bh, bg, bd, page, piece, window, softcap, causal, heads_first)
+    attend_item(q, y, pools, sinks, lists, (item, heads), (scale, ahead), numbers)
+
+
+@dure.kernel
+def quantized_attention(
+    q: dl.Tensor,
+    k_pool: dl.Tensor,
+    v_pool: dl.Tensor,
+    k_scales: dl.Tensor,
+    v_scales: dl.Tensor,
+    positions: Places,
+    block_table: OptionalPlaces,
+    context: Places,
+    work_sequence: Places,
+    work_start: Places,
+    work_rows: RowCounts,
+    sinks: dl.Tensor | None,
+    y: dl.Tensor,
+    bq: dl.const,
+    bh: dl.const,
+    rows: dl.const,
+    bg: dl.const,
+    bd: dl.const,
+    page: dl.const,
+    piece: dl.const,
+    scale: dl.const,
+    window: dl.const = 0,
+    softcap: dl.const = 0.0,
+    causal: dl.const = True,
+    ahead: dl.const = False,
+):
+    """:func:`grouped_attention` to pools of codes, heads first, that their scales (KV heads, slots,
+    1) make keys and values.  Codes are multiplied as they are; the keys' scales go into the scores,
+    the values' into the weights.
+    """
+    dl.static_assert(not causal or piece % rows == 0, "an item's positions lie in one piece")
+    item, heads = dl.program_id(0), dl.program_id(1)
+    pools = (k_pool, v_pool, k_scales, v_scales)
+    lists = (positions, block_table, context, work_sequence, work_start, work_rows)
+    numbers = (bq, bh, bg, bd, page, piece, window, softcap, causal, True)
+    attend_item(q, y, pools, sinks, lists, (item, heads), (scale, ahead), numbers)
+
+
+def attend_item(
+    q: Any, y: Any, pools: Any, sinks: Any, lists: Any, ids: Any, how: Any, numbers: Any
+) -> None:
+    """The results of a work item for an instance's heads."""
+    positions, block_table, context, work_sequence, work_start, work_rows = lists
+    bq, bh, bg, bd, _, _, _, _, _, _ = numbers
+    (item, heads), (scale, ahead) = ids, how
     sequence, start, count = work_sequence[item], work_start[item], work_rows[item]
     stop = start + count
     own_q, own_positions, own_y = q[start:stop], positions[start:stop], y[start:stop]
-    cache = (k_pool, v_pool, block_table, sequence, heads, context[sequence])
-    numbers = (bq, bh, bg, bd, page, piece, window, softcap, causal, heads_first)
+    cache = (pools, block_table, sequence, heads, context[sequence])
     sink = None if sinks is None else dl.load(sinks, (heads, 0, 0), (bh, bg, 1)).to(dl.float32)
     for block in dl.range(dl.cdiv(count, bq)):
         tile = dl.load(own_q, (block, heads, 0, 0), (bq, bh, bg, bd))
-        tile = convert(tile.to(dl.float32) * scale, k_pool.dtype)
+        tile = convert(tile.to(dl.float32) * scale, multiplied(q.dtype, pools[0].dtype))
         query = swapped(tile).reshape((bh, bq * bg, bd))
         first = own_positions[block * bq]
         result = convert(attend(query, first, cache, numbers, sink, ahead), y.dtype)
         result = swapped(result.reshape((bh, bq, bg, bd)))
         dl.store(own_y, (block, heads, 0, 0), result)
+
+
+def multiplied(queries: Any, cached: Any) -> Any:
+    """The type in which queries and cached keys are multiplied: the cache's, unless that is of
+    eight bits and the queries' isn't.
+    """
+    if cached == dl.int8 or cached == dl.float8_e4m3fn:
+        return queries
+    return cached
 
 
 def swapped(tile: Any) -> Any:
@@ -102,23 +163,23 @@ def attend(query: Any, first: Any, cache: Any, numbers: Any, sink: Any, ahead: A
         total = dl.full((bh, rows, 1), 1.0, dl.float32)
     acc = dl.zeros((bh, rows, bd), dl.float32)
     begin = max(first + 1 - window, 0) // piece if window else 0
-    last = first // piece if causal else max(dl.cdiv(cache[5], piece), 1) - 1
+    last = first // piece if causal else max(dl.cdiv(cache[4], piece), 1) - 1
     if ahead:
         below, drop = dl.zeros((bh, rows, piece), dl.float32), dl.zeros((bh, rows, 1), dl.float32)
         for p in dl.range(begin, last + 1):
             scores = scored(query, p, (first, last), cache, numbers)
             if p > begin:
                 place = (max(p - 1, 0), first, False)
-                total, acc = added((below, drop), (total, acc), place, cache, numbers)
+                total, acc = added((below, drop), (total, acc), place, cache, numbers, query.dtype)
             highest, below, drop = lowered(scores, highest)
         place = (last, first, True)
-        total, acc = added((below, drop), (total, acc), place, cache, numbers)
+        total, acc = added((below, drop), (total, acc), place, cache, numbers, query.dtype)
     else:
         for p in dl.range(begin, last + 1):
             scores = scored(query, p, (first, last), cache, numbers)
             highest, below, drop = lowered(scores, highest)
             place = (p, first, p == last)
-            total, acc = added((below, drop), (total, acc), place, cache, numbers)
+            total, acc = added((below, drop), (total, acc), place, cache, numbers, query.dtype)
     return acc / dl.where(total > 0.0, total, 1.0)
 
 
@@ -127,11 +188,14 @@ def scored(query: Any, p: Any, ends: Any, cache: Any, numbers: Any) -> Any:
     and the last piece.
     """
     first, last = ends
-    k_pool, _, block_table, sequence, heads, length = cache
+    (k_pool, _, k_scales, _), block_table, sequence, heads, length = cache
     bq, bh, bg, bd, page, piece, window, softcap, causal, heads_first = numbers
     pages = listed(block_table, sequence, p, piece // page)
-    keys = cached(k_pool, pages, heads, (bh, piece, bd), heads_first)
+    keys = cached(k_pool, pages, heads, (bh, piece, bd), heads_first).to(query.dtype)
     scores = dl.dot(query, dl.transpose(keys, (0, 2, 1)))
+    if k_scales is not None:
+        factors = cached(k_scales, pages, heads, (bh, piece, 1), heads_first)
+        scores = scores * factors.reshape((bh, 1, piece))
     if softcap:
         scores = dl.tanh(scores * (1.0 / softcap)) * softcap
     if window or p == last:
@@ -146,22 +210,27 @@ def lowered(scores: Any, highest: Any) -> Any:
     return top, scores - top, highest - top
 
 
-def added(lower: Any, sums: Any, place: Any, cache: Any, numbers: Any) -> Any:
+def added(lower: Any, sums: Any, place: Any, cache: Any, numbers: Any, dtype: Any) -> Any:
     """The sums of weights and of weighted values with those of a piece; ``place`` are the piece,
-    the first query's position and whether the piece is the last.
+    the first query's position and whether the piece is the last; products are of ``dtype``.
     """
     below, drop = lower
     total, acc = sums
     p, first, last = place
-    _, v_pool, block_table, sequence, heads, length = cache
+    (_, v_pool, _, v_scales), block_table, sequence, heads, length = cache
     bq, bh, bg, bd, page, piece, window, _, causal, heads_first = numbers
     pages = listed(block_table, sequence, p, piece // page)
-    values = cached(v_pool, pages, heads, (bh, piece, bd), heads_first)
+    values = cached(v_pool, pages, heads, (bh, piece, bd), heads_first).to(dtype)
     weights = dl.exp(below)
     if window:
         seen = (p * piece, first, bq, bg, window, length, causal)
         weights = dl.where(visible(piece, seen), weights, 0.0)
-    narrow = weights.to(v_pool.dtype)
+    narrow = weights
+    if v_scales is not None:
+        factors = cached(v_scales, pages, heads, (bh, piece, 1), heads_first)
+        present = (p * piece + dl.arange(piece) < length)[None, None, :]
+        narrow = weights * dl.where(present, factors.reshape((bh, 1, piece)), 0.0)
+    narrow = narrow.to(dtype)
     correction = dl.exp(drop)
     total = total * correction + dl.sum(weights, 2, keepdims=True)
     acc = acc * correction

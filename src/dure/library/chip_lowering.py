@@ -19,15 +19,18 @@ from dure.ir.expr import Expr, evaluate
 from dure.ir.types import TensorType, static_extent
 from dure.library import elementwise, epilogue
 from dure.library.activation import activation_function
-from dure.library.attention_grouped import grouped_attention
+from dure.library.attention_grouped import grouped_attention, quantized_attention
 from dure.library.call import IndexArray, KernelCall, stored_bytes, tensor
 from dure.library.chip_tensors import ABSENT, Argument, Form, Operand, Part, Stored
 from dure.library.embedding import gather_rows
 from dure.library.ffn import gated_linear_kn
+from dure.library.kv_quantized import kv_write_quantized, rope_kv_write_quantized
 from dure.library.matmul import matmul_kn
+from dure.library.matmul_scaled import gated_linear_scaled, matmul_scaled
 from dure.library.norm import layer_norm, rms_norm, rms_norm_folded
-from dure.library.operators_common import call, power_of_two, tile
+from dure.library.operators_common import bytes_of, call, power_of_two, tile
 from dure.library.rope import kv_write, rope, rope_kv_write
+from dure.library.weight_types import WeightType
 
 #: Parts of a row that is folded over the lanes of an engine.
 _LANES = 128
@@ -68,7 +71,8 @@ class ChipLowering:
     """Lowers the ops of a fused tensor program whose symbols have the values ``sizes``.
 
     ``inputs`` are the index arguments by name, ``made`` those that ops of the program give, and
-    ``activation`` is the type of values between ops.
+    ``activation`` is the type of values between ops.  Weights whose own names are in ``quantized``
+    lie as codes and scales of the type ``weights``.
     """
 
     sizes: Mapping[str, int]
@@ -81,6 +85,10 @@ class ChipLowering:
     same: dict[Value, Value] = field(default_factory=dict[Value, Value])
     #: Results that are part of a product with others.
     parts: dict[Value, Part] = field(default_factory=dict[Value, Part])
+    weights: WeightType | None = None
+    quantized: frozenset[str] = frozenset()
+    #: How the KV cache is quantized.
+    kv: WeightType | None = None
 
     def region(self, ops: Sequence[Op]) -> list[ChipCall]:
         """The launches of a body's ops, in order."""
@@ -140,10 +148,22 @@ class ChipLowering:
             return Argument(kind, Operand(Stored((root,), form)))
         return Argument(kind, part.seen(kind))
 
-    def matrix(self, values: Sequence[Value], *shape: int) -> Argument:
-        """Weights (N, K) side by side, as a matrix (K, N) of this shape."""
-        stored = Stored(tuple(map(self.root, values)), "columns")
-        return Argument(tensor(values[0].tensor.dtype, *shape), Operand(stored))
+    def scheme(self, weight: Value) -> WeightType | None:
+        """How a weight is quantized, or None where it lies as numbers."""
+        return self.weights if _short(weight) in self.quantized else None
+
+    def matrix(self, values: Sequence[Value], *shape: int) -> list[Argument]:
+        """Weights (N, K) side by side, as a matrix (K, N) of this shape: its numbers, or its codes
+        and scales.
+        """
+        stored, scheme = Stored(tuple(map(self.root, values)), "columns"), self.scheme(values[0])
+        if scheme is None:
+            return [Argument(tensor(values[0].tensor.dtype, *shape), Operand(stored))]
+        codes, scales = scheme.types(*shape[-2:], *shape[:-2])
+        return [
+            Argument(codes, Operand(replace(stored, form="codes", weights=scheme))),
+            Argument(scales, Operand(replace(stored, form="scales", weights=scheme))),
+        ]
 
     def indices(self, value: Value) -> Argument:
         """An index argument."""
@@ -262,13 +282,26 @@ def _linear(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
             lowering.parts[o.result] = Part(result, start, stop, n)
             start = stop
     weight = lowering.matrix([o.operands[1] for o in ops], k, n)
-    tiles = {"bm": tile(m), "bn": tile(n), "bk": tile(k)}
-    consts = {"epilogue": epilogue.compose(stages)}
-    made = launch(matmul_kn, [rows, weight, y, *extras], tiles, consts)
+    scheme = lowering.scheme(op.operands[1])
+    tiles, consts = product_tiles(scheme, m, k, n)
+    consts["epilogue"] = epilogue.compose(stages)
+    kernel = matmul_kn if scheme is None else matmul_scaled
+    made = launch(kernel, [rows, *weight, y, *extras], tiles, consts)
     # A head that is tied is the table of the embeddings.
     name = "+".join(_short(o.operands[1]).replace("embedding", "head") for o in ops)
-    assert weight.type is not None
-    return [ChipCall.of(name, [made], 2 * m * k * n, stored_bytes(weight.type))]
+    return [ChipCall.of(name, [made], 2 * m * k * n, bytes_of(a.type for a in weight))]
+
+
+def product_tiles(
+    scheme: WeightType | None, m: int, k: int, n: int
+) -> tuple[dict[str, int], dict[str, object]]:
+    """Legal tile sizes of a product with a weight of this scheme, and the consts that say which."""
+    tiles = {"bm": tile(m), "bn": tile(n), "bk": tile(k)}
+    if scheme is None:
+        return tiles, {}
+    # Work on the sums of a group grows with the rows, that on its weights doesn't.
+    early = 2 * m > scheme.group > 0
+    return {**tiles, "bk": max(scheme.group, tiles["bk"])}, {"group": scheme.group, "early": early}
 
 
 def _short(value: Value) -> str:
@@ -282,12 +315,14 @@ def _gated(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     m, k = _rows_columns(lowering, x)
     n = lowering.extent(gate.tensor.shape[0])
     weight = lowering.matrix([gate, up], k, 2 * n)
-    arguments = [lowering.given(x, (m, k)), weight, lowering.given(ops[0].result, (m, n))]
-    tiles = {"bm": tile(m), "bn": tile(n), "bk": tile(k)}
-    consts = {"activation": activation_function(ops[0].attr("activation") or "identity")}
-    made = launch(gated_linear_kn, arguments, tiles, consts)
-    assert weight.type is not None
-    return [ChipCall.of("gate+up", [made], 4 * m * k * n, stored_bytes(weight.type))]
+    arguments = [lowering.given(x, (m, k)), *weight, lowering.given(ops[0].result, (m, n))]
+    scheme = lowering.scheme(gate)
+    tiles, consts = product_tiles(scheme, m, k, n)
+    consts["activation"] = activation_function(ops[0].attr("activation") or "identity")
+    made = launch(
+        gated_linear_kn if scheme is None else gated_linear_scaled, arguments, tiles, consts
+    )
+    return [ChipCall.of("gate+up", [made], 4 * m * k * n, bytes_of(a.type for a in weight))]
 
 
 @lowers_on_chips("rms_norm", "layer_norm")
@@ -353,31 +388,52 @@ def _kv_write(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     kind = lowering.type(x)
     heads, size = (static_extent(e) or 1 for e in kind.shape[1:])
     kept = _pool(lowering, pool)
-    assert kept.type is not None
-    written = stored_bytes(replace(kept.type, shape=kind.shape))
-    lists = {2: lowering.list(slots)}
-    arguments = [kept, lowering.given(x), lowering.indices(slots)]
+    written = sum(_row_bytes(part) for part in kept) * (static_extent(kind.shape[0]) or 1)
+    quantized, first = len(kept) > 1, len(kept) + 1
+    lists = {first: lowering.list(slots)}
+    updates = tuple(range(len(kept)))
+    arguments = [*kept, lowering.given(x), lowering.indices(slots)]
+    consts: dict[str, object] = {} if quantized else {"heads_first": True}
     if not op.attr("order"):
-        tiles = {"bt": 1, "bh": tile(heads, 8), "bd": tile(size, 256)}
-        consts: dict[str, object] = {"heads_first": True}
-        made = launch(kv_write, arguments, tiles, consts, lists, unique=(2,), updates=(0,))
+        tiles = {"bt": 1, "bh": tile(heads, 8)}
+        if quantized:
+            consts["bd"] = power_of_two(size)
+        else:
+            tiles["bd"] = tile(size, 256)
+        kernel = kv_write_quantized if quantized else kv_write
+        made = launch(kernel, arguments, tiles, consts, lists, unique=(first,), updates=updates)
         return [ChipCall.of("kv write", [made], 0, 0, written)]
     cosines, sines, positions, *norm = rest
     arguments += [lowering.given(cosines), lowering.given(sines), lowering.indices(positions)]
     arguments.append(lowering.given(norm[0]) if norm else ABSENT)
     tiles = {"bt": 1, "bh": tile(heads, 8)}
-    lists[5] = lowering.list(positions)
-    consts = {**_heads(lowering, op, x, cosines), "heads_first": True}
-    made = launch(rope_kv_write, arguments, tiles, consts, lists, unique=(2,), updates=(0,))
+    lists[first + 3] = lowering.list(positions)
+    consts |= _heads(lowering, op, x, cosines)
+    kernel = rope_kv_write_quantized if quantized else rope_kv_write
+    made = launch(kernel, arguments, tiles, consts, lists, unique=(first,), updates=updates)
     return [ChipCall.of("rope, kv write", [made], 3 * _elements(kind), 0, written)]
 
 
-def _pool(lowering: ChipLowering, pool: Value) -> Argument:
-    """A pool (slots, heads, D) as it lies on a chip: (heads, slots, D)."""
+def _pool(lowering: ChipLowering, pool: Value) -> list[Argument]:
+    """A pool (slots, heads, D) as it lies on a chip: (heads, slots, D), or its codes and scales."""
     found = lowering.given(pool, form="heads_first")
-    assert found.type is not None
-    slots, heads, size = found.type.shape
-    return replace(found, type=replace(found.type, shape=(heads, slots, size)))
+    assert found.type is not None and found.operand is not None
+    slots, heads, size = (static_extent(e) or 1 for e in found.type.shape)
+    if lowering.kv is None:
+        return [replace(found, type=tensor(found.type.dtype, heads, slots, size))]
+    stored = replace(found.operand.stored, form="pool_codes", weights=lowering.kv)
+    codes = Argument(tensor(lowering.kv.code, heads, slots, size), Operand(stored))
+    if lowering.kv.code.is_float:
+        return [codes]
+    scales = Operand(replace(stored, form="pool_scales"))
+    return [codes, Argument(tensor(lowering.kv.scale, heads, slots, 1), scales)]
+
+
+def _row_bytes(pool: Argument) -> int:
+    """Bytes of a slot in a pool, all heads together."""
+    assert pool.type is not None
+    heads, _, size = pool.type.shape
+    return stored_bytes(replace(pool.type, shape=(heads, size)))
 
 
 @lowers_on_chips("attention")
@@ -409,22 +465,25 @@ def _attention(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
         "window": op.attr("window"),
         "softcap": op.attr("softcap"),
         "causal": op.attr("causal"),
-        "heads_first": cached,
     }
     heads_shape = (tokens, groups, group, size)
-    pools = [_pool(lowering, p) if cached else lowering.given(p) for p in (k_pool, v_pool)]
+    pools = [_pool(lowering, p) if cached else [lowering.given(p)] for p in (k_pool, v_pool)]
+    # Keys and values, then the scales of both.
+    caches = [part for both in zip(*pools, strict=True) for part in both]
     sink = lowering.given(sinks[0], (groups, group, 1)) if sinks else ABSENT
     tiles = {"bq": tile(most, _QUERIES), "bh": 1, "piece": max(page, tile(longest, _PIECE))}
     places = [lowering.indices(v) for v in op.operands[3:9]]
     y = lowering.given(op.result, heads_shape)
-    arguments = [lowering.given(q, heads_shape), *pools, *places, sink, y]
-    forms = (False, True) if longest > page else (False,)
-    made = [
-        launch(grouped_attention, arguments, tiles, {**consts, "ahead": ahead}, lists)
-        for ahead in forms
-    ]
+    arguments = [lowering.given(q, heads_shape), *caches, *places, sink, y]
     seen, read = _seen(op, lists)
-    moved = 2 * stored_bytes(tensor(pool.dtype, read, groups, size)) if cached else 0
+    kernel = grouped_attention
+    if len(caches) > 2:
+        kernel, lists = quantized_attention, {n + 2: found for n, found in lists.items()}
+    else:
+        consts["heads_first"] = cached
+    forms = (False, True) if longest > page else (False,)
+    made = [launch(kernel, arguments, tiles, {**consts, "ahead": ahead}, lists) for ahead in forms]
+    moved = read * sum(map(_row_bytes, caches)) if cached else 0
     return [ChipCall.of("attention", made, 4 * heads * size * seen, 0, moved)]
 
 

@@ -13,9 +13,17 @@ import numpy as np
 
 from dure.ir.core import Op, Value, op_definition
 from dure.library import elementwise
-from dure.library.call import indices, stored_bytes, tensor
-from dure.library.chip_lowering import ChipCall, ChipLowering, launch, lowers_on_chips, mapped
-from dure.library.chip_tensors import Argument
+from dure.library.call import indices, tensor
+from dure.library.chip_lowering import (
+    ChipCall,
+    ChipLowering,
+    launch,
+    lowers_on_chips,
+    mapped,
+    product_tiles,
+)
+from dure.library.chip_tensors import ABSENT, Argument
+from dure.library.matmul_scaled import grouped_matmul_scaled
 from dure.library.moe import (
     expert_ends,
     expert_places,
@@ -25,7 +33,7 @@ from dure.library.moe import (
     grouped_matmul,
     moe_route,
 )
-from dure.library.operators_common import power_of_two, tile
+from dure.library.operators_common import bytes_of, power_of_two, tile
 
 #: Choices that are compared at a time.
 _COMPARED = 64
@@ -96,19 +104,25 @@ def _grouped(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     experts, columns = (lowering.extent(e) for e in w.tensor.shape[:2])
     first, last = lowering.list(starts), lowering.list(stops)
     busy = int(np.count_nonzero(last[0] - first[0]))
-    read = stored_bytes(tensor(w.tensor.dtype, busy, columns, depth))
-    tiles = {"bm": tile(-(-rows // experts)), "bn": tile(columns), "bk": tile(depth)}
+    read = bytes_of(a.type for a in lowering.matrix([w], busy, depth, columns))
+    scheme = lowering.scheme(w)
+    tiles, consts = product_tiles(scheme, -(-rows // experts), depth, columns)
     lists = {2: first, 3: last}
     result = lowering.given(op.result)
     ends = [lowering.indices(starts), lowering.indices(stops)]
-    if bias:
+    if scheme is not None:
+        weight = lowering.matrix([w], experts, depth, columns)
+        added = lowering.given(bias[0]) if bias else ABSENT
+        arguments = [lowering.given(x), *weight, *ends, added, result]
+        made = launch(grouped_matmul_scaled, arguments, tiles, consts, {3: first, 4: last})
+    elif bias:
         arguments = [lowering.given(v) for v in (x, w)]
         arguments += [*ends, lowering.given(bias[0]), result]
         made = launch(grouped_linear, arguments, tiles, {}, lists)
     else:
         # Without a bias the weights lie as other matrices do on chips.
         weight = lowering.matrix([w], experts, depth, columns)
-        made = launch(grouped_matmul, [lowering.given(x), weight, *ends, result], tiles, {}, lists)
+        made = launch(grouped_matmul, [lowering.given(x), *weight, *ends, result], tiles, {}, lists)
     name = w.name.rsplit(".", 1)[-1]
     return [ChipCall.of(f"experts' {name}", [made], 2 * rows * depth * columns, read)]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, TypeAlias
@@ -75,7 +75,7 @@ def accumulation(dtype: str) -> dict[str, object]:
     return {"accumulator": int32} if integer(dtype) else {}
 
 
-def bytes_of(types: Sequence[TensorType | None]) -> int:
+def bytes_of(types: Iterable[TensorType | None]) -> int:
     """The bytes of these tensors together."""
     return sum(stored_bytes(t) for t in types if t is not None)
 

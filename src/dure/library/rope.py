@@ -14,6 +14,9 @@ import dure.lang as dl
 from dure.library.convert import convert
 from dure.library.indices import DistinctPlaces, Places
 
+#: The largest number of float8_e4m3fn.
+_E4M3 = 448.0
+
 
 @dure.kernel
 def rope(
@@ -84,7 +87,7 @@ def rope_kv_write(
     parts = head_parts(x, i, h, turn, (bt, bh, half), rest, interleaved)
     parts = normalized(parts, x.shape[2], weight, turn, interleaved, epsilon)
     first, second = rotated(parts, cosines, sines, rows, bt, half)
-    first, second = convert(first, pool.dtype), convert(second, pool.dtype)
+    first, second = kept(first, pool.dtype), kept(second, pool.dtype)
     at = (h, places, 0) if heads_first else (places, h, 0)
     first, second = placed(first, heads_first), placed(second, heads_first)
     if interleaved:
@@ -94,7 +97,7 @@ def rope_kv_write(
         dl.store(pool[:, :, : turn // 2], at, first)
         dl.store(pool[:, :, turn // 2 : turn], at, second)
     if rest:
-        passing = placed(convert(parts[2], pool.dtype), heads_first)
+        passing = placed(kept(parts[2], pool.dtype), heads_first)
         dl.store(pool[:, :, turn:], at, passing)
 
 
@@ -115,8 +118,15 @@ def kv_write(
     c, h, i = dl.program_id(0), dl.program_id(1), dl.program_id(2)
     places = dl.load(slots, (i,), (bt,), fill=-1)
     tile = dl.load(x, (i, h, c), (bt, bh, bd)).to(dl.float32)
-    tile = placed(convert(tile, pool.dtype), heads_first)
+    tile = placed(kept(tile, pool.dtype), heads_first)
     dl.store(pool, (h, places, c) if heads_first else (places, h, c), tile)
+
+
+def kept(tile: Any, dtype: Any) -> Any:
+    """A float32 tile as a cache keeps it; what an 8-bit float doesn't reach is its largest."""
+    if dtype == dl.float8_e4m3fn:
+        tile = dl.minimum(dl.maximum(tile, -_E4M3), _E4M3)
+    return convert(tile, dtype)
 
 
 def placed(tile: Any, heads_first: Any) -> Any:

@@ -102,6 +102,8 @@ class StepAnswer:
             "batch": step.batch.sequences,
             "context": step.batch.context,
             "dtype": step.dtype,
+            "weights": step.weights or step.dtype,
+            "kv": step.kv or step.dtype,
             "chips": 1,
             "ns": self.ps / 1000,
             "step_tok_s": self.tokens_a_second,

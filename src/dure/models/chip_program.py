@@ -19,7 +19,7 @@ from dure.ir.types import TensorType, static_extent
 from dure.library.answer import peak
 from dure.library.build import Built, tile_function
 from dure.library.call import IndexArray
-from dure.library.chip_tensors import Form, Operand, Stored
+from dure.library.chip_tensors import WEIGHTS, Operand, Stored
 from dure.machine.chip import Chip
 from dure.models.chip_step import ChipStep, Layers, StepCall
 
@@ -141,7 +141,7 @@ class _Assembly:
             weights = frozenset(
                 name
                 for name, number in zip(names, present, strict=True)
-                if (operand := operands[number]) is not None and operand.stored.form == "columns"
+                if (operand := operands[number]) is not None and operand.stored.form in WEIGHTS
             )
             if weights:
                 tile = tile_function(chosen.built.call, dict(chosen.built.consts))
@@ -199,16 +199,8 @@ class _Assembly:
         """The extents of what is stored."""
         turned = [[evaluate(e, self.step.sizes) for e in v.tensor.shape] for v in stored.values]
         for shape in turned:
-            _turn(shape, stored.form)
+            stored.turn(shape)
         return (*turned[0][:-1], sum(s[-1] for s in turned))
-
-
-def _turn(shape: list[int], form: Form) -> None:
-    """Put the extents of a value in the order of a form."""
-    if form == "columns":
-        shape[-1], shape[-2] = shape[-2], shape[-1]
-    elif form == "heads_first":
-        shape[0], shape[1] = shape[1], shape[0]
 
 
 def _shape(kind: TensorType) -> tuple[int, ...]:

@@ -6,8 +6,8 @@ The step program of :mod:`dure.models.decoder` is built for one batch, fused, an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import cast
 
 from dure.compiler.fuse import fuse
@@ -16,9 +16,10 @@ from dure.ir.core import Function, Op, Region, Value
 from dure.ir.dtypes import DType
 from dure.ir.tensor.program import repeat_tables
 from dure.library import chip_lowering_moe as _registers_the_experts
-from dure.library.call import IndexArray
+from dure.library.call import IndexArray, stored_bytes, tensor
 from dure.library.chip_lowering import ChipCall, ChipLowering
 from dure.library.operators_common import DTYPES
+from dure.library.weight_types import WeightType, kv_type, weight_type
 from dure.machine.chip import Chip
 from dure.models.batch import PAGE, QUERY_ROWS, Batch
 from dure.models.config import ModelConfig
@@ -31,9 +32,12 @@ from dure.models.encoder import (
     encoder_types,
 )
 from dure.models.encoder_config import EncoderConfig
-from dure.models.weights import layer_shapes, weight_specs
+from dure.models.weights import WeightSpec, layer_shapes, weight_specs
 
 assert _registers_the_experts
+
+#: Matrices of a layer: what is quantized where weights are.
+_MATRICES = frozenset({"q", "k", "v", "o", "gate", "up", "down"})
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,9 @@ class ChipStep:
 
     ``flops`` are those of the tensor program, ``bytes`` what must cross the memory's edge: every
     weight that the step uses once, the keys and values that it reads and writes.
-    ``weight_bytes`` and ``kv_bytes`` are what the model and the cache take.
+    ``weight_bytes`` and ``kv_bytes`` are what the model and the cache take.  ``dtype`` is the type
+    of values between ops, ``weights`` and ``kv`` those of weights and KV cache, where they have
+    others.
     """
 
     name: str
@@ -82,6 +88,8 @@ class ChipStep:
     #: What the program gives, as it lies on the chip, and index lists that it makes.
     outputs: Mapping[str, Value]
     made: Mapping[Value, IndexArray]
+    weights: str = ""
+    kv: str = ""
 
     @property
     def flops(self) -> int:
@@ -105,7 +113,7 @@ class ChipStep:
             where=f"{chip.name}: {chip.home} holds {_gib(size)}",
             rule=f"they lie in {chip.home} together: {count} devices would hold them, and a step "
             "over several isn't compiled yet",
-            fix="give a smaller --batch or --context, or narrower --dtype",
+            fix="give a smaller --batch or --context, or narrower --weights or --kv",
         )
 
 
@@ -114,18 +122,33 @@ def _gib(size: float) -> str:
 
 
 def chip_step(
-    config: ModelConfig | EncoderConfig, batch: Batch, dtype: str = "bf16", name: str = ""
+    config: ModelConfig | EncoderConfig,
+    batch: Batch,
+    dtype: str = "bf16",
+    name: str = "",
+    *,
+    weights: str = "",
+    kv: str = "",
 ) -> ChipStep:
-    """The step of a batch; ``dtype`` is that of weights, KV cache and the values between ops, and
-    ``name`` what the model is called.  An encoder's step is a prefill that keeps nothing.
+    """The step of a batch; ``dtype`` is that of values between ops, and of weights and KV cache
+    unless ``weights`` (see :mod:`dure.library.weight_types`) and ``kv`` say otherwise; ``name`` is
+    what the model is called.  An encoder's step is a prefill that keeps nothing.
 
     Raises :class:`~dure.errors.DureError` for a batch or a model that doesn't go.
     """
     batch.check(config)
     kind = DTYPES[dtype]
+    scheme, pool = weight_type(weights or dtype, dtype), kv_type(kv or dtype, dtype)
     if isinstance(config, EncoderConfig):
         program, lowering = _encoder(config, batch, kind)
         specs, kept = encoder_specs(config), 0
+        if kv not in ("", dtype):
+            raise UsageError(
+                f"a KV cache in {kv} of an encoder",
+                where=config.where,
+                rule="an encoder keeps no keys and values",
+                fix="leave out --kv",
+            )
         name = name or "encoder"
     else:
         program = _program(config, batch, kind)
@@ -133,16 +156,42 @@ def chip_step(
         sizes = {"T": batch.tokens, "W": len(inputs["work_start"]), "L": batch.sequences}
         lowering = ChipLowering(sizes, inputs, kind)
         slots = batch.sequences * batch.pages * PAGE
-        specs, kept = weight_specs(config), 2 * config.layers * slots * config.kv_size
+        specs, kept = (
+            weight_specs(config),
+            2 * config.layers * slots * _row_bytes(config, kind, pool),
+        )
         name = name or config.family
-    weights = sum(_elements(spec.shape) for spec in specs) * kind.bits // 8
+    quantized = quantized_weights(specs, scheme)
+    lowering = replace(lowering, weights=scheme, quantized=quantized, kv=pool)
+    taken = sum(_bytes(spec, kind, scheme if spec.name in quantized else None) for spec in specs)
     program = fuse(program)
     calls = tuple(_calls(program.body, lowering))
     names = cast("tuple[str, ...]", program.attrs["outputs"])
     outputs = {n: lowering.root(v) for n, v in zip(names, program.body.yields, strict=False)}
-    kept = kept * kind.bits // 8
     more = program, lowering.sizes, lowering.inputs, outputs, lowering.made
-    return ChipStep(name, config, batch, dtype, calls, weights, kept, *more)
+    types = weights or dtype, kv or dtype
+    return ChipStep(name, config, batch, dtype, calls, taken, kept, *more, *types)
+
+
+def quantized_weights(specs: Sequence[WeightSpec], scheme: WeightType | None) -> frozenset[str]:
+    """The names of the weights that a scheme is for: the layers' matrices but for routers, and of
+    a model with experts only these where the scheme is made for them.
+    """
+    if scheme is None:
+        return frozenset()
+    matrices = [s for s in specs if s.layer is not None and s.name in _MATRICES]
+    experts = any(len(s.shape) == 3 for s in matrices)
+    return frozenset(
+        s.name for s in matrices if not (experts and scheme.experts) or len(s.shape) == 3
+    )
+
+
+def _bytes(spec: WeightSpec, kind: DType, scheme: WeightType | None) -> int:
+    """What a weight takes."""
+    if scheme is None:
+        return _elements(spec.shape) * kind.bits // 8
+    *lead, columns, depth = spec.shape
+    return scheme.bytes(depth, columns, *lead)
 
 
 def _encoder(config: EncoderConfig, batch: Batch, kind: DType) -> tuple[Function, ChipLowering]:
@@ -159,6 +208,15 @@ def _encoder(config: EncoderConfig, batch: Batch, kind: DType) -> tuple[Function
     made = encoder_batch(config, limits, sequences)
     program = encoder_program(config, encoder_types(config, kind.name), limits)
     return program, ChipLowering(made.sizes, made.inputs, kind)
+
+
+def _row_bytes(config: ModelConfig, kind: DType, kv: WeightType | None) -> int:
+    """What a token's keys, or values, take in a layer's cache."""
+    code = kind if kv is None else kv.code
+    row = stored_bytes(tensor(code, config.kv_size))
+    if kv is not None and kv.code.is_integer:
+        row += stored_bytes(tensor(kv.scale, config.kv_heads))
+    return row
 
 
 def _program(config: ModelConfig, batch: Batch, kind: DType) -> Function:

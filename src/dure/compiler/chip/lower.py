@@ -74,6 +74,8 @@ class _Lowering:
         self.begins: dict[Value, tuple[Value, Op]] = {}
         #: What loops carry, by the block that renews it.
         self.renewed: dict[Value, Block] = {}
+        #: What loops carry and a dot makes at each turn.
+        self.products: set[Value] = set()
         self.turn = 0
         #: Rings whose tiles hang over an edge in the same way at every turn.
         self.filled: list[tuple[Op, Buffer, str]] = []
@@ -384,6 +386,7 @@ class _Lowering:
             target = None
         if target is not None and not constant and accumulator not in self.writer.stored:
             self.wanted.setdefault(accumulator, target)
+        self._operands_first([left, right], engine.queue, block)
         self.needs([left, right, accumulator], block)
         held = self.occupant.get(target.root) if target is not None else None
         if held is not None and any(held in o.operands for o in self.pending):
@@ -408,6 +411,33 @@ class _Lowering:
             self._first_or_not(op, begin, target, name, block)
         self.done.add(op)
         self.put(op.result, target)
+
+    def _operands_first(self, operands: Sequence[Value], queue: str, block: Block) -> None:
+        """Compute a dot's operands apart from what waits for the result of another dot.
+
+        In one instruction they would wait for it too, and this dot's engine with them.
+        """
+        found = {self.usage.base(v) for v in operands}
+        first: list[Op] = []
+        rest: list[Op] = []
+        for op in reversed(self.pending):
+            if found.isdisjoint(op.results):
+                rest.append(op)
+                continue
+            first.append(op)
+            found.update(self.usage.base(o) for o in op.operands)
+        first.reverse()
+        if not first or self._waits(first) or not self._waits(rest):
+            return
+        if all(other != queue for other, _ in vector_runs(self.writer, first)):
+            self.pending = first
+            self.flush(block)
+            self.pending = rest[::-1]
+
+    def _waits(self, ops: Sequence[Op]) -> bool:
+        """Whether one of the ops reads what a dot makes."""
+        read = {self.usage.base(o) for op in ops for o in op.operands}
+        return any(v in self.products or self._made_by_dot(v) for v in read)
 
     def _product(
         self, op: Op, operands: tuple[Value, ...], target: Buffer, name: str, block: Block
@@ -467,6 +497,9 @@ class _Lowering:
         for argument, buffer in zip(region.args, carried, strict=True):
             self.put(argument, buffer)
             self.renewed[argument] = body
+        self.products.update(
+            a for a, v in zip(region.args, region.yields, strict=True) if self._made_by_dot(v)
+        )
         for value, buffer in zip(region.yields, carried, strict=True):
             self.wanted[value] = buffer
         self.region(region, body)

@@ -1,0 +1,155 @@
+"""How weights and KV cache lie on a chip: numbers, or codes of few bits with scales.
+
+A weight matrix (K, N) is then codes (K, N) and scales, one a column or one for each ``group`` codes
+of a column; where K is no multiple of the group, the last scale stands for the rest.  The numbers
+that they stand for are the model's weights: a product takes these, and what the activations are in
+stays what the step says.  The schemes are those that models are published in:
+
+- ``int8``, ``fp8`` (e4m3): a float32 scale a column (output channel) for the layers' matrices;
+- ``int4``: a 16-bit scale for each 128 codes of a column, symmetric, as AWQ and GPTQ do;
+- ``mxfp4``: e2m1 codes with a power of two (e8m0) for each 32 of a column, the OCP microscaling
+  format; in a mixture of experts only the experts are, as in gpt-oss.
+
+Embeddings, the head, routers, norms and biases keep the type of the activations in all of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from dure.errors import UsageError
+from dure.ir import dtypes
+from dure.ir.dtypes import DType
+from dure.ir.types import TensorType
+from dure.library.call import stored_bytes, tensor
+
+Array: TypeAlias = "npt.NDArray[Any]"
+
+
+@dataclass(frozen=True)
+class WeightType:
+    """Codes of a type with scales of a type, one for ``group`` codes of a column, or one a column
+    where that is 0; ``top`` is the largest code of a quantized weight.  ``experts`` alone are
+    quantized where a model has them.
+    """
+
+    name: str
+    code: DType
+    scale: DType
+    group: int
+    top: float
+    experts: bool = False
+
+    def types(self, k: int, n: int, *lead: int) -> tuple[TensorType, TensorType]:
+        """Codes and scales of a matrix (K, N), or of several."""
+        return tensor(self.code, *lead, k, n), tensor(self.scale, *lead, self.rows(k), n)
+
+    def rows(self, k: int) -> int:
+        """Scales of a column of ``k`` codes."""
+        return -(-k // self.group) if self.group else 1
+
+    def bytes(self, k: int, n: int, *lead: int) -> int:
+        """What such a matrix takes."""
+        return sum(stored_bytes(kind) for kind in self.types(k, n, *lead))
+
+    def quantize(self, weight: Array) -> tuple[Array, Array]:
+        """The codes and scales nearest to a matrix (..., K, N): what a program that loads a model
+        of another type would store.
+        """
+        wide = np.asarray(weight, np.float32)
+        lead, k, n = wide.shape[:-2], wide.shape[-2], wide.shape[-1]
+        group = self.group or k
+        padded = np.zeros((*lead, self.rows(k) * group, n), np.float32)
+        padded[..., :k, :] = wide
+        blocks = padded.reshape(*lead, self.rows(k), group, n)
+        largest = np.abs(blocks).max(-2)
+        if self.scale is dtypes.float8_e8m0fnu:
+            # The microscaling formats' own rule: the power of two of the largest, less the codes'.
+            power = np.floor(np.log2(np.where(largest > 0, largest, 1))) - np.floor(
+                np.log2(self.top)
+            )
+            scale = np.exp2(np.clip(power, -127, 127)).astype(self.scale.numpy)
+        else:
+            scale = np.where(largest > 0, largest / self.top, 1).astype(self.scale.numpy)
+        codes = blocks / scale.astype(np.float32)[..., None, :]
+        if self.code.is_integer:
+            codes = np.rint(codes)
+        codes = np.clip(codes, -self.top, self.top).reshape(padded.shape)[..., :k, :]
+        return codes.astype(self.code.numpy), scale
+
+    def dequantize(self, codes: Array, scales: Array) -> npt.NDArray[np.float64]:
+        """The numbers that codes and scales stand for, exactly."""
+        k = codes.shape[-2]
+        spread = np.repeat(scales.astype(np.float64), self.group or k, axis=-2)[..., :k, :]
+        return codes.astype(np.float64) * spread
+
+
+_BF16 = dtypes.bfloat16
+#: Schemes by the names of the command line.
+WEIGHT_TYPES: dict[str, WeightType] = {
+    "int8": WeightType("int8", dtypes.int8, dtypes.float32, 0, 127),
+    "fp8": WeightType("fp8", dtypes.float8_e4m3fn, dtypes.float32, 0, 448),
+    "int4": WeightType("int4", dtypes.int4, _BF16, 128, 7),
+    "mxfp4": WeightType("mxfp4", dtypes.float4_e2m1fn, dtypes.float8_e8m0fnu, 32, 6, experts=True),
+}
+#: Types of activations that hold every code exactly.
+_HOLDING = ("bf16", "f16", "f32")
+
+
+def weight_type(name: str, activation: str) -> WeightType | None:
+    """The scheme of this name, or None for numbers of the activations' own type.
+
+    Raises :class:`UsageError` for what is neither, and for activations that don't hold the codes.
+    """
+    if name == activation:
+        return None
+    if name not in WEIGHT_TYPES:
+        raise UsageError(
+            f"weights in {name[:40]} with activations in {activation}",
+            rule="weights are of the activations' type or in a scheme: "
+            f"{', '.join(dict.fromkeys((activation, *WEIGHT_TYPES)))}",
+            fix=f"--weights {activation}",
+        )
+    if activation not in _HOLDING:
+        raise UsageError(
+            f"weights in {name} with activations in {activation}",
+            rule="codes are multiplied in the activations' type, which must hold them: "
+            f"{', '.join(_HOLDING)}",
+            fix="--dtype bf16",
+        )
+    return WEIGHT_TYPES[name]
+
+
+#: A KV cache's elements: numbers of eight bits, whose scale is one as in caches without a
+#: calibrated one, or codes with a scale for each token and head (a head's D are quantized).
+KV_TYPES: dict[str, WeightType] = {
+    "fp8": WeightType("fp8", dtypes.float8_e4m3fn, dtypes.float32, 0, 448),
+    "int8": WeightType("int8", dtypes.int8, dtypes.float32, 0, 127),
+}
+
+
+def kv_type(name: str, activation: str) -> WeightType | None:
+    """The type of a KV cache's elements, or None for numbers of the activations' own type.
+
+    Raises :class:`UsageError` like :func:`weight_type`.
+    """
+    if name == activation:
+        return None
+    if name not in KV_TYPES:
+        raise UsageError(
+            f"a KV cache in {name[:40]} with activations in {activation}",
+            rule=f"it is of the activations' type, or {', '.join(KV_TYPES)}",
+            fix=f"--kv {activation}",
+        )
+    if activation not in _HOLDING:
+        raise UsageError(
+            f"a KV cache in {name} with activations in {activation}",
+            rule="keys and values are multiplied in the activations' type, which must hold them: "
+            f"{', '.join(_HOLDING)}",
+            fix="--dtype bf16",
+        )
+    return KV_TYPES[name]
