@@ -45,10 +45,10 @@ def run_step(
             results |= _pools(allocation, found[name])
         if allocation.stored.form == "pool_codes":
             scales = replace(allocation.stored, form="pool_scales")
-            held = found[name].astype(np.float32)
+            held: Array = found[name].astype(np.float32)
             for other, scaled in program.tensors.items():
                 if scaled.stored == scales:
-                    held = held * found[other]
+                    held = np.multiply(held, found[other])
             results |= _pools(allocation, held)
     return results
 
