@@ -15,12 +15,14 @@ from dure.cli import (
     check,
     compile,
     kernels,
+    matrix,
     models,
     perplexity,
     pull,
     report,
     run,
     sanitize,
+    score,
     sim,
     targets,
     trace,
@@ -61,7 +63,7 @@ def build() -> typer.Typer:
     )
     app.callback()(_root)
     modules = (run, chat, pull, models, targets, bench, perplexity, cache)
-    chips = (sim, check, compile, sanitize, kernels, trace, report, validate)
+    chips = (sim, check, compile, sanitize, kernels, trace, report, validate, score, matrix)
     for module in (*modules, *chips):
         module.register(app)
     return app

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-import sys
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +12,7 @@ import typer
 
 from dure.cli import options, text
 from dure.cli.output import print_json, say, show, table
+from dure.cli.progress import progress
 from dure.errors import DureError, KernelError, UsageError
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ def kernels(
     cases = _cases(case, short)
     cells: list[Cell] = []
     jobs = jobs or min(len(cases), os.cpu_count() or 1)
-    with _progress(len(cases) * len(names)) as advance:
+    with progress(len(cases) * len(names)) as advance:
         for done in matrix(cases, [given for given, _ in wanted], short=short, jobs=jobs):
             cells += done
             advance(len(cells), done[-1].case)
@@ -130,22 +129,6 @@ def _cases(pattern: str | None, short: bool) -> Sequence[Case]:
     if short and pattern is None:
         return list({case.item: case for case in reversed(found)}.values())[::-1]
     return found
-
-
-@contextmanager
-def _progress(total: int) -> Generator[Callable[[int, str], None]]:
-    """A bar on a terminal, silence elsewhere: called with the cells done and the last case."""
-    if not sys.stderr.isatty():
-        yield lambda done, case: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    label = TextColumn("{task.description}")
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), label)
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda done, case: bar.update(task, completed=done, description=case)
 
 
 def _write(path: Path, content: str) -> None:

@@ -1,7 +1,10 @@
-"""``dure report``: one page that shows what a chip does with a kernel, and where the time goes."""
+"""``dure report``: one page that shows what a chip does with a kernel or a model's step, and where
+the time goes.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +13,9 @@ import typer
 from dure.cli import options
 from dure.cli.chip_options import Set
 from dure.cli.output import print_json, say, show
+from dure.cli.results import duration
+from dure.cli.sim import is_model, refuse
+from dure.cli.sim_model import Batch, Context, Phase, StepOptions, model_step
 from dure.cli.subject import (
     Algorithm,
     Arg,
@@ -24,6 +30,7 @@ from dure.cli.subject import (
 from dure.errors import DureError, UsageError
 
 if TYPE_CHECKING:
+    from dure.machine.chip import Chip
     from dure.prof.records import Profile
 
 Targets = Annotated[
@@ -41,7 +48,10 @@ Output = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the command to the application."""
-    epilog = "Example: dure report gemm 4096x4096x4096 --target rngd,tpu-v6e -o report.html"
+    epilog = (
+        "Examples: dure report gemm 4096x4096x4096 --target rngd,tpu-v6e -o report.html; "
+        "dure report llama-3.1-8b --target rngd,atom-max -o report.html"
+    )
     app.command("report", epilog=epilog)(report)
 
 
@@ -54,6 +64,9 @@ def report(
     algorithm: Algorithm = "dure",
     arg: Arg = None,
     const: Const = None,
+    batch: Batch = None,
+    context: Context = None,
+    phase: Phase = None,
     settings: Set = None,
     strict: Strict = False,
     as_json: options.Json = False,
@@ -71,17 +84,19 @@ def report(
             fix="name one chip with --target",
         )
     chips = [chip for name in names for chip in targets_of(name, settings)]
-    work = work_of(subject, dims, dtype, algorithm, arg, const)
-
-    from dure.library.answer import answer
-    from dure.library.profile import profile
-
+    step = StepOptions(batch, context, phase)
+    if is_model(subject):
+        refuse(subject, {"dims": dims, "--arg": arg, "--const": const})
+        look = _step_looker(subject, dtype, step, strict)
+    else:
+        refuse(subject, {given: given for given in step.given()})
+        look = _work_looker(subject, dims, dtype, algorithm, arg, const, strict)
     profiles: list[Profile] = []
     errors: list[DureError] = []
     failed: list[tuple[str, str]] = []
     for chip in chips:
         try:
-            profiles.append(profile(answer(work, chip, strict=strict)))
+            profiles.append(look(chip))
         except DureError as error:
             errors.append(error)
             failed.append((chip.name, str(error)))
@@ -93,12 +108,45 @@ def report(
             {
                 "file": str(output),
                 "bytes": size,
-                "targets": [{"target": p.target, "ns": p.total / 1000} for p in profiles],
+                "targets": [{"target": p.target, "ns": _total(p) / 1000} for p in profiles],
                 "errors": [{"target": name, "error": text} for name, text in failed],
             }
         )
         return
     for name, text in failed:
         say(f"{name}: {text}")
-    shown = ", ".join(f"{p.target} {p.total / 1e6:,.4g} us" for p in profiles)
+    shown = ", ".join(f"{p.target} {duration(_total(p))}" for p in profiles)
     show(f"{output}: {shown}; {size / 1000:,.0f} kB, open it in a browser\n")
+
+
+def _total(made: Profile) -> int:
+    """The time of all that ran."""
+    return made.whole or made.total
+
+
+def _step_looker(
+    subject: str, dtype: str, options: StepOptions, strict: bool
+) -> Callable[[Chip], Profile]:
+    """What looks at a model's step on a chip."""
+    from dure.models.chip_answer import step_answer
+    from dure.models.step_profile import step_profile
+
+    step = model_step(subject, dtype, options)
+    return lambda chip: step_profile(step_answer(step, chip, strict=strict))
+
+
+def _work_looker(
+    subject: str,
+    dims: str | None,
+    dtype: str,
+    algorithm: str,
+    arg: Sequence[str] | None,
+    const: Sequence[str] | None,
+    strict: bool,
+) -> Callable[[Chip], Profile]:
+    """What looks at an operator or a kernel on a chip."""
+    from dure.library.answer import answer
+    from dure.library.profile import profile
+
+    work = work_of(subject, dims, dtype, algorithm, arg, const)
+    return lambda chip: profile(answer(work, chip, strict=strict))

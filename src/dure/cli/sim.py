@@ -71,10 +71,10 @@ def sim(
     """
     step = StepOptions(batch, context, phase, weights, kv)
     if is_model(subject):
-        _refuse(subject, {"dims": dims, "--arg": arg, "--const": const})
+        refuse(subject, {"dims": dims, "--arg": arg, "--const": const})
         sim_model(subject, target, settings, dtype, step, strict, as_json)
         return
-    _refuse(subject, {given: given for given in step.given()})
+    refuse(subject, {given: given for given in step.given()})
     _known(subject, dims)
     names, on_host = _without_host(target)
     chips = targets_of(names, settings) if names else []
@@ -108,7 +108,7 @@ def _known(subject: str, dims: str | None) -> None:
         )
 
 
-def _refuse(subject: str, given: Mapping[str, object]) -> None:
+def refuse(subject: str, given: Mapping[str, object]) -> None:
     """Refuse what doesn't go with the subject."""
     for name, value in given.items():
         if value is not None:

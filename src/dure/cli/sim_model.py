@@ -75,7 +75,7 @@ def sim_model(
     """Compile a model's step for chips, prove its programs, and tell its time."""
     from dure.models.chip_answer import step_answer  # which imports the compiler
 
-    step = _step(subject, dtype, options)
+    step = model_step(subject, dtype, options)
     found: list[tuple[str, StepAnswer | DureError]] = []
     for chip in targets_of(target, settings):
         if not as_json:
@@ -88,7 +88,8 @@ def sim_model(
         _show(subject, step, found)
 
 
-def _step(subject: str, dtype: str, options: StepOptions) -> ChipStep:
+def model_step(subject: str, dtype: str, options: StepOptions) -> ChipStep:
+    """The step that the arguments of a command name."""
     from dure.library.operators_common import FLOATS
     from dure.models.batch import Batch
     from dure.models.chip_step import chip_step

@@ -1,10 +1,9 @@
-"""``dure validate``: public measurements of operators beside what is predicted for them."""
+"""``dure validate``: public measurements of operators and whole models beside what is predicted."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,11 +12,13 @@ import typer
 from dure.cli import options
 from dure.cli.chip_options import Set, overrides_of
 from dure.cli.output import print_json, say, show, table
+from dure.cli.progress import progress
 from dure.errors import DureError, UsageError
 
 if TYPE_CHECKING:
-    from dure.library.validation import Measured, Result
+    from dure.library.validation import Measured, Published, Result
     from dure.machine.chip import Chip
+    from dure.models.tables.rows import Predicted
 
 Target = Annotated[
     str,
@@ -37,6 +38,18 @@ Algorithm = Annotated[
         "--algorithm", help="as-measured: what ran, where it is known; dure: dure's own program."
     ),
 ]
+Rows = Annotated[
+    str, typer.Option("--rows", help="Measurements of operators, of whole models, or all.")
+]
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        "--jobs",
+        min=1,
+        help="Processes for whole models.  [default: all cores]",
+        show_default=False,
+    ),
+]
 Markdown = Annotated[
     Path | None, typer.Option("--markdown", help="Write the page to a file.", show_default=False)
 ]
@@ -54,13 +67,22 @@ def validate(
     as_json: options.Json = False,
     page: Markdown = None,
     settings: Set = None,
+    rows: Rows = "all",
+    jobs: Jobs = None,
 ) -> None:
-    """Predict operators that were measured on real chips, and show how far off that is."""
+    """Predict operators and models that were measured on real chips; show how far off that is."""
     if target == "cpu":
         _host(as_json, [data, page, settings])
         return
+    if rows not in ("all", "operators", "models"):
+        raise UsageError(
+            f"--rows {rows[:40]}",
+            rule="rows are those of operators, of whole models, or all",
+            fix="--rows all",
+        )
     from dure.library.operators import ALGORITHMS
-    from dure.library.validation import markdown, results_json
+    from dure.library.validation import markdown, other_devices, results_json
+    from dure.models.tables import rows as model_rows
 
     if algorithm not in ALGORITHMS:
         raise UsageError(
@@ -68,16 +90,63 @@ def validate(
             rule=f"an algorithm is one of {', '.join(ALGORITHMS)}",
             fix="--algorithm as-measured",
         )
-    results = [
-        _validated(c, m, algorithm) for c, m in _chosen(target, data, overrides_of(settings))
-    ]
+    chosen = _chosen(target, data, overrides_of(settings))
+    results = [_validated(c, m, algorithm) for c, m in chosen if rows != "models"]
+    results = [result for result in results if result.rows or result.unknown]
+    models = _models([c for c, _ in chosen if rows != "operators" and data is None], jobs)
+    others = other_devices() if target == "all" and rows != "operators" else ()
+    if not results and not models:
+        raise _nothing_known(chosen[0][0])
     if page is not None:
-        _write(page, markdown(results))
+        unknown = [(o.work, o.result, o.reason, o.source) for o in others]
+        more = model_rows.markdown(models, unknown) if models or unknown else ""
+        _write(page, markdown(results) + more)
     if as_json:
-        print_json(results_json(results))
+        found = results_json(results) if results else {}
+        print_json({**found, **_models_json(models, others)})
     elif page is None:
         for result in results:
             _show(result)
+        _show_models(models, others)
+
+
+def _models(chips: Sequence[Chip], jobs: int | None) -> list[Predicted]:
+    """The published results of whole models with what is predicted."""
+    from dure.models.tables import rows
+
+    asked = [row for chip in chips for row in rows.packaged(chip)]
+    found: dict[int, Predicted] = {}
+    with progress(len(asked)) as advance:
+        for place, one in rows.predict(asked, jobs or os.cpu_count() or 1):
+            found[place] = one
+            advance(len(found), one.row.work)
+    return [found[place] for place in range(len(asked))]
+
+
+def _models_json(models: Sequence[Predicted], others: Sequence[Published]) -> dict[str, object]:
+    if not models and not others:
+        return {}
+    return {
+        "models": [one.json() for one in models],
+        "other_devices": [
+            {"work": o.work, "result": o.result, "reason": o.reason, "source": o.source}
+            for o in others
+        ],
+    }
+
+
+def _show_models(models: Sequence[Predicted], others: Sequence[Published]) -> None:
+    from dure.models.tables.rows import HEADS, notes, shown
+
+    if models:
+        heads = tuple(head.upper() for head in HEADS)
+        table([heads, *map(shown, models)], right=(2, 3, 4, 5))
+        show("\n")
+        for line in notes(models):
+            show(f"{line}\n")
+        show("\n")
+    for other in others:
+        show(f"not modelled: {other.work}: {other.result} ({other.reason})\n")
 
 
 def _host(as_json: bool, others: list[object]) -> None:
@@ -120,39 +189,25 @@ def _chosen(
                 rule="--data and --set go with --target",
                 fix="name the chip with --target",
             )
-        pairs = [(c, packaged(c)) for c in targets.chips()]
-        return [(c, m) for c, m in pairs if m.rows or m.unknown]
+        return [(c, packaged(c)) for c in targets.chips()]
     chip = targets.chip(target, overrides)
     measured = packaged(chip) if data is None else read_measured(data, chip)
-    if not measured.rows and not measured.unknown:
-        raise UsageError(
-            f"no measurement of {chip.name} is known",
-            rule="public measurements come with the package; others are read from a file",
-            fix="--data FILE.csv",
-        )
     return [(chip, measured)]
+
+
+def _nothing_known(chip: Chip) -> UsageError:
+    return UsageError(
+        f"no measurement of {chip.name} is known",
+        rule="public measurements come with the package; others are read from a file",
+        fix="--data FILE.csv",
+    )
 
 
 def _validated(chip: Chip, measured: Measured, algorithm: str) -> Result:
     from dure.library.validation import validate as predicted
 
-    with _counted(chip.name, len(measured.rows)) as done:
-        return predicted(chip, measured, algorithm, done)
-
-
-@contextmanager
-def _counted(what: str, total: int) -> Generator[Callable[[int], None]]:
-    """A bar on standard error, where that is a terminal."""
-    if not sys.stderr.isatty() or not total:
-        yield lambda count: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda count: bar.update(task, completed=count)
+    with progress(len(measured.rows)) as advance:
+        return predicted(chip, measured, algorithm, lambda count: advance(count, chip.name))
 
 
 def _write(path: Path, text: str) -> None:

@@ -6,6 +6,7 @@ answer.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,7 @@ from typing import Any
 
 from dure.compiler.chip.allocate import bytes_of, capacity
 from dure.errors import UsageError
-from dure.ir.core import Op, Span, Value
+from dure.ir.core import Function, Op, Span, Value
 from dure.library.answer import Answer, peak, split_of
 from dure.library.build import Built, index_values
 from dure.library.call import IndexArray
@@ -36,8 +37,8 @@ from dure.prof.records import (
     joined,
 )
 from dure.sim.cost import Costs
-from dure.sim.expand import expand
-from dure.sim.items import COMPUTE, MOVE, SIGNAL, WAIT
+from dure.sim.expand import declared, expand
+from dure.sim.items import BEGIN, COMPUTE, MOVE, SIGNAL, WAIT
 from dure.sim.streams import Streams
 from dure.sim.timing import Span as Executed
 from dure.sim.timing import Timing, simulate
@@ -61,7 +62,7 @@ def profile(answer: Answer) -> Profile:
             rule=f"at most {MOST:,} are recorded",
             fix="give smaller dims, or ask for its time alone with `dure sim`",
         )
-    made = joined([_launch(part) for part in answer.parts])
+    made = joined([launch_profile(part) for part in answer.parts])
     roof = _roofline(answer)
     return replace(
         made,
@@ -115,16 +116,43 @@ def _notes(answer: Answer, made: Profile) -> Iterator[str]:
             yield f"{found.what} is converted from {found.found} to {found.becomes}{at}."
 
 
-def _launch(part: Built) -> Profile:
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A phase of a program as it was executed once: from the end of the one before to its own."""
+
+    phase: Op
+    start: int
+    end: int
+
+
+def launch_profile(part: Built) -> Profile:
     """One launch, recorded."""
     function, chip = part.compiled.function, part.chip
     lists = index_values(part.call, function)
     timing = simulate(function, chip, indices=lists, record=True)
+    program = Program(part.call.kernel.__name__, part.compiled.text, _program_facts(part))
+    made, _ = recorded(function, chip, lists, timing, program)
+    return replace(made, memories=_memories(chip, part.compiled.used))
+
+
+def recorded(
+    function: Function,
+    chip: Chip,
+    lists: Mapping[str, IndexArray],
+    timing: Timing,
+    program: Program,
+) -> tuple[Profile, list[Turn]]:
+    """A simulation that was recorded, and the turns of the program's phases in their order."""
     streams = Streams(function, chip, Costs(chip), lists)
     places = _places(timing)
-    extras = _extras(streams, timing, places)
-    return Profile(
-        title=part.call.kernel.__name__,
+    extras, phases = _extras(streams, timing, places)
+    buffers = _buffers(function, chip, timing, places, lists)
+    used: dict[str, int] = {}
+    for buffer in buffers:
+        end = buffer.offset + buffer.slots * buffer.slot_bytes
+        used[buffer.memory] = max(end, used.get(buffer.memory, 0))
+    made = Profile(
+        title=program.name,
         target=chip.name,
         total=timing.ps,
         launches=((0, timing.launch),),
@@ -132,19 +160,32 @@ def _launch(part: Built) -> Profile:
         classes=tuple(CoreClass(c.multiplicity, dict(c.core)) for c in timing.classes),
         queues=_queues(chip, timing),
         instructions=tuple(
-            _instruction(span, extras[number]) for number, span in enumerate(timing.spans)
+            _instruction(span, extras[number], streams) for number, span in enumerate(timing.spans)
         ),
-        buffers=_buffers(part, timing, places, lists),
-        memories=_memories(part),
+        buffers=buffers,
+        memories=_memories(chip, used),
         counters=_counters(timing),
         resources=tuple(
             Resource(name, use.capacity, use.bytes, use.busy)
             for name, use in timing.resources.items()
         ),
         roofline=Roofline({}, 1.0, chip.home, 1.0, 1.0, timing.flops, 0, timing.bytes, 0.0),
-        programs=(Program(part.call.kernel.__name__, part.compiled.text, _program_facts(part)),),
+        programs=(program,),
         busy=dict(timing.busy),
     )
+    return made, list(_turns(timing, extras, phases))
+
+
+def _turns(timing: Timing, extras: Sequence[_Extra], phases: Sequence[Op]) -> Iterator[Turn]:
+    """When each phase ended: with the last instruction of any queue of any core."""
+    ends = [0] * len(phases)
+    for span, extra in zip(timing.spans, extras, strict=True):
+        if extra.phase >= 0:
+            ends[extra.phase] = max(ends[extra.phase], span.end)
+    last = timing.launch
+    for phase, end in zip(phases, ends, strict=True):
+        yield Turn(phase, last, max(last, end))
+        last = max(last, end)
 
 
 def _program_facts(part: Built) -> dict[str, str]:
@@ -171,16 +212,16 @@ def _queues(chip: Chip, timing: Timing) -> tuple[Queue, ...]:
     return tuple(sorted(found, key=lambda queue: (queue.kind, queue.name)))
 
 
-def _memories(part: Built) -> tuple[Memory, ...]:
+def _memories(chip: Chip, used: Mapping[str, int]) -> tuple[Memory, ...]:
     return tuple(
         Memory(
             name,
             capacity(memory),
-            part.compiled.used.get(name, 0),
+            used.get(name, 0),
             1 if memory.partitions is None else int(memory.partitions.base),
         )
-        for name, memory in part.chip.memories.items()
-        if name != part.chip.home and part.compiled.used.get(name, 0)
+        for name, memory in chip.memories.items()
+        if name != chip.home and used.get(name, 0)
     )
 
 
@@ -198,13 +239,14 @@ def _counters(timing: Timing) -> tuple[Counter, ...]:
 @dataclass(slots=True)
 class _Extra:
     """What a span doesn't say: when a DMA's queue was free again, its bytes, an instruction's
-    operations, and the causes of its waits.
+    operations, the causes of its waits, and which phase it is of, as they are executed.
     """
 
     issue: int | None = None
     bytes: int = 0
     flops: int = 0
     causes: list[int | None] = field(default_factory=list[int | None])
+    phase: int = -1
 
 
 def _places(timing: Timing) -> dict[tuple[int, str], list[int]]:
@@ -217,8 +259,10 @@ def _places(timing: Timing) -> dict[tuple[int, str], list[int]]:
 
 def _extras(
     streams: Streams, timing: Timing, places: Mapping[tuple[int, str], Sequence[int]]
-) -> list[_Extra]:
+) -> tuple[list[_Extra], list[Op]]:
+    """What each span doesn't say, and the phases in the order of their execution."""
     found = [_Extra() for _ in timing.spans]
+    phases: list[Op] = []
     for core, entry in enumerate(timing.classes):
         traced = [list(items) for items in streams.trace(entry.core)]
         waits: dict[int, list[tuple[_Extra, int, int]]] = {}
@@ -229,9 +273,11 @@ def _extras(
         for queue, items in zip(streams.queues, traced, strict=True):
             numbers = iter(places.get((core, queue), ()))
             _queue(items, numbers, found, waits, signals)
+            phases = phases or [op for kind, op, _ in items if kind == BEGIN]
         for number, waiting in waits.items():
             _causes(waiting, signals[number])
-    return found
+    _phase_causes(timing, found)
+    return found, phases
 
 
 def _queue(
@@ -243,23 +289,42 @@ def _queue(
 ) -> None:
     """Match a queue's items with its spans; note what it waits for and signals."""
     last: int | None = None
-    pending: list[tuple[int, int]] = []
+    phase = -1
+    # Of the end of a phase there is no semaphore.
+    pending: list[tuple[int, int] | None] = []
     for kind, op, more in items:
         if kind == WAIT:
             pending.append(more)
+        elif kind == BEGIN:
+            phase += 1
+            pending.append(None)
         elif kind == SIGNAL:
             signals[more[0]].append((last, more[1]))
         elif kind in (COMPUTE, MOVE):
             last = next(numbers)
             extra = found[last]
+            extra.phase = phase
             if kind == MOVE:
                 extra.issue, extra.bytes = more.issue, more.bytes
             else:
                 extra.flops = op.definition.cost(op).flops
-            for place, (semaphore, count) in enumerate(pending):
+            for place, wait in enumerate(pending):
                 extra.causes.append(None)
-                waits.setdefault(semaphore, []).append((extra, place, count))
+                if wait is not None:
+                    waits.setdefault(wait[0], []).append((extra, place, wait[1]))
             pending = []
+
+
+def _phase_causes(timing: Timing, found: Sequence[_Extra]) -> None:
+    """What waits for a phase to end waits for the last instruction that ended until then."""
+    order = sorted(range(len(timing.spans)), key=lambda n: timing.spans[n].end)
+    ends = [timing.spans[n].end for n in order]
+    for span, extra in zip(timing.spans, found, strict=True):
+        for place, wait in enumerate(span.waits):
+            if not wait.queue and wait.end > wait.start:
+                # At the very end of the wait there may be an instruction that it let start.
+                before = bisect_left(ends, wait.end) - 1
+                extra.causes[place] = order[before] if before >= 0 else None
 
 
 def _causes(
@@ -275,12 +340,12 @@ def _causes(
             count -= there
 
 
-def _instruction(span: Executed, extra: _Extra) -> Instruction:
+def _instruction(span: Executed, extra: _Extra, streams: Streams) -> Instruction:
     moving = extra.issue is not None
     return Instruction(
         core_class=span.core_class,
         queue=span.queue,
-        name=_name(span),
+        name=_name(span, streams),
         source=_source(span.op.span),
         start=span.start,
         issued=span.start + extra.issue if extra.issue is not None else span.end,
@@ -296,11 +361,13 @@ def _instruction(span: Executed, extra: _Extra) -> Instruction:
     )
 
 
-def _name(span: Executed) -> str:
+def _name(span: Executed, streams: Streams) -> str:
     """What an instruction does: a transfer's tensor, or the ops that it computes."""
     op = span.op
     if op.name != "compute":
-        return f"{op.name.removeprefix('dma_')} {span.buffers[0]}"
+        # A view of an argument is called as that is.
+        tensor, _ = streams.place(op.operands[0])
+        return f"{op.name.removeprefix('dma_')} {tensor.name}"
     found = list(dict.fromkeys(inner.name for inner in op.regions[0].ops))
     found = [name for name in found if name not in _SHAPING] or found or ["copy"]
     found.sort(key=lambda name: name != "dot")
@@ -338,14 +405,14 @@ class _Held:
 
 
 def _buffers(
-    part: Built,
+    function: Function,
+    chip: Chip,
     timing: Timing,
     places: Mapping[tuple[int, str], Sequence[int]],
     lists: Mapping[str, IndexArray],
 ) -> tuple[Buffer, ...]:
     """Every buffer that isn't another one's bytes, with the lives of its slots."""
-    function, chip = part.compiled.function, part.chip
-    ops = [op for op in function.body.ops if op.name == "buffer"]
+    ops = declared(function, "buffer")
     roots: dict[Value, Value] = {}
     for op in ops:
         roots[op.result] = roots[op.operands[0]] if op.operands else op.result
@@ -354,7 +421,7 @@ def _buffers(
         queues = {queue: iter(n) for (core, queue), n in places.items() if core == 0}
         held: dict[tuple[Value, int], _Held] = {}
         for entry in expand(function, timing.classes[0].core, lists):
-            if entry.op.name in ("wait", "signal"):
+            if entry.op.name in ("wait", "signal", "phase"):
                 continue
             span = timing.spans[next(queues[entry.queue])]
             reads, writes = _touched(entry.op, entry.slots, roots)

@@ -232,9 +232,12 @@ class NumberFormat(_Table):
 
 
 class Ceiling(_Table):
-    """The best fraction of the published bandwidth that was ever measured on the chip."""
+    """The best fractions of the published bandwidth, and of the published peak of a 16-bit type,
+    that were ever measured on the chip.
+    """
 
     bandwidth: Count | None = None
+    compute: Count | None = None
 
 
 class Chip(_Table):

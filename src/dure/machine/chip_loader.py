@@ -61,6 +61,17 @@ def with_overrides(chip: Chip, overrides: Mapping[str, str]) -> Chip:
     return chip
 
 
+def with_numbers(chip: Chip, numbers: Mapping[str, Quantity]) -> Chip:
+    """The chip with other numbers, whole with unit, status and source, by dotted path.
+
+    Raises :class:`~dure.errors.TargetError` where the chip is no chip any more.
+    """
+    tables = _tables(chip)
+    for path, number in numbers.items():
+        tables = _replaced(tables, path, number)
+    return _build(tables, chip.name)
+
+
 def _override(chip: Chip, path: str, text: str) -> Chip:
     known = dict(chip.quantities())
     if path not in known:

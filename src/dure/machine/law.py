@@ -61,6 +61,10 @@ class Law:
     status: str
     source: str
 
+    def __reduce__(self) -> tuple[type[Law], tuple[str, ...]]:
+        """What is parsed once isn't sent to other processes."""
+        return Law, (self.text, self.unit, self.status, self.source)
+
     @cached_property
     def names(self) -> frozenset[str]:
         """The names that the formula uses."""

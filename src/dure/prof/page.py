@@ -18,10 +18,11 @@ from typing import Any
 from dure.prof import analysis
 from dure.prof.condense import CLASSES, Names, curve, lives, resolution, tracks
 from dure.prof.output import check_path, write
-from dure.prof.records import Buffer, Profile, Source
+from dure.prof.records import Buffer, Operator, Profile, Source
+from dure.prof.records import Counter as Curve
 
 SUFFIXES = (".html",)
-_SCRIPTS = ("format.js", "charts.js", "timeline.js", "report.js")
+_SCRIPTS = ("format.js", "charts.js", "timeline.js", "step.js", "report.js")
 #: The most lines of a program's text that the page shows.
 _LINES = 3_000
 
@@ -65,6 +66,11 @@ def _chip(profile: Profile) -> dict[str, Any]:
     found: dict[str, Any] = {
         "target": profile.target,
         "total": profile.total,
+        "whole": profile.whole,
+        "window": profile.window,
+        "turns": profile.turns,
+        "overview": _counters(profile.overview, profile.whole),
+        "operators": [_operator(entry, profile) for entry in profile.operators],
         "bound": profile.bound,
         "facts": dict(profile.facts),
         "notes": list(profile.notes),
@@ -83,7 +89,7 @@ def _chip(profile: Profile) -> dict[str, Any]:
         "uses": _uses(profile),
         "stalls": _stalls(profile),
         "lines": _lines(profile, path),
-        "counters": _counters(profile),
+        "counters": _counters(profile.counters, profile.total),
         "memories": _memories(profile),
         "buffers": [_buffer(entry, profile, sources) for entry in profile.buffers],
         "resources": [
@@ -99,6 +105,24 @@ def _chip(profile: Profile) -> dict[str, Any]:
     found["names"] = names.all()
     found["sources"] = [_source(entry) for entry in sources.all()]
     return found
+
+
+def _operator(entry: Operator, profile: Profile) -> dict[str, object]:
+    together = entry.count * entry.ps
+    return {
+        "name": entry.name,
+        "kernel": entry.kernel,
+        "count": entry.count,
+        "ps": entry.ps,
+        "alone": entry.alone,
+        "together": together,
+        "share": together / profile.whole if profile.whole else 0.0,
+        "bound": entry.bound,
+        "flops": entry.flops,
+        "bytes": entry.bytes,
+        "moved": entry.moved,
+        "fraction": entry.fraction,
+    }
 
 
 def _critical(profile: Profile, path: Sequence[analysis.Step]) -> int:
@@ -226,17 +250,15 @@ def _lines(profile: Profile, path: Sequence[analysis.Step]) -> list[dict[str, ob
     ]
 
 
-def _counters(profile: Profile) -> list[dict[str, object]]:
+def _counters(counters: Sequence[Curve], total: int) -> list[dict[str, object]]:
     return [
         {
             "name": counter.name,
             "unit": counter.unit,
             "capacity": counter.capacity,
-            "points": [
-                (at, float(f"{value:.6g}")) for at, value in curve(counter.points, profile.total)
-            ],
+            "points": [(at, float(f"{value:.6g}")) for at, value in curve(counter.points, total)],
         }
-        for counter in profile.counters
+        for counter in counters
     ]
 
 

@@ -190,6 +190,28 @@ class Program:
 
 
 @dataclass(frozen=True, slots=True)
+class Operator:
+    """An operator of a model's step, which runs ``count`` times (once a layer) and takes ``ps``
+    each time, in the mean: from the end of the one before to its own.  Alone it takes ``alone``.
+
+    ``flops`` and ``bytes`` are what its definition needs each time: operations, and weights and
+    keys and values that must move; ``moved`` is what did.  ``fraction`` is the part of its time
+    that the published peaks explain.
+    """
+
+    name: str
+    kernel: str
+    count: int
+    ps: int
+    alone: int
+    bound: str
+    flops: int
+    bytes: int
+    moved: int
+    fraction: float
+
+
+@dataclass(frozen=True, slots=True)
 class Profile:
     """One execution: ``instructions`` in order of their start, and all that they ran on.
 
@@ -197,6 +219,10 @@ class Profile:
     ``busy`` has the picoseconds of each queue of the busiest core class as its observer counts
     them, ``facts`` the lines of the headline and ``notes`` what a reader must know about the
     numbers.
+
+    Of a model's step ``operators`` are all, and ``turns`` what ran when: (operator, start, end).
+    ``overview`` are curves over ``whole``, the time of the step, of which the rest may show only
+    ``window``.  All of these are empty where something else ran.
     """
 
     title: str
@@ -216,6 +242,11 @@ class Profile:
     busy: Mapping[str, int]
     facts: Mapping[str, str] = field(default_factory=dict[str, str])
     notes: tuple[str, ...] = ()
+    operators: tuple[Operator, ...] = ()
+    turns: tuple[tuple[int, int, int], ...] = ()
+    overview: tuple[Counter, ...] = ()
+    whole: int = 0
+    window: tuple[int, int] | None = None
 
     def of(self, core_class: int, queue: str) -> list[tuple[int, Instruction]]:
         """A queue's instructions with their indices, in order."""
@@ -224,6 +255,48 @@ class Profile:
             for number, entry in enumerate(self.instructions)
             if entry.core_class == core_class and entry.queue == queue
         ]
+
+
+def windowed(profile: Profile, start: int, end: int) -> Profile:
+    """What happens in a part of the time, as an execution of its own; what a reader sees of the
+    whole stays.
+    """
+    kept = [n for n, e in enumerate(profile.instructions) if start <= e.start and e.end <= end]
+    places = {number: place for place, number in enumerate(kept)}
+    return replace(
+        profile,
+        total=end - start,
+        launches=tuple((a - start, b - start) for a, b in profile.launches if start <= a < end)
+        or ((0, 0),),
+        instructions=tuple(_within(profile.instructions[n], start, places) for n in kept),
+        buffers=tuple(b for b in (_lived(b, start, end) for b in profile.buffers) if b.lives),
+        counters=tuple(replace(c, points=_points(c, start, end)) for c in profile.counters),
+        window=(start, end),
+    )
+
+
+def _within(entry: Instruction, start: int, places: Mapping[int, int]) -> Instruction:
+    moved = _shifted(entry, -start, 0)
+    waits = tuple(
+        replace(w, start=max(0, w.start), cause=None if w.cause is None else places.get(w.cause))
+        for w in moved.waits
+    )
+    return replace(moved, waits=waits)
+
+
+def _lived(buffer: Buffer, start: int, end: int) -> Buffer:
+    lives = tuple(
+        Life(e.slot, max(0, e.start - start), min(end, e.end) - start)
+        for e in buffer.lives
+        if e.end > start and e.start < end
+    )
+    return replace(buffer, lives=lives)
+
+
+def _points(counter: Counter, start: int, end: int) -> tuple[tuple[int, float], ...]:
+    before = [value for at, value in counter.points if at <= start]
+    inside = [(at - start, value) for at, value in counter.points if start < at < end]
+    return ((0, before[-1] if before else 0.0), *inside)
 
 
 def joined(profiles: Sequence[Profile]) -> Profile:
@@ -259,10 +332,7 @@ def _appended(one: Profile, two: Profile) -> Profile:
         queues=one.queues + tuple(q for q in two.queues if q not in one.queues),
         instructions=one.instructions + moved,
         buffers=one.buffers + buffers,
-        memories=tuple(
-            replace(a, used=max(a.used, b.used))
-            for a, b in zip(one.memories, two.memories, strict=True)
-        ),
+        memories=_memories(one.memories, two.memories),
         counters=_counters(one, two),
         resources=_resources(one.resources, two.resources),
         roofline=replace(
@@ -297,6 +367,15 @@ def _shifted(entry: Instruction, by: int, base: int) -> Instruction:
 
 def _plus(value: int | None, by: int) -> int | None:
     return None if value is None else value + by
+
+
+def _memories(one: Sequence[Memory], two: Sequence[Memory]) -> tuple[Memory, ...]:
+    """What both use, each as much as the one that uses more."""
+    found = {memory.name: memory for memory in one}
+    for memory in two:
+        used = found[memory.name].used if memory.name in found else 0
+        found[memory.name] = replace(memory, used=max(memory.used, used))
+    return tuple(found.values())
 
 
 def _counters(one: Profile, two: Profile) -> tuple[Counter, ...]:

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 GROUP = "dure.targets"
 """The group of entry points in which another package offers a chip."""
 
-_HERE = Path(__file__).parent
+TARGETS = Path(__file__).parent
+"""The folder of the package's own targets."""
 
 
 def target_names() -> tuple[str, ...]:
@@ -96,7 +97,7 @@ def chips() -> tuple[Chip, ...]:
 
 def _packaged() -> dict[str, Path]:
     """The package's own targets, each with its folder."""
-    files = _HERE.glob("*/machine.toml")
+    files = TARGETS.glob("*/machine.toml")
     return {file.parent.name.replace("_", "-"): file.parent for file in files}
 
 

@@ -8,6 +8,7 @@ from dure.library.validation.measurements import (
     Measured,
     Measurement,
     Published,
+    other_devices,
     packaged,
     read_measured,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "Published",
     "Result",
     "markdown",
+    "other_devices",
     "packaged",
     "predict",
     "read_measured",

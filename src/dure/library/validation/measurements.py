@@ -26,7 +26,7 @@ from dure.errors import UsageError
 from dure.library.operators import forms, parse_dims
 from dure.library.operators_common import DTYPES
 from dure.machine.chip import Chip
-from dure.targets import chip_folder
+from dure.targets import TARGETS, chip_folder
 
 COLUMNS = ("op", "dims", "device_ns", "cycles", "dtype", "kernel", "relation", "near", "set")
 RELATIONS = ("=", "<=")
@@ -79,6 +79,11 @@ def packaged(chip: Chip) -> Measured:
         found = read_measured(file, chip)
         rows, unknown, source = found.rows, found.unknown, found.source
     return Measured(rows, (*unknown, *_published(folder / "published.csv")), source)
+
+
+def other_devices() -> tuple[Published, ...]:
+    """Published results of devices that are no targets."""
+    return tuple(_published(TARGETS / "published.csv"))
 
 
 def _published(file: Path) -> list[Published]:

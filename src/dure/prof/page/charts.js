@@ -5,6 +5,7 @@ function roofline(chip) {
   const width = 560, height = 320, left = 62, right = 24, top = 14, bottom = 40;
   const speed = roof.flops / roof.seconds, best = Math.max(roof.peak, ...Object.values(roof.peaks));
   const intensities = [roof.bytes, roof.moved].filter((b) => b > 0).map((b) => roof.flops / b);
+  if (chip.operators.length) intensities.push(...operatorPoints(chip).map((p) => p.intensity));
   if (!roof.flops || !intensities.length) {
     return make("p", { class: "soft" }, "It computes nothing that counts as an operation: " +
       `${bytes(roof.bytes)} in ${time(chip.total)} are ${si(roof.bytes / roof.seconds, "B/s")}, ` +
@@ -50,7 +51,12 @@ function roofline(chip) {
   if (roof.attainable !== roof.bandwidth) slope(roof.attainable, roof.peak, "var(--soft)", "5 3");
   const points = [[roof.bytes, "var(--wait)", "at the bytes that must move"],
     [roof.moved, "var(--good)", "at the bytes that did move"]];
-  for (const [amount, color, what] of points) {
+  const clamp = (v) => Math.max(v, 10 ** lowest);
+  for (const point of chip.operators.length ? operatorPoints(chip) : []) {
+    svg.append(make("circle", { cx: x(point.intensity), cy: y(clamp(point.speed)), r: point.size, fill: point.color,
+      "fill-opacity": 0.75 }, make("title", {}, point.what)));
+  }
+  for (const [amount, color, what] of chip.operators.length ? [] : points) {
     if (!(amount > 0)) continue;
     const dot = make("circle", { cx: x(roof.flops / amount), cy: y(speed), r: 5.5, fill: color },
       make("title", {}, `${si(speed, "op/s")} ${what}`));
@@ -58,6 +64,11 @@ function roofline(chip) {
   }
   const share = roof.attainable === roof.bandwidth ? "" :
     `, dashed ${si(roof.attainable, "B/s")} as simulated`;
+  if (chip.operators.length) {
+    return make("div", {}, svg, legend([...stepColors(chip)].map(([name, color]) => [color, name])),
+      make("p", { class: "soft" }, `A point for each operator that computes, as large as its part of the step, at the bytes that must ` +
+        `move; ${roof.memory} ${si(roof.bandwidth, "B/s")} published${share}.`));
+  }
   return make("div", {}, svg, legend([
     ["var(--wait)", `${si(speed, "op/s")} at the bytes that must move (${bytes(roof.bytes)})`],
     ["var(--good)", `at those that did (${bytes(roof.moved)})`],

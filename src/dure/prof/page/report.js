@@ -2,9 +2,11 @@
 
 const report = JSON.parse(document.getElementById("data").textContent);
 
+const MOST_BUFFERS = 14;
+
 function tiles(chip) {
   const roof = chip.roofline;
-  const shown = [[time(chip.total), "time"], [chip.bound, "bound by"],
+  const shown = [[time(chip.whole || chip.total), chip.whole ? "a step" : "time"], [chip.bound, "bound by"],
     [percent(roof.fraction), "of the roofline"]];
   if (roof.flops) shown.push([si(roof.flops / roof.seconds, "op/s"), `of ${si(roof.peak, "op/s")}`]);
   shown.push([si(roof.moved / roof.seconds, "B/s"), `of ${si(roof.bandwidth, "B/s")} ${roof.memory}`]);
@@ -20,11 +22,12 @@ function facts(chip) {
 }
 
 function comparison(chips) {
-  const slowest = Math.max(...chips.map((chip) => chip.total));
+  const whole = (chip) => chip.whole || chip.total;
+  const slowest = Math.max(...chips.map(whole));
   return grid([
     ["TARGET", (c) => make("a", { href: `#${c.target}`, style: "color:var(--accent)" }, c.target)],
-    ["TIME", (c) => time(c.total), "right"],
-    ["", (c) => bar([[c.total / slowest, "var(--accent)", "of the slowest"]])],
+    ["TIME", (c) => time(whole(c)), "right"],
+    ["", (c) => bar([[whole(c) / slowest, "var(--accent)", "of the slowest"]])],
     ["BOUND", (c) => c.bound],
     ["ROOFLINE", (c) => percent(c.roofline.fraction), "right"],
     ["op/s", (c) => c.roofline.flops ? si(c.roofline.flops / c.roofline.seconds, "") : "", "right"],
@@ -33,7 +36,7 @@ function comparison(chips) {
     ["PUBLISHED", (c) => si(c.roofline.bandwidth, ""), "right"],
     ["CRITICAL PATH", (c) => pathBar(c)],
     ["CONFIDENCE", (c) => c.facts.confidence || ""],
-  ], [...chips].sort((a, b) => a.total - b.total));
+  ], [...chips].sort((a, b) => whole(a) - whole(b)));
 }
 
 function pathBar(chip) {
@@ -54,7 +57,7 @@ function timeline(chip) {
   const view = new View(chip.total);
   const charts = make("div", {});
   const rowsOf = (core) => {
-    const rows = [pathRow(chip)];
+    const rows = chip.operators.length ? [launchRow(chip), pathRow(chip)] : [pathRow(chip)];
     for (const track of tracks.filter((t) => t.class === core)) {
       const queue = chip.queues[track.queue];
       rows.push((queue.kind === "compute" ? computeRow : dmaRow)(chip, track, queue, colors));
@@ -80,7 +83,7 @@ function timeline(chip) {
   const merged = chip.resolution ? `${chip.count.toLocaleString("en")} instructions: those of less than ` +
     `${time(chip.resolution)} are drawn together; dure trace keeps them all. ` : "";
   return [
-    make("h3", {}, "Timeline"),
+    make("h3", {}, chip.window ? `Timeline of ${time(chip.total)} in the middle of the step` : "Timeline"),
     make("div", { class: "tools" }, button("zoom in", () => view.zoom(0.5)), button("zoom out", () => view.zoom(2)),
       button("all", () => view.set(0, chip.total)), chip.classes.length > 1 ? [pick, make("span", { class: "soft" }, `the critical path is that of ${chip.classes[chip.critical]}.`)] : chip.classes[0] || "",
       make("span", { class: "soft" }, `${merged}Drag a range to zoom, ctrl + wheel too; shift + wheel moves; point at a box for its line.`)),
@@ -102,7 +105,10 @@ function scratchpadRows(chip, colors) {
     return load >= 0 ? colors(load) : PALETTE[(place + 5) % PALETTE.length];
   };
   for (const memory of chip.memories) {
-    const mine = chip.buffers.filter((b) => b.memory === memory.name);
+    // Of many launches only the largest buffers have a row.
+    const mine = chip.buffers.filter((b) => b.memory === memory.name)
+      .sort((a, b) => chip.operators.length ? b.bytes * b.slots - a.bytes * a.slots : 0)
+      .slice(0, chip.operators.length ? MOST_BUFFERS : undefined);
     const scale = memory.used < memory.capacity / 4 ? memory.used : memory.capacity;
     rows.push(curveRow(`${memory.name} in use`, memory.points, scale, bytes, "#8c6bb1", chip.total));
     const largest = Math.max(...mine.map((b) => b.bytes));
@@ -113,7 +119,8 @@ function scratchpadRows(chip, colors) {
 
 function buffers(chip) {
   const capacity = new Map(chip.memories.map((m) => [m.name, m.capacity]));
-  const rows = [...chip.buffers].sort((a, b) => b.bytes * b.slots - a.bytes * a.slots);
+  const rows = [...chip.buffers].sort((a, b) => b.bytes * b.slots - a.bytes * a.slots)
+    .slice(0, chip.operators.length ? 2 * MOST_BUFFERS : undefined);
   return grid([
     ["BUFFER", (b) => b.name], ["MEMORY", (b) => b.memory], ["TILE", (b) => b.type],
     ["SLOTS", (b) => String(b.slots), "right"], ["BYTES", (b) => bytes(b.bytes * b.slots), "right"],
@@ -171,7 +178,7 @@ function section(chip) {
     make("div", { class: "pair" },
       make("div", { class: "panel" }, make("h3", {}, "Roofline"), roofline(chip)),
       make("div", { class: "panel" }, make("h3", {}, "Critical path"), criticalPath(chip))),
-    timeline(chip), bottlenecks(chip), make("h3", {}, "Program"), programs(chip));
+    ...operators(chip), timeline(chip), bottlenecks(chip), make("h3", {}, "Program"), programs(chip));
 }
 
 function build() {

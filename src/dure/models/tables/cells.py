@@ -1,0 +1,213 @@
+"""Many steps on many chips: each compiled, proved and timed in a process of its own, and kept.
+
+A :class:`Cell` is the question, an :class:`Outcome` the few numbers of the answer that tables are
+made of.  What was answered is kept in the object cache under everything that decides it: the chip,
+the model, the batch and dure's own source.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from dure.errors import DureError
+from dure.library.answer import roofline_seconds
+from dure.machine.chip import Chip
+from dure.models.attainable import attainable_fraction
+from dure.models.batch import Batch
+from dure.models.chip_answer import StepAnswer, step_answer
+from dure.models.chip_step import ChipStep, chip_step
+from dure.models.shapes import any_config
+from dure.runtime.cache import object_cache
+
+#: Raised whenever the meaning of what is kept changes.
+FORMAT = 1
+#: Folders of dure's source that decide an answer.
+_SOURCE = ("ir", "lang", "library", "compiler", "sim", "machine", "models", "targets")
+#: More devices than this aren't asked for.
+MOST_DEVICES = 4096
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A step of a model (its name, or the path of a ``config.json``) on a chip.
+
+    ``devices`` of 0 are the fewest that hold the weights and the KV cache.
+    """
+
+    model: str
+    chip: Chip
+    batch: Batch
+    dtype: str = "bf16"
+    devices: int = 0
+
+    @property
+    def name(self) -> str:
+        """What is shown of it."""
+        batch = self.batch
+        return f"{self.model} {batch.phase} {batch.sequences} x {batch.context} on {self.chip.name}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The answer: the time, or why there is none.
+
+    ``devices`` are those that hold weights and KV cache, or were asked for.  ``fraction`` is of the
+    published roofline of that many, ``attainable`` what could be attained of it, and
+    ``roofline_ps`` the least time that it allows.
+    """
+
+    devices: int
+    roofline_ps: float
+    attainable: float
+    ps: int | None = None
+    fraction: float | None = None
+    bound: str = ""
+    confidence: str = ""
+    guesses: tuple[str, ...] = ()
+    weight_bytes: int = 0
+    kv_bytes: int = 0
+    tokens: int = 0
+    joules: float | None = None
+    why: str = ""
+
+
+def outcome(cell: Cell) -> Outcome:
+    """What the chip does with a step; what it can't do is said in ``why``."""
+    key = _key(cell)
+    found = _kept(key)
+    if found is None:
+        found = _outcome(cell)
+        cache = object_cache()
+        if cache is not None:
+            cache.put(key, json.dumps(dataclasses.asdict(found)).encode())
+    return found
+
+
+def outcomes(cells: Sequence[Cell], jobs: int = 1) -> Iterator[tuple[int, Outcome]]:
+    """The places of the cells with their outcomes as they are done, ``jobs`` at once; equal cells
+    are done once.
+    """
+    places: dict[str, list[int]] = {}
+    for place, cell in enumerate(cells):
+        places.setdefault(_key(cell), []).append(place)
+    # What is kept needs no process.
+    todo: dict[str, list[int]] = {}
+    for key, mine in places.items():
+        found = _kept(key) if jobs > 1 else outcome(cells[mine[0]])
+        if found is None:
+            todo[key] = mine
+        else:
+            yield from ((place, found) for place in mine)
+    if not todo:
+        return
+    spawning = multiprocessing.get_context("spawn")  # forks don't go with threads
+    with ProcessPoolExecutor(min(jobs, len(todo)), spawning) as pool:
+        tasks = {pool.submit(outcome, cells[mine[0]]): mine for mine in todo.values()}
+        try:
+            for task in as_completed(tasks):
+                yield from ((place, task.result()) for place in tasks[task])
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def step_of(cell: Cell) -> ChipStep:
+    """The step of a cell.  Raises :class:`DureError` for one that there isn't."""
+    return chip_step(any_config(cell.model), cell.batch, cell.dtype, cell.model)
+
+
+def devices_for(step: ChipStep, chip: Chip) -> int:
+    """The fewest devices whose memories hold the weights and the KV cache together."""
+    size = int(chip.memories[chip.home].size.base)
+    return max(1, -(-(step.weight_bytes + step.kv_bytes) // size))
+
+
+def _outcome(cell: Cell) -> Outcome:
+    try:
+        step = step_of(cell)
+    except DureError as error:
+        return Outcome(0, 0.0, 0.0, why=_said(error))
+    devices = cell.devices or devices_for(step, cell.chip)
+    made = Outcome(
+        devices,
+        roofline_seconds(cell.chip, step.dtype, step.flops, step.bytes) * 1e12 / devices,
+        attainable_fraction(cell.chip, step.dtype, step.flops, step.bytes),
+        weight_bytes=step.weight_bytes,
+        kv_bytes=step.kv_bytes,
+        tokens=step.batch.tokens,
+    )
+    try:
+        answer = _answer(step, cell.chip, devices)
+    except DureError as error:
+        return dataclasses.replace(made, why=_said(error))
+    if answer is None:
+        return dataclasses.replace(made, why=f"needs {devices} devices")
+    return dataclasses.replace(
+        made,
+        ps=answer.ps,
+        fraction=answer.fraction_of_roofline,
+        bound=answer.bound,
+        confidence=answer.confidence.status,
+        guesses=answer.confidence.guesses,
+        joules=answer.joules,
+    )
+
+
+def _answer(step: ChipStep, chip: Chip, devices: int) -> StepAnswer | None:
+    """The step on so many devices; None where that isn't compiled yet."""
+    return step_answer(step, chip) if devices == 1 else None
+
+
+def _said(error: DureError) -> str:
+    return f"{error.what}: {error.rule}" if error.rule else error.what
+
+
+# --- what is kept --------------------------------------------------------------------------------
+
+
+def _key(cell: Cell) -> str:
+    try:
+        config = repr(any_config(cell.model))
+    except DureError as error:
+        config = str(error)
+    parts = (f"cell {FORMAT}", source_digest(), repr(cell.chip), config, repr(cell.batch))
+    digest = hashlib.sha256()
+    for part in (*parts, cell.model, cell.dtype, str(cell.devices)):
+        data = part.encode("utf-8", "surrogatepass")
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.hexdigest()
+
+
+@functools.cache
+def source_digest() -> str:
+    """A digest of the source that an answer depends on."""
+    here = Path(__file__).parent
+    root = here.parents[1]
+    digest = hashlib.sha256()
+    for folder in _SOURCE:
+        for path in sorted((root / folder).rglob("*.py")):
+            if path.parent == here:  # tables only ask
+                continue
+            digest.update(str(path.relative_to(root)).encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _kept(key: str) -> Outcome | None:
+    """What was answered before."""
+    cache = object_cache()
+    kept = None if cache is None else cache.get(key)
+    if kept is None:
+        return None
+    found = cast("dict[str, object]", json.loads(kept))
+    found["guesses"] = tuple(cast("list[str]", found["guesses"]))
+    return Outcome(**found)  # type: ignore[arg-type]
