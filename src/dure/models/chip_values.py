@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -27,7 +28,8 @@ def run_step(
     """What the step gives, by name, and the pools of its cache as they are afterwards.
 
     ``arrays`` are weights, pools and index inputs by their names in the step's tensor program, in
-    its shapes; they are converted to the types that the chip stores and aren't changed.  ``seed``
+    its shapes; they are converted to the types that the chip stores and aren't changed; what the
+    chip keeps as codes and scales is quantized on the way in, and its numbers come out.  ``seed``
     draws every order that the program leaves open.  Raises :class:`UsageError` for a missing one,
     and what :func:`~dure.sim.values.run_values` raises.
     """
@@ -41,6 +43,13 @@ def run_step(
             results[given[values[0]]] = found[name]
         if allocation.stored.form == "heads_first":
             results |= _pools(allocation, found[name])
+        if allocation.stored.form == "pool_codes":
+            scales = replace(allocation.stored, form="pool_scales")
+            held: Array = found[name].astype(np.float32)
+            for other, scaled in program.tensors.items():
+                if scaled.stored == scales:
+                    held = np.multiply(held, found[other])
+            results |= _pools(allocation, held)
     return results
 
 
