@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from dure.lang.kernel import Kernel as Kernel
     from dure.lang.kernel import kernel as kernel
     from dure.lang.tune import tune as tune
+    from dure.models.artefact import load as load
+    from dure.models.artefact import save as save
 
 __version__ = "0.1.0"
 
@@ -23,6 +25,8 @@ _LAZY = {
     "kernel": "dure.lang.kernel",
     "Kernel": "dure.lang.kernel",
     "tune": "dure.lang.tune",
+    "save": "dure.models.artefact",
+    "load": "dure.models.artefact",
     "DureError": "dure.errors",
     "KernelError": "dure.errors",
 }

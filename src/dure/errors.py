@@ -46,6 +46,10 @@ class ModelFileError(DureError):
     """A model file (GGUF, config.json, tokenizer) that is damaged, unknown or inconsistent."""
 
 
+class ArtefactError(DureError):
+    """A file of :func:`dure.save` that is damaged, not one, or of a newer release."""
+
+
 class UsageError(DureError):
     """What the user of a command or an API asked for cannot be done as asked."""
 

@@ -22,6 +22,7 @@ from dure.cli import (
     report,
     run,
     sanitize,
+    save,
     score,
     sim,
     targets,
@@ -63,7 +64,7 @@ def build() -> typer.Typer:
     )
     app.callback()(_root)
     modules = (run, chat, pull, models, targets, bench, perplexity, cache)
-    chips = (sim, check, compile, sanitize, kernels, trace, report, validate, score, matrix)
+    chips = (sim, check, compile, sanitize, save, kernels, trace, report, validate, score, matrix)
     for module in (*modules, *chips):
         module.register(app)
     return app

@@ -4,7 +4,7 @@ the time goes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,8 +14,8 @@ from dure.cli import options
 from dure.cli.chip_options import Set
 from dure.cli.output import print_json, say, show
 from dure.cli.results import duration
-from dure.cli.sim import is_model, refuse
-from dure.cli.sim_model import Batch, Context, Phase, StepOptions, model_step
+from dure.cli.sim import asked
+from dure.cli.sim_model import Batch, Context, Phase, StepOptions
 from dure.cli.subject import (
     Algorithm,
     Arg,
@@ -25,12 +25,13 @@ from dure.cli.subject import (
     Strict,
     Subject,
     targets_of,
-    work_of,
 )
 from dure.errors import DureError, UsageError
 
 if TYPE_CHECKING:
+    from dure.library.work import Work
     from dure.machine.chip import Chip
+    from dure.models.chip_step import ChipStep
     from dure.prof.records import Profile
 
 Targets = Annotated[
@@ -85,12 +86,7 @@ def report(
         )
     chips = [chip for name in names for chip in targets_of(name, settings)]
     step = StepOptions(batch, context, phase)
-    if is_model(subject):
-        refuse(subject, {"dims": dims, "--arg": arg, "--const": const})
-        look = _step_looker(subject, dtype, step, strict)
-    else:
-        refuse(subject, {given: given for given in step.given()})
-        look = _work_looker(subject, dims, dtype, algorithm, arg, const, strict)
+    look = _looker(asked(subject, dims, dtype, algorithm, arg, const, step), strict)
     profiles: list[Profile] = []
     errors: list[DureError] = []
     failed: list[tuple[str, str]] = []
@@ -124,29 +120,14 @@ def _total(made: Profile) -> int:
     return made.whole or made.total
 
 
-def _step_looker(
-    subject: str, dtype: str, options: StepOptions, strict: bool
-) -> Callable[[Chip], Profile]:
-    """What looks at a model's step on a chip."""
+def _looker(what: Work | ChipStep, strict: bool) -> Callable[[Chip], Profile]:
+    """What looks at an operator, a kernel or a model's step on a chip."""
+    from dure.library.answer import answer
+    from dure.library.profile import profile
+    from dure.library.work import Work
     from dure.models.chip_answer import step_answer
     from dure.models.step_profile import step_profile
 
-    step = model_step(subject, dtype, options)
-    return lambda chip: step_profile(step_answer(step, chip, strict=strict))
-
-
-def _work_looker(
-    subject: str,
-    dims: str | None,
-    dtype: str,
-    algorithm: str,
-    arg: Sequence[str] | None,
-    const: Sequence[str] | None,
-    strict: bool,
-) -> Callable[[Chip], Profile]:
-    """What looks at an operator or a kernel on a chip."""
-    from dure.library.answer import answer
-    from dure.library.profile import profile
-
-    work = work_of(subject, dims, dtype, algorithm, arg, const)
-    return lambda chip: profile(answer(work, chip, strict=strict))
+    if isinstance(what, Work):
+        return lambda chip: profile(answer(what, chip, strict=strict))
+    return lambda chip: step_profile(step_answer(what, chip, strict=strict))

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import typer
 
 from dure.cli import options
+from dure.cli.artefact import is_artefact, stored
 from dure.cli.chip_options import Set
 from dure.cli.output import say, show, table
 from dure.cli.results import concluded, duration, quantity, show_confidence
-from dure.cli.sim_model import KV, Batch, Context, Phase, StepOptions, Weights, sim_model
+from dure.cli.sim_model import KV, Batch, Context, Phase, StepOptions, Weights, model_step, sim_step
 from dure.cli.subject import (
     Algorithm,
     Arg,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from dure.library.build import Built
     from dure.library.work import Work
     from dure.machine.chip import Chip
+    from dure.models.chip_step import ChipStep
 
 _HEADS = ("TARGET", "TIME", "CYCLES", "BOUND", "FLOP/s", "B/s", "ROOFLINE", "CONFIDENCE")
 _CONVERSIONS = 8
@@ -69,21 +71,42 @@ def sim(
 
     The target cpu is the machine that dure runs on, whose rates are measured first.
     """
+    from dure.library.work import Work
+
     step = StepOptions(batch, context, phase, weights, kv)
-    if is_model(subject):
-        refuse(subject, {"dims": dims, "--arg": arg, "--const": const})
-        sim_model(subject, target, settings, dtype, step, strict, as_json)
+    work = asked(subject, dims, dtype, algorithm, arg, const, step)
+    if not isinstance(work, Work):
+        sim_step(work, target, settings, strict, as_json)
         return
-    refuse(subject, {given: given for given in step.given()})
-    _known(subject, dims)
     names, on_host = _without_host(target)
     chips = targets_of(names, settings) if names else []
-    work = work_of(subject, dims, dtype, algorithm, arg, const)
     found = [(chip.name, _answer(work, chip, strict)) for chip in chips]
     if on_host:
         found.append((_HOST, _host(work)))
     if not concluded(found, as_json):
         _show(work, found)
+
+
+def asked(
+    subject: str,
+    dims: str | None,
+    dtype: str,
+    algorithm: str,
+    arg: Sequence[str] | None,
+    const: Sequence[str] | None,
+    step: StepOptions,
+) -> Work | ChipStep:
+    """The work or the model's step that the arguments of a command name."""
+    own = {"dims": dims, "--arg": arg, "--const": const}
+    batch = {given: given for given in step.given()}
+    if is_artefact(subject):
+        return stored(subject, own | batch, dtype)
+    if is_model(subject):
+        refuse(subject, own)
+        return model_step(subject, dtype, step)
+    refuse(subject, batch)
+    _known(subject, dims)
+    return work_of(subject, dims, dtype, algorithm, arg, const)
 
 
 def is_model(subject: str) -> bool:

@@ -63,19 +63,16 @@ class StepOptions:
         return [f"--{name} {value}" for name, value in pairs if value is not None]
 
 
-def sim_model(
-    subject: str,
+def sim_step(
+    step: ChipStep,
     target: str,
     settings: Sequence[str] | None,
-    dtype: str,
-    options: StepOptions,
     strict: bool,
     as_json: bool,
 ) -> None:
     """Compile a model's step for chips, prove its programs, and tell its time."""
     from dure.models.chip_answer import step_answer  # which imports the compiler
 
-    step = model_step(subject, dtype, options)
     found: list[tuple[str, StepAnswer | DureError]] = []
     for chip in targets_of(target, settings):
         if not as_json:
@@ -85,11 +82,11 @@ def sim_model(
         except DureError as error:
             found.append((chip.name, error))
     if not concluded(found, as_json):
-        _show(subject, step, found)
+        _show(step, found)
 
 
 def model_step(subject: str, dtype: str, options: StepOptions) -> ChipStep:
-    """The step that the arguments of a command name."""
+    """The step of a model, by its name or config.json."""
     from dure.library.operators_common import FLOATS
     from dure.models.batch import Batch
     from dure.models.chip_step import chip_step
@@ -124,12 +121,10 @@ def model_step(subject: str, dtype: str, options: StepOptions) -> ChipStep:
 # --- for people ----------------------------------------------------------------------------------
 
 
-def _show(
-    subject: str, step: ChipStep, found: Sequence[tuple[str, StepAnswer | DureError]]
-) -> None:
+def _show(step: ChipStep, found: Sequence[tuple[str, StepAnswer | DureError]]) -> None:
     batch = step.batch
     show(
-        f"{subject} {step.dtype}: {batch.phase} of {batch.sequences} x {batch.new} tokens at "
+        f"{step.name} {step.dtype}: {batch.phase} of {batch.sequences} x {batch.new} tokens at "
         f"{batch.context} positions; weights {step.weight_bytes / 1e9:.4g} GB"
         f"{_other(step.weights, step)}, KV cache {step.kv_bytes / 1e9:.3g} GB"
         f"{_other(step.kv, step)}\n\n"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dure.cli.artefact import is_artefact, stored_work
 from dure.cli.chip_options import overrides_of
 from dure.cli.text import argument
 from dure.errors import UsageError
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
 Subject = Annotated[
     str,
     typer.Argument(
-        metavar="OP|FILE.py:KERNEL|MODEL",
-        help="An operator (gemm, ffn_gated, attn, any library kernel), a kernel of a file, or (for "
-        "sim) a model: its name or a config.json.",
+        metavar="OP|FILE.py:KERNEL|MODEL|FILE.dure",
+        help="An operator (gemm, ffn_gated, attn, any library kernel), a kernel of a file, (for "
+        "sim and save) a model: its name or a config.json, or what `dure save` wrote.",
         show_default=False,
     ),
 ]
@@ -74,6 +75,8 @@ def work_of(
     const: Sequence[str] | None,
 ) -> Work:
     """The work that the arguments of a command name."""
+    if is_artefact(subject):
+        return stored_work(subject, {"dims": dims, "--arg": arg, "--const": const}, dtype)
     from dure.library import work  # the library takes longer to import than `--help` may
 
     argument(subject, "the operator")

@@ -34,9 +34,11 @@ from dure.ir.types import TensorType, TileType
 IDENTIFIER = re.compile(r"[^\W\d][\w.]*")
 
 
-def print_function(function: Function, *, spans: bool = False) -> str:
-    """The text of a function; with ``spans``, each op's place in the author's source as well."""
-    return "\n".join(_Printer(spans).function(function, "")) + "\n"
+def print_function(function: Function, *, spans: bool = False, defaults: bool = False) -> str:
+    """The text of a function; with ``spans``, each op's place in the author's source as well, and
+    with ``defaults``, attributes that have their declared default.
+    """
+    return "\n".join(_Printer(spans, defaults).function(function, "")) + "\n"
 
 
 def print_op(op: Op) -> str:
@@ -47,8 +49,9 @@ def print_op(op: Op) -> str:
 class _Printer:
     """Names values while it goes; a function in an attribute has a printer of its own."""
 
-    def __init__(self, spans: bool) -> None:
+    def __init__(self, spans: bool, defaults: bool = False) -> None:
         self.spans = spans
+        self.defaults = defaults
         self.names: dict[Value, str] = {}
         self.taken: set[str] = set()
         self.counter = 0
@@ -96,7 +99,10 @@ class _Printer:
         # Operands come before results, so that names are numbered in the order of definition.
         operands = ", ".join(self.name(o) for o in op.operands)
         definition = declared_ops().get(op.name)
-        attributes = self.attributes(op.attrs, definition.defaults if definition else {}, indent)
+        left_out: Mapping[str, Any] = {}
+        if definition is not None and not self.defaults:
+            left_out = definition.defaults
+        attributes = self.attributes(op.attrs, left_out, indent)
         results = ", ".join(self.name(r) for r in op.results)
         text = f"{indent}{results} = " if results else indent
         text += f"{op.name}({operands})" + (f" {attributes}" if attributes != "{}" else "")
@@ -146,7 +152,7 @@ class _Printer:
                 parts = [self.attribute(entry, indent) for entry in entries]
                 return "(" + ", ".join(parts) + ("," if len(parts) == 1 else "") + ")"
             case Function():
-                lines = list(_Printer(self.spans).function(value, indent + "    "))
+                lines = list(_Printer(self.spans, self.defaults).function(value, indent + "    "))
                 return "\n" + "\n".join(lines)
             case DType() | BlockFormat() | TensorType() | TileType() | Layout() | PlaneLayouts():
                 return str(value)

@@ -170,6 +170,7 @@ def _choice(call: KernelCall, chip: Chip, base: Options) -> Choice:
         legal=call.tiles,
         indices=index_values(call, tile_function(call)),
         base=base,
+        among=call.variants,
     )
 
 

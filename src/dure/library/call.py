@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +17,22 @@ from dure.ir.core import Function
 from dure.ir.dtypes import BlockFormat, ElementType, int32
 from dure.ir.expr import const
 from dure.ir.types import TensorType, static_extent
-from dure.lang.kernel import Kernel
 
 #: The values of an index argument.
 IndexArray: TypeAlias = "npt.NDArray[np.int32]"
+
+
+class TileKernel(Protocol):
+    """What gives tile functions: a kernel of the language, or one that was read from a file."""
+
+    @property
+    def __name__(self) -> str: ...
+
+    def specialize(
+        self, types: Sequence[TensorType | None], consts: Mapping[str, object]
+    ) -> Function:
+        """The tile function for arguments of these types and these consts."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -31,14 +43,16 @@ class KernelCall:
     compiler chooses them; ``tiles`` holds sizes for them that are legal, not good.  ``indices``
     are the values of the index arguments by their position in ``types``.  ``updates`` are the
     positions of arguments that are updated in place though the kernel only stores into them.
+    ``variants`` are the only sizes that a stored kernel has; empty where any may be asked for.
     """
 
-    kernel: Kernel
+    kernel: TileKernel
     types: tuple[TensorType | None, ...]
     consts: Mapping[str, object]
     tiles: Mapping[str, int] = field(default_factory=dict[str, int])
     indices: Mapping[int, IndexArray] = field(default_factory=dict[int, IndexArray])
     updates: tuple[int, ...] = ()
+    variants: tuple[Mapping[str, int], ...] = ()
 
     @property
     def open(self) -> tuple[str, ...]:

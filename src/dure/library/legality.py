@@ -124,6 +124,9 @@ def _functions(call: KernelCall) -> Iterator[tuple[dict[str, int], Function]]:
 
 
 def _sizes(call: KernelCall) -> Iterator[dict[str, int]]:
+    if call.variants:
+        yield from map(dict, reversed(call.variants))
+        return
     yield from (dict.fromkeys(call.open, size) for size in _SIZES)
     yield dict(call.tiles)
     mixed: Iterator[tuple[int, ...]] = itertools.product(_MIXED, repeat=len(call.open))

@@ -15,8 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from dure.compiler.chip.pipeline import Compiled, Options, compile_for
+from dure.compiler.tiles import estimate
 from dure.ir.core import Function
-from dure.lang.tune import choose_for_types
+from dure.lang.kernel import Kernel
+from dure.lang.tune import choose_for_types, cpu_machine
 from dure.library import elementwise
 from dure.library.build import index_values, tile_function
 from dure.library.call import KernelCall, stored_bytes, tensor
@@ -128,6 +130,11 @@ def host_tiles(launch: KernelCall) -> dict[str, int]:
     """The tile sizes that a launch on the CPU has."""
     if not launch.open:
         return {}
+    if launch.variants:
+        functions = [tile_function(launch, sizes) for sizes in launch.variants]
+        times = [estimate(function, {}, cpu_machine()).seconds for function in functions]
+        return dict(launch.variants[times.index(min(times))])
+    assert isinstance(launch.kernel, Kernel)
     return choose_for_types(launch.kernel, launch.types, launch.consts, launch.open)
 
 

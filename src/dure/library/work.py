@@ -84,7 +84,7 @@ def kernel_work(place: str, arguments: Sequence[str], consts: Sequence[str]) -> 
             lists[number] = drawn
     open_consts = _open(kernel, values)
     call = KernelCall(kernel, tuple(types), values, dict.fromkeys(open_consts, 1), lists)
-    tiles = _legal_tiles(call)
+    tiles = legal_tiles(call)
     dtype = next((str(t.dtype) for t in types if t is not None), "")
     dims = " ".join(f"{name}={given[name]}" for name in names if name in given)
     moved = sum(stored_bytes(t) for t in types if t is not None)
@@ -298,7 +298,7 @@ def _open(kernel: Kernel, values: Mapping[str, object]) -> list[str]:
     return [p.name for p in kernel.signature.consts if p.name not in values and p.default is empty]
 
 
-def _legal_tiles(call: KernelCall) -> dict[str, int]:
+def legal_tiles(call: KernelCall) -> dict[str, int]:
     """Sizes of the open consts with which the kernel is a legal tile program."""
     last: DureError | None = None
     for size in _SIZES if call.tiles else (0,):

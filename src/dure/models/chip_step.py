@@ -71,18 +71,18 @@ class ChipStep:
     weight that the step uses once, the keys and values that it reads and writes.
     ``weight_bytes`` and ``kv_bytes`` are what the model and the cache take.  ``dtype`` is the type
     of values between ops, ``weights`` and ``kv`` those of weights and KV cache, where they have
-    others.
+    others.  A step that was read from a file has neither ``config`` nor ``program``.
     """
 
     name: str
-    config: ModelConfig | EncoderConfig
+    config: ModelConfig | EncoderConfig | None
     batch: Batch
     dtype: str
     calls: tuple[StepCall, ...]
     weight_bytes: int
     kv_bytes: int
     #: The tensor program, the sizes of its symbols, and index arguments by name.
-    program: Function
+    program: Function | None
     sizes: Mapping[str, int]
     inputs: Mapping[str, IndexArray]
     #: What the program gives, as it lies on the chip, and index lists that it makes.

@@ -21,7 +21,7 @@ from dure.compiler.chip.partition import Partition
 from dure.compiler.chip.pipeline import Compiled, Options, compile_for, prepare
 from dure.compiler.chip.resident import Reuse, keep, reuses
 from dure.compiler.chip.share import share_reads
-from dure.compiler.chip.space import SPLITS, Point, Space, Specialize
+from dure.compiler.chip.space import SPLITS, Listed, Point, Space, Specialize
 from dure.compiler.chip.stages import choose_stages
 from dure.errors import DureError, KernelError
 from dure.ir.core import Function
@@ -78,16 +78,21 @@ def choose(
     legal: Mapping[str, int] | None = None,
     indices: Mapping[str, Array] | None = None,
     base: Options | None = None,
+    among: Sequence[Mapping[str, int]] = (),
 ) -> Choice:
     """The fastest program found for a kernel whose consts ``names`` are open.
 
     ``specialize`` gives the tile function for values of the open consts, and ``legal`` such values
-    with which it is known to compile.  ``indices`` are values
-    of index arguments that the time depends on; ``base`` has the options that aren't chosen.
-    Raises the error of the last try where none compiles.
+    with which it is known to compile; where there are values ``among`` which to choose, for these
+    only.  ``indices`` are values of index arguments that the time depends on; ``base`` has the
+    options that aren't chosen.  Raises the error of the last try where none compiles.
     """
     known = None if legal is None else tuple(legal[name] for name in names)
-    search = _Search(Space(specialize, tuple(names), chip, known), base or Options(), indices)
+    space = Space(specialize, tuple(names), chip, known)
+    if among:
+        listed = tuple(tuple(sizes[name] for name in names) for sizes in among)
+        space = Listed(specialize, tuple(names), chip, listed=listed)
+    search = _Search(space, base or Options(), indices)
     search.walk()
     return search.decide()
 
@@ -171,6 +176,8 @@ class _Search:
 
     def anything(self) -> None:
         """Where no start compiles: every combination of few sizes."""
+        if isinstance(self.space, Listed):
+            return
         for sizes in itertools.product((1, 8, 16, 64, 256), repeat=len(self.space.names)):
             if len(self.bounds) > 2 * _BOUNDS:
                 return

@@ -190,3 +190,31 @@ class Space:
             if single is not None and double is not None:
                 self._tiled[place] = tiled_by(single, double, size)
         return self._tiled[place]
+
+
+@dataclass
+class Listed(Space):
+    """The points of a kernel that there is in certain sizes only: a walk goes from any of them to
+    any other.
+    """
+
+    listed: tuple[tuple[int, ...], ...] = ()
+
+    def starts(self) -> list[Point]:
+        """All sizes that there are."""
+        return [Point(tiles, stages=stages) for tiles in self.listed for stages in (2, 4)]
+
+    def directions(self) -> list[Move]:
+        """Other sizes, one slot more or less, another split or order."""
+        found = [self.swapped(tiles) for tiles in self.listed]
+        found += [_stepped("stages", by, 2) for by in (1, -1)]
+        found += [_stepped("split", by, 0) for by in (1, -1)]
+        return [*found, _stepped("order", 1, 0)]
+
+    def swapped(self, tiles: tuple[int, ...]) -> Move:
+        """These sizes for the point's."""
+
+        def move(point: Point) -> Point | None:
+            return None if point.tiles == tiles else replace(point, tiles=tiles)
+
+        return move
