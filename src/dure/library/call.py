@@ -31,6 +31,7 @@ class KernelCall:
     compiler chooses them; ``tiles`` holds sizes for them that are legal, not good.  ``indices``
     are the values of the index arguments by their position in ``types``.  ``updates`` are the
     positions of arguments that are updated in place though the kernel only stores into them.
+    ``devices`` run the kernel together (:mod:`dure.ir.devices`).
     """
 
     kernel: Kernel
@@ -39,6 +40,7 @@ class KernelCall:
     tiles: Mapping[str, int] = field(default_factory=dict[str, int])
     indices: Mapping[int, IndexArray] = field(default_factory=dict[int, IndexArray])
     updates: tuple[int, ...] = ()
+    devices: int = 1
 
     @property
     def open(self) -> tuple[str, ...]:

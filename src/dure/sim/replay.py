@@ -20,7 +20,7 @@ replay of the dependencies.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import cast
@@ -315,25 +315,27 @@ class Replay:
 
 class Groups:
     """The group of each core class's transfers: by limit and weight at the home memory, given the
-    resources of each class and DMA engine: (resource, parts of a transfer's weight there or None
-    for the home memory's, multiplicity).
+    resources that a class's transfers use, by DMA engine and relation: (resource, parts of a
+    transfer's weight there or None for the home memory's, multiplicity).
     """
 
     def __init__(
-        self, flows: Flows[Flight], uses: dict[tuple[int, str], list[tuple[int, int | None, int]]]
+        self,
+        flows: Flows[Flight],
+        uses: Callable[[int, str, int], Sequence[tuple[int, int | None, int]]],
     ) -> None:
         self.flows = flows
         self.uses = uses
-        self._known: dict[tuple[int, str, int, int], Group[Flight]] = {}
+        self._known: dict[tuple[int, str, int, int, int], Group[Flight]] = {}
 
     def of(self, core: int, transfer: Transfer) -> Group[Flight]:
         """The group of a class's transfer."""
-        key = (core, transfer.dma, transfer.limit, transfer.weight)
+        key = (core, transfer.dma, transfer.limit, transfer.weight, transfer.relation)
         found = self._known.get(key)
         if found is None:
             uses = tuple(
                 (resource, (transfer.weight if weight is None else weight) * times)
-                for resource, weight, times in self.uses[core, transfer.dma]
+                for resource, weight, times in self.uses(core, transfer.dma, transfer.relation)
                 if transfer.weight or weight is not None
             )
             found = self._known[key] = self.flows.group(transfer.limit, uses)
