@@ -1,0 +1,180 @@
+"""Decoders cut over devices: together they compute what one computes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dure.compiler.fuse import fuse
+from dure.errors import UsageError
+from dure.ir.core import Function
+from dure.ir.interpret import execute
+from dure.ir.tensor.shards import run_shards
+from dure.ir.types import static_extent
+from dure.ir.verifier import verify
+from dure.models import shapes
+from dure.models.batch import PAGE, QUERY_ROWS, Batch
+from dure.models.config import ModelConfig
+from dure.models.decoder import StepLimits, WeightTypes, step_program
+from dure.models.shards import (
+    Shards,
+    check_shards,
+    device_elements,
+    shard_of,
+    tensor_parallel_counts,
+)
+from dure.models.weights import layer_shapes, weight_specs
+
+DECODERS = [name for name in shapes.names() if name != "bert-large"]
+
+
+def small(name: str, **changes: Any) -> ModelConfig:
+    """The shape's family with two layers, each kind of layer that it has among them."""
+    config = shapes.model_config(name)
+    kinds = [0, next((i for i, w in enumerate(config.windows) if w != config.windows[0]), 1)]
+    experts = config.experts
+    if experts is not None:
+        experts = replace(experts, count=8, chosen=3)
+    values: dict[str, Any] = {
+        "hidden": 256,
+        "intermediate": 90,
+        "layers": 2,
+        "heads": 8,
+        "kv_heads": 8 if config.heads == config.kv_heads else 2,
+        "head_dim": 16,
+        "vocabulary": 509,
+        "context": 64,
+        "windows": tuple(min(config.windows[i], 9) for i in kinds),
+        "rotated": tuple(config.rotated[i] for i in kinds),
+        "experts": experts,
+    }
+    return replace(config, **values | changes)
+
+
+def random_weights(config: ModelConfig) -> dict[tuple[int | None, str], Any]:
+    draw = np.random.default_rng(5)
+    found: dict[tuple[int | None, str], Any] = {}
+    for spec in weight_specs(config):
+        values = draw.standard_normal(spec.shape).astype(np.float32) * spec.shape[-1] ** -0.5
+        found[spec.layer, spec.name] = (1 + values if "norm" in spec.name else values).astype(
+            np.float32
+        )
+    return found
+
+
+def program_of(config: ModelConfig, batch: Batch, shards: Shards) -> Function:
+    layer = dict.fromkeys(layer_shapes(config), "float32")
+    types = WeightTypes(
+        dict.fromkeys(("embedding", "final_norm", "head"), "float32"), (layer,) * config.layers
+    )
+    limits = StepLimits(
+        batch.tokens,
+        batch.sequences,
+        batch.pages,
+        batch.sequences * batch.pages,
+        batch.sequences,
+        batch.context,
+        PAGE,
+        QUERY_ROWS,
+    )
+    function = step_program(config, types, limits, "float32", shards)
+    verify(function)
+    return function
+
+
+def arguments(
+    function: Function, config: ModelConfig, batch: Batch, shards: Shards, device: int
+) -> list[Any]:
+    """A device's arguments: its shards of weights that are the same for all."""
+    weights = random_weights(config)
+    inputs: dict[str, Any] = dict(batch.inputs(config))
+    inputs["expert_part"] = np.array([shards.expert_part(device)], np.int32)
+    found: list[Any] = []
+    for param, name in zip(function.params, function.attrs["names"], strict=True):  # type: ignore[arg-type]
+        shape = tuple(static_extent(e) or 0 for e in param.value.tensor.shape)
+        _, _, rest = str(name).partition(".")
+        if name in inputs:
+            found.append(inputs[name])
+        elif str(name).startswith("rope"):
+            angles = np.random.default_rng(7).standard_normal(shape)
+            found.append((np.cos(angles) if "cos" in name else np.sin(angles)).astype(np.float32))
+        elif "pool" in name:
+            found.append(np.zeros(shape, np.float32))
+        else:
+            layer, _, own = rest.partition(".")
+            number = int(layer) if own else None
+            own = own or str(name)
+            mine = {n: w for (where, n), w in weights.items() if where == number}
+            found.append(shard_of(config, shards, mine, own, device))
+            assert found[-1].shape == shape, (name, found[-1].shape, shape)
+    return found
+
+
+def check(config: ModelConfig, batch: Batch, shards: Shards, *, fused: bool = False) -> None:
+    alone = program_of(config, batch, Shards())
+    expected = execute(alone, arguments(alone, config, batch, Shards(), 0))[0]
+    function = program_of(config, batch, shards)
+    if fused:
+        function = fuse(function)
+    rows = [arguments(function, config, batch, shards, d) for d in range(shards.devices)]
+    for found in run_shards(function, rows):
+        logits = np.asarray(found[0])[:, : config.vocabulary]
+        assert logits.shape == np.shape(expected)
+        np.testing.assert_allclose(logits, expected, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_four_devices_compute_what_one_does(name: str) -> None:
+    """With fewer KV heads than devices, where the family groups heads."""
+    check(small(name), Batch("prefill", 2, 13), Shards(4), fused=True)
+
+
+@pytest.mark.parametrize(
+    "shards", [Shards(2, 2), Shards(4, 4), Shards(8, 4), Shards(8, 8)], ids=str
+)
+@pytest.mark.parametrize("name", ["mixtral-8x7b", "qwen3-30b-a3b", "gpt-oss-120b"])
+def test_experts_that_are_dealt_out(name: str, shards: Shards) -> None:
+    check(small(name), Batch("prefill", 2, 7), shards)
+
+
+@pytest.mark.parametrize("devices", [3, 6])
+def test_other_numbers_of_devices(devices: int) -> None:
+    config = small("llama-3.1-8b", heads=12, kv_heads=3, hidden=250)
+    check(config, Batch("decode", 3, 9), Shards(devices))
+
+
+def test_biases_are_added_once() -> None:
+    config = small("qwen3-0.6b", biases=frozenset("qkvo") | {"gate", "up", "down"})
+    check(config, Batch("decode", 2, 5), Shards(4))
+
+
+def test_devices_hold_less_each() -> None:
+    config = shapes.model_config("llama-3.1-70b")
+    whole = device_elements(config, Shards())
+    assert whole == sum(int(np.prod(s.shape, dtype=np.int64)) for s in weight_specs(config))
+    eighth = device_elements(config, Shards(8))
+    assert whole / 8 < eighth < 1.001 * whole / 8
+
+
+def test_heads_that_the_devices_do_not_divide() -> None:
+    config = shapes.model_config("llama-3.1-8b")
+    assert tensor_parallel_counts(config) == [1, 2, 4, 8, 16, 32]
+    check_shards(config, Shards(32))
+    with pytest.raises(UsageError, match="32 heads with 8 KV heads over 6 devices") as caught:
+        check_shards(config, Shards(6))
+    assert "--tp 4 (of 1, 2, 4, 8, 16, 32)" in str(caught.value)
+    with pytest.raises(UsageError, match="over 64 devices"):
+        check_shards(config, Shards(64))
+
+
+def test_experts_that_the_parts_do_not_divide() -> None:
+    config = shapes.model_config("mixtral-8x7b")
+    check_shards(config, Shards(4, 2))
+    with pytest.raises(UsageError, match="8 experts in 3 parts over 4 devices") as caught:
+        check_shards(config, Shards(4, 3))
+    assert "--ep 2" in str(caught.value)
+    with pytest.raises(UsageError, match="no experts in 2 parts"):
+        check_shards(shapes.model_config("llama-3.1-8b"), Shards(4, 2))
