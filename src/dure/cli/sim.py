@@ -12,7 +12,16 @@ from dure.cli import options
 from dure.cli.chip_options import Set
 from dure.cli.output import say, show, table
 from dure.cli.results import concluded, duration, quantity, show_confidence
-from dure.cli.sim_model import Batch, Context, Phase, StepOptions, sim_model
+from dure.cli.sim_model import (
+    Batch,
+    Chips,
+    Context,
+    ExpertParallel,
+    Phase,
+    StepOptions,
+    TensorParallel,
+    sim_model,
+)
 from dure.cli.subject import (
     Algorithm,
     Arg,
@@ -59,6 +68,9 @@ def sim(
     batch: Batch = None,
     context: Context = None,
     phase: Phase = None,
+    chips: Chips = None,
+    tp: TensorParallel = None,
+    ep: ExpertParallel = None,
     settings: Set = None,
     strict: Strict = False,
     as_json: options.Json = False,
@@ -67,7 +79,7 @@ def sim(
 
     The target cpu is the machine that dure runs on, whose rates are measured first.
     """
-    step = StepOptions(batch, context, phase)
+    step = StepOptions(batch, context, phase, chips, tp, ep)
     if is_model(subject):
         _refuse(subject, {"dims": dims, "--arg": arg, "--const": const})
         sim_model(subject, target, settings, dtype, step, strict, as_json)

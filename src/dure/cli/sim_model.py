@@ -15,8 +15,10 @@ from dure.cli.text import argument
 from dure.errors import DureError, UsageError
 
 if TYPE_CHECKING:
+    from dure.models.batch import Batch as Sequences
     from dure.models.chip_answer import StepAnswer
-    from dure.models.chip_step import ChipStep
+    from dure.models.config import ModelConfig
+    from dure.models.encoder_config import EncoderConfig
 
 Batch = Annotated[int | None, typer.Option(help="Sequences of a model's step.  [default: 1]")]
 Context = Annotated[
@@ -30,8 +32,26 @@ Phase = Annotated[
     typer.Option(help="decode: one new token a sequence; prefill: all of them.  [default: decode]"),
 ]
 
+Chips = Annotated[
+    int | None,
+    typer.Option(
+        help="Devices that make a model's step together, as the machine file counts them.  "
+        "[default: the fewest that hold it]"
+    ),
+]
+TensorParallel = Annotated[
+    int | None,
+    typer.Option("--tp", help="Devices over which tensors are cut; all of --chips."),
+]
+ExpertParallel = Annotated[
+    int | None,
+    typer.Option(
+        "--ep", help="Parts in which experts are dealt out.  [default: whatever is faster]"
+    ),
+]
+
 _CONTEXT = {"decode": 1024, "prefill": 2048}
-_HEADS = ("TARGET", "STEP", "TOKENS/s", "BOUND", "ROOFLINE", "ENERGY", "CONFIDENCE")
+_HEADS = ("TARGET", "CHIPS", "STEP", "TOKENS/s", "BOUND", "ROOFLINE", "ENERGY", "CONFIDENCE")
 _PARTS = ("OPERATOR", "TIMES", "EACH", "TOGETHER", "OF STEP", "BOUND", "KERNEL")
 
 
@@ -42,10 +62,20 @@ class StepOptions:
     batch: int | None
     context: int | None
     phase: str | None
+    chips: int | None = None
+    tp: int | None = None
+    ep: int | None = None
 
     def given(self) -> list[str]:
         """The options that were given, as they are written."""
-        pairs = (("batch", self.batch), ("context", self.context), ("phase", self.phase))
+        pairs = (
+            ("batch", self.batch),
+            ("context", self.context),
+            ("phase", self.phase),
+            ("chips", self.chips),
+            ("tp", self.tp),
+            ("ep", self.ep),
+        )
         return [f"--{name} {value}" for name, value in pairs if value is not None]
 
 
@@ -59,26 +89,28 @@ def sim_model(
     as_json: bool,
 ) -> None:
     """Compile a model's step for chips, prove its programs, and tell its time."""
-    from dure.models.chip_answer import step_answer  # which imports the compiler
+    from dure.models.chip_devices import Devices, answer_on  # which imports the compiler
+    from dure.models.shapes import any_config
 
-    step = _step(subject, dtype, options)
+    config = any_config(subject)
+    batch = _batch(config, dtype, options)
+    devices = Devices(options.chips, options.tp, options.ep)
     found: list[tuple[str, StepAnswer | DureError]] = []
     for chip in targets_of(target, settings):
         if not as_json:
             say(f"compiling for {chip.name}")
         try:
-            found.append((chip.name, step_answer(step, chip, strict=strict)))
+            result = answer_on(config, batch, dtype, subject, chip, devices, strict=strict)
+            found.append((chip.name, result))
         except DureError as error:
             found.append((chip.name, error))
     if not concluded(found, as_json):
-        _show(subject, step, found)
+        _show(subject, found)
 
 
-def _step(subject: str, dtype: str, options: StepOptions) -> ChipStep:
+def _batch(config: ModelConfig | EncoderConfig, dtype: str, options: StepOptions) -> Sequences:
     from dure.library.operators_common import FLOATS
     from dure.models.batch import Batch
-    from dure.models.chip_step import chip_step
-    from dure.models.shapes import any_config
 
     if dtype not in FLOATS:
         raise UsageError(
@@ -93,27 +125,27 @@ def _step(subject: str, dtype: str, options: StepOptions) -> ChipStep:
             rule="a step decodes a token of each sequence, or prefills all of them",
             fix="--phase decode, or --phase prefill",
         )
-    config = any_config(subject)
     context = options.context
     if context is None:
         context = min(_CONTEXT[phase], config.context)
     sequences = 1 if options.batch is None else options.batch
-    return chip_step(config, Batch(phase, sequences, context), dtype, subject)
+    made = Batch(phase, sequences, context)
+    made.check(config)
+    return made
 
 
 # --- for people ----------------------------------------------------------------------------------
 
 
-def _show(
-    subject: str, step: ChipStep, found: Sequence[tuple[str, StepAnswer | DureError]]
-) -> None:
+def _show(subject: str, found: Sequence[tuple[str, StepAnswer | DureError]]) -> None:
+    step = next(result.step for _, result in found if not isinstance(result, DureError))
     batch = step.batch
     show(
         f"{subject} {step.dtype}: {batch.phase} of {batch.sequences} x {batch.new} tokens at "
         f"{batch.context} positions; weights {step.weight_bytes / 1e9:.4g} GB, "
         f"KV cache {step.kv_bytes / 1e9:.3g} GB\n\n"
     )
-    table([_HEADS, *(_row(name, result) for name, result in found)], right=(1, 2, 4, 5))
+    table([_HEADS, *(_row(name, result) for name, result in found)], right=(1, 2, 3, 5, 6))
     for name, result in found:
         if isinstance(result, DureError):
             show(f"\n{name}: {result}\n")
@@ -123,10 +155,13 @@ def _show(
 
 def _row(name: str, result: StepAnswer | DureError) -> tuple[str, ...]:
     if isinstance(result, DureError):
-        return (name, "-", "-", "doesn't run: see below", "", "", "")
+        return (name, "-", "-", "-", "doesn't run: see below", "", "", "")
     joules = result.joules
+    step = result.step
+    dealt = f", experts in {step.shards.experts}" if step.shards.experts > 1 else ""
     return (
         name,
+        f"{step.chips}{dealt}",
         duration(result.ps),
         f"{result.tokens_a_second:.4g}",
         result.bound,
@@ -140,7 +175,7 @@ def _details(result: StepAnswer) -> None:
     show("\n")
     rows = [
         (
-            part.step.part.name,
+            part.name,
             str(part.step.count),
             duration(part.ps),
             duration(part.total_ps),

@@ -12,7 +12,7 @@ import numpy as np
 
 from dure.ir.core import Op, op_definition
 from dure.library import elementwise
-from dure.library.call import indices, stored_bytes, tensor
+from dure.library.call import IndexArray, indices, stored_bytes, tensor
 from dure.library.chip_lowering import ChipCall, ChipLowering, lowers_on_chips, mapped
 from dure.library.moe import (
     expert_ends,
@@ -23,6 +23,7 @@ from dure.library.moe import (
     grouped_matmul,
     moe_route,
 )
+from dure.library.moe_parts import part_ends, part_places, part_sum
 from dure.library.operators_common import call, power_of_two, tile
 
 #: Choices that are compared at a time.
@@ -53,17 +54,34 @@ def _dispatch(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     count = int(op.attr("experts"))
     draw = np.random.default_rng(0)
     drawn = indices([draw.permutation(count)[:chosen] for _ in range(tokens)])
-    dispatch = op_definition("dispatch").semantics
-    assert dispatch is not None
-    lowering.made.update(zip(op.results, dispatch(op.attrs, drawn), strict=True))
     covering = power_of_two(chosen)
     consts = {"bo": max(1, _COMPARED // covering), "bk": covering, "count": count}
+    held = count // int(op.attr("parts"))
     places = [kind, tensor(kind.dtype, tokens, chosen)]
-    ends = [kind, tensor(kind.dtype, count), tensor(kind.dtype, count)]
-    return [
-        ChipCall("expert places", (call(expert_places, places, {"bt": 1}, consts),), 0),
-        ChipCall("expert ends", (call(expert_ends, ends, {"be": tile(count, 16)}, consts),), 0),
-    ]
+    ends = [kind, tensor(kind.dtype, held), tensor(kind.dtype, held)]
+    tiles = {"be": tile(held, 16)}
+    if op.attr("parts") == 1:
+        lowering.made.update(zip(op.results, _dispatched(op, drawn), strict=True))
+        return [
+            ChipCall("expert places", (call(expert_places, places, {"bt": 1}, consts),), 0),
+            ChipCall("expert ends", (call(expert_ends, ends, tiles, consts),), 0),
+        ]
+    # The device that has the most to do is the one that the others wait for.
+    given = (_dispatched(op, drawn, indices([part])) for part in range(op.attr("parts")))
+    part, busiest = max(enumerate(given), key=lambda entry: (int(entry[1][2][-1]), -entry[0]))
+    lowering.made.update(zip(op.results, busiest, strict=True))
+    lists = {1: (indices([part]), 0, op.attr("parts") - 1)}
+    consts["held"] = held
+    first = call(part_places, [places[0], None, places[1]], {"bt": 1}, consts, lists)
+    second = call(part_ends, [ends[0], None, *ends[1:]], tiles, consts, lists)
+    return [ChipCall("expert places", (first,), 0), ChipCall("expert ends", (second,), 0)]
+
+
+def _dispatched(op: Op, *operands: IndexArray) -> tuple[IndexArray, IndexArray, IndexArray]:
+    dispatch = op_definition("dispatch").semantics
+    assert dispatch is not None
+    places, starts, stops = dispatch(op.attrs, *operands)
+    return places, starts, stops
 
 
 @lowers_on_chips("expert_rows")
@@ -87,7 +105,7 @@ def _grouped(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     rows, depth = (lowering.extent(e) for e in kind.shape)
     experts, columns = (lowering.extent(e) for e in w.tensor.shape[:2])
     first, last = lowering.list(starts), lowering.list(stops)
-    busy = int(np.count_nonzero(last[0] - first[0]))
+    busy, filled = int(np.count_nonzero(last[0] - first[0])), int((last[0] - first[0]).sum())
     read = stored_bytes(tensor(w.tensor.dtype, busy, columns, depth))
     tiles = {"bm": tile(-(-rows // experts)), "bn": tile(columns), "bk": tile(depth)}
     lists = {2: first, 3: last}
@@ -99,7 +117,7 @@ def _grouped(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
         weight = tensor(w.tensor.dtype, experts, depth, columns)
         launch = call(grouped_matmul, [kind, weight, None, None, result], tiles, {}, lists)
     name = w.name.rsplit(".", 1)[-1]
-    return [ChipCall(f"experts' {name}", (launch,), 2 * rows * depth * columns, read)]
+    return [ChipCall(f"experts' {name}", (launch,), 2 * filled * depth * columns, read)]
 
 
 @lowers_on_chips("expert_sum")
@@ -111,7 +129,8 @@ def _sum(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     types = [lowering.type(y), None, lowering.type(weights), result]
     tiles = {"bd": tile(width, 256)}
     lists = {1: lowering.list(places)}
-    launch = call(expert_sum, types, tiles, {"bk": power_of_two(chosen)}, lists)
+    kernel = expert_sum if lists[1][1] == 0 else part_sum
+    launch = call(kernel, types, tiles, {"bk": power_of_two(chosen)}, lists)
     return [ChipCall("expert sum", (launch,), 2 * tokens * chosen * width)]
 
 

@@ -7,12 +7,14 @@ The step program of :mod:`dure.models.decoder` is built for one batch, fused, an
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import prod
 
 from dure.compiler.fuse import fuse
 from dure.errors import TargetError, UsageError
 from dure.ir.core import Function, Region
 from dure.ir.dtypes import DType
+from dure.library import chip_lowering_collectives as _registers_the_collectives
 from dure.library import chip_lowering_moe as _registers_the_experts
 from dure.library.chip_lowering import ChipCall, ChipLowering
 from dure.library.operators_common import DTYPES
@@ -28,9 +30,16 @@ from dure.models.encoder import (
     encoder_types,
 )
 from dure.models.encoder_config import EncoderConfig
-from dure.models.weights import layer_shapes, weight_specs
+from dure.models.shards import (
+    Shards,
+    check_shards,
+    device_elements,
+    shard_config,
+    tensor_parallel_counts,
+)
+from dure.models.weights import layer_shapes
 
-assert _registers_the_experts
+assert _registers_the_experts and _registers_the_collectives
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,10 @@ class ChipStep:
     ``flops`` are those of the tensor program, ``bytes`` what must cross the memory's edge: every
     weight that the step uses once, the keys and values that it reads and writes.
     ``weight_bytes`` and ``kv_bytes`` are what the model and the cache take.
+
+    Of several ``shards`` the launches are one device's, and all devices make them together; ``own``
+    is what a device holds of weights and cache.  Work and bytes are still the model's: ``whole`` is
+    the step on one device.
     """
 
     name: str
@@ -57,30 +70,53 @@ class ChipStep:
     calls: tuple[StepCall, ...]
     weight_bytes: int
     kv_bytes: int
+    shards: Shards = field(default_factory=Shards)
+    whole: ChipStep | None = None
+    own: tuple[int, int] | None = None
+
+    @property
+    def chips(self) -> int:
+        """The devices that make the step together."""
+        return self.shards.devices
+
+    @property
+    def device_bytes(self) -> tuple[int, int]:
+        """Bytes of weights, and of the cache, on a device."""
+        return self.own or (self.weight_bytes, self.kv_bytes)
 
     @property
     def flops(self) -> int:
         """Operations."""
+        if self.whole is not None:
+            return self.whole.flops
         return sum(c.count * c.part.flops for c in self.calls)
 
     @property
     def bytes(self) -> int:
         """Compulsory bytes."""
+        if self.whole is not None:
+            return self.whole.bytes
         return sum(c.count * (c.part.weight_bytes + c.part.kv_bytes) for c in self.calls)
 
     def check_fits(self, chip: Chip) -> None:
-        """Raise :class:`TargetError` where weights and KV cache don't fit the chip."""
+        """Raise :class:`TargetError` where a device's weights and KV cache don't fit it."""
         size = chip.memories[chip.home].size.base
-        needed = self.weight_bytes + self.kv_bytes
-        if needed <= size:
+        weights, kept = self.device_bytes
+        if weights + kept <= size:
             return
-        count = -(-needed // int(size))
+        count = None
+        if isinstance(self.config, ModelConfig):
+            count = fewest_devices(self.config, self.batch, self.dtype, size)
+        where = f"{chip.name}: {chip.home} holds {_gib(size)}"
+        of = "" if self.chips == 1 else f" of each of {self.chips} devices"
         raise TargetError(
-            f"the weights ({_gib(self.weight_bytes)}) and the KV cache ({_gib(self.kv_bytes)})",
-            where=f"{chip.name}: {chip.home} holds {_gib(size)}",
-            rule=f"they lie in {chip.home} together: {count} devices would hold them, and a step "
-            "over several isn't compiled yet",
-            fix="give a smaller --batch or --context, or narrower --dtype",
+            f"the weights ({_gib(weights)}) and the KV cache ({_gib(kept)}){of}",
+            where=where,
+            rule=f"they lie in {chip.home} together; "
+            + (f"{count} devices would hold them" if count else "no number of devices holds them"),
+            fix=f"--chips {count}"
+            if count and chip.links
+            else "give a smaller --batch or --context, or narrower --dtype",
         )
 
 
@@ -89,7 +125,11 @@ def _gib(size: float) -> str:
 
 
 def chip_step(
-    config: ModelConfig | EncoderConfig, batch: Batch, dtype: str = "bf16", name: str = ""
+    config: ModelConfig | EncoderConfig,
+    batch: Batch,
+    dtype: str = "bf16",
+    name: str = "",
+    shards: Shards | None = None,
 ) -> ChipStep:
     """The step of a batch; ``dtype`` is that of weights, KV cache and the values between ops, and
     ``name`` what the model is called.  An encoder's step is a prefill that keeps nothing.
@@ -97,22 +137,56 @@ def chip_step(
     Raises :class:`~dure.errors.DureError` for a batch or a model that doesn't go.
     """
     batch.check(config)
-    kind = DTYPES[dtype]
+    kind, shards = DTYPES[dtype], shards or Shards()
     if isinstance(config, EncoderConfig):
-        program, lowering = _encoder(config, batch, kind)
-        specs, kept = encoder_specs(config), 0
-        name = name or "encoder"
-    else:
-        program = _program(config, batch, kind)
-        inputs = batch.inputs(config)
-        sizes = {"T": batch.tokens, "W": len(inputs["work_start"]), "L": batch.sequences}
-        lowering = ChipLowering(sizes, inputs, kind)
-        slots = batch.sequences * batch.pages * PAGE
-        specs, kept = weight_specs(config), 2 * config.layers * slots * config.kv_size
-        name = name or config.family
-    weights = sum(_elements(spec.shape) for spec in specs) * kind.bits // 8
+        return _encoder_step(config, batch, dtype, name, shards)
+    check_shards(config, shards)
+    program = _program(config, batch, kind, shards)
+    inputs = batch.inputs(config)
+    sizes = {"T": batch.tokens, "W": len(inputs["work_start"]), "L": batch.sequences}
+    calls = tuple(_calls(fuse(program).body, ChipLowering(sizes, inputs, kind), 1))
+    weights, kept = held_bytes(config, batch, dtype, Shards())
+    name = name or config.family
+    if shards.devices == 1:
+        return ChipStep(name, config, batch, dtype, calls, weights, kept)
+    whole, own = chip_step(config, batch, dtype, name), held_bytes(config, batch, dtype, shards)
+    return ChipStep(name, config, batch, dtype, calls, weights, kept, shards, whole, own)
+
+
+def _encoder_step(
+    config: EncoderConfig, batch: Batch, dtype: str, name: str, shards: Shards
+) -> ChipStep:
+    if shards.devices > 1:
+        raise UsageError(
+            f"an encoder over {shards.devices} devices",
+            where=config.where,
+            rule="decoders are cut over devices; an encoder is small, and runs on each by itself",
+            fix="--chips 1, with a part of the batch",
+        )
+    kind = DTYPES[dtype]
+    program, lowering = _encoder(config, batch, kind)
     calls = tuple(_calls(fuse(program).body, lowering, 1))
-    return ChipStep(name, config, batch, dtype, calls, weights, kept * kind.bits // 8)
+    weights = sum(prod(spec.shape) for spec in encoder_specs(config)) * kind.bits // 8
+    return ChipStep(name or "encoder", config, batch, dtype, calls, weights, 0)
+
+
+def held_bytes(config: ModelConfig, batch: Batch, dtype: str, shards: Shards) -> tuple[int, int]:
+    """Bytes of weights, and of the cache of a batch, on a device."""
+    bits, slots = DTYPES[dtype].bits, batch.sequences * batch.pages * PAGE
+    kept = 2 * config.layers * slots * shard_config(config, shards).kv_size
+    return device_elements(config, shards) * bits // 8, kept * bits // 8
+
+
+def fewest_devices(
+    config: ModelConfig, batch: Batch, dtype: str, size: float, least: int = 1
+) -> int | None:
+    """The fewest devices, at least so many, over which the model can be cut and whose memories of
+    this size hold it; None where there are none.
+    """
+    for count in tensor_parallel_counts(config):
+        if count >= least and sum(held_bytes(config, batch, dtype, Shards(count))) <= size:
+            return count
+    return None
 
 
 def _encoder(config: EncoderConfig, batch: Batch, kind: DType) -> tuple[Function, ChipLowering]:
@@ -131,7 +205,7 @@ def _encoder(config: EncoderConfig, batch: Batch, kind: DType) -> tuple[Function
     return program, ChipLowering(made.sizes, made.inputs, kind)
 
 
-def _program(config: ModelConfig, batch: Batch, kind: DType) -> Function:
+def _program(config: ModelConfig, batch: Batch, kind: DType, shards: Shards) -> Function:
     names: Mapping[str, str] = dict.fromkeys(("embedding", "final_norm", "head"), kind.name)
     layer = dict.fromkeys(layer_shapes(config), kind.name)
     types = WeightTypes(names, (layer,) * config.layers)
@@ -145,7 +219,7 @@ def _program(config: ModelConfig, batch: Batch, kind: DType) -> Function:
         page_size=PAGE,
         query_rows=QUERY_ROWS,
     )
-    return step_program(config, types, limits, kind.name)
+    return step_program(config, types, limits, kind.name, shards)
 
 
 def _calls(region: Region, lowering: ChipLowering, count: int) -> list[StepCall]:
@@ -159,10 +233,3 @@ def _calls(region: Region, lowering: ChipLowering, count: int) -> list[StepCall]
             found += _calls(op.regions[0], lowering, count * int(op.attr("count")))
         run = run[place + 1 :]
     return found
-
-
-def _elements(shape: tuple[int, ...]) -> int:
-    total = 1
-    for extent in shape:
-        total *= extent
-    return total
