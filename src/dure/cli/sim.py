@@ -84,16 +84,26 @@ def sim(
         _refuse(subject, {"dims": dims, "--arg": arg, "--const": const})
         sim_model(subject, target, settings, dtype, step, strict, as_json)
         return
+    if is_collective(subject):
+        wrong = [given for given in step.given() if not given.startswith("--chips")]
+        _refuse(subject, {**dict.fromkeys(wrong, wrong), "--arg": arg, "--const": const})
+        machines = targets_of(target, settings)
+        found = [
+            (chip.name, _together(subject, dims, dtype, chip, chips, strict)) for chip in machines
+        ]
+        if not concluded(found, as_json):
+            _show(f"{subject} {dims} {dtype} over {chips or 2} devices", found)
+        return
     _refuse(subject, {given: given for given in step.given()})
     _known(subject, dims)
     names, on_host = _without_host(target)
-    chips = targets_of(names, settings) if names else []
+    machines = targets_of(names, settings) if names else []
     work = work_of(subject, dims, dtype, algorithm, arg, const)
-    found = [(chip.name, _answer(work, chip, strict)) for chip in chips]
+    found = [(chip.name, _answer(work, chip, strict)) for chip in machines]
     if on_host:
         found.append((_HOST, _host(work)))
     if not concluded(found, as_json):
-        _show(work, found)
+        _show(f"{work.name} {work.dims} {work.dtype}", found)
 
 
 def is_model(subject: str) -> bool:
@@ -101,6 +111,26 @@ def is_model(subject: str) -> bool:
     from dure.models.shapes import names  # which reads no model
 
     return subject in names() or subject.endswith(".json")
+
+
+def is_collective(subject: str) -> bool:
+    """Whether a subject is what several devices do together."""
+    from dure.library.collectives import KINDS
+
+    return subject in KINDS
+
+
+def _together(
+    subject: str, dims: str | None, dtype: str, chip: Chip, chips: int | None, strict: bool
+) -> Answer | DureError:
+    from dure.library.collective_answer import collective_answer
+
+    try:
+        return collective_answer(
+            subject, dims or "", dtype, chip, 2 if chips is None else chips, strict=strict
+        )
+    except DureError as error:
+        return error
 
 
 def _known(subject: str, dims: str | None) -> None:
@@ -124,8 +154,8 @@ def _refuse(subject: str, given: Mapping[str, object]) -> None:
         if value is not None:
             raise UsageError(
                 f"{argument(subject, 'the subject')} with {name}",
-                rule="a model takes --batch, --context and --phase; an operator its dims; a kernel "
-                "of a file --arg and --const",
+                rule="a model takes --batch, --context, --phase, --chips, --tp and --ep; an "
+                "operator its dims; a collective --chips too; a kernel of a file --arg and --const",
                 fix=f"leave out {name}",
             )
 
@@ -159,8 +189,8 @@ def _answer(work: Work, chip: Chip, strict: bool) -> Answer | DureError:
 # --- for people ----------------------------------------------------------------------------------
 
 
-def _show(work: Work, found: Sequence[tuple[str, Answer | DureError]]) -> None:
-    show(f"{work.name} {work.dims} {work.dtype}\n\n")
+def _show(title: str, found: Sequence[tuple[str, Answer | DureError]]) -> None:
+    show(f"{title}\n\n")
     table([_HEADS, *(_row(name, result) for name, result in found)], right=(1, 2, 4, 5, 6))
     show("\n")
     for name, result in found:

@@ -55,6 +55,13 @@ class Group:
         parts = 1 if link.topology in _SWITCHED else 2 * _AXES[link.topology]
         return self.chip.bytes_a_second(link.bandwidth) * link.count.base / parts
 
+    @property
+    def out_bandwidth(self) -> float:
+        """Bytes a second that a device sends at most, over all of its ways out."""
+        if self.link.topology in _SWITCHED:
+            return self.capacity
+        return self.capacity * sum(min(extent, 3) - 1 for extent in self.shape)
+
     def relation(self, device: int, other: int) -> int:
         """The difference of two devices' places."""
         own, theirs = self._place(device), self._place(other)

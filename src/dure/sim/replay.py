@@ -12,7 +12,8 @@ replay of the dependencies.
 - a DMA is issued when fewer than ``outstanding`` of its queue's transfers are in flight, keeps the
   queue busy for ``issue``, and its bytes flow after ``delay``.  It is complete when they have
   flowed and all earlier transfers of the queue are complete; one without bytes, as soon as it is
-  issued and they are.  Of a ``serial`` engine, bytes flow when those of its earlier transfers have;
+  issued and they are.  Of a ``serial`` engine, bytes flow when those of its earlier transfers with
+  the same device have;
 - a signal fires when all that its queue issued before is complete, without keeping the queue, and
   arrives ``sync.latency`` later.
 """
@@ -269,7 +270,9 @@ class Replay:
 
     def _take_off(self, flight: Flight, now: int) -> None:
         queue, transfer = flight.queue, flight.transfer
-        if transfer.dma in self.serial and (flight.group or queue.flying[0] is not flight):
+        if transfer.dma in self.serial and (
+            flight.group or _first(queue, transfer.relation) is not flight
+        ):
             return
         flight.group = group = self.groups.of(queue.core, transfer)
         flight.finish = self.flows.start(group, transfer.units, flight)
@@ -303,14 +306,24 @@ class Replay:
                 queue.held = False
                 queue.time = max(queue.time, done)
                 self._ready.append(queue)
-        if flying and flying[0].start <= now and flight.transfer.dma in self.serial:
-            self._take_off(flying[0], now)
+        if flight.transfer.dma in self.serial:
+            following = _first(queue, flight.transfer.relation)
+            if following is not None and following.start <= now:
+                self._take_off(following, now)
 
     def _happened(self, queue: Queue, item: Item, start: int, end: int) -> Happened:
         made = Happened(item, start, end, None, tuple(queue.waits))
         queue.waits.clear()
         queue.happened.append(made)
         return made
+
+
+def _first(queue: Queue, relation: int) -> Flight | None:
+    """The first transfer in flight to a device whose bytes haven't flowed."""
+    for flight in queue.flying:
+        if flight.end is None and flight.transfer.relation == relation:
+            return flight
+    return None
 
 
 class Groups:

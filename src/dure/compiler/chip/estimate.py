@@ -278,7 +278,14 @@ class _Estimate:
             self.bound.resource(name, amount * cores / rate * 1e12)
         if self.way(step) and self.links is not None:
             amount = times * moved.bytes * self.counts.total
-            self.bound.resource("links", amount * self.links.seconds_a_byte * 1e12)
+            # So many are under way together, and those that share a link also arrive together: the
+            # next ones' way to the other device is not hidden.
+            under_way = duration(self.chip, dma.latency) + self.way(step)
+            self.bound.resource(
+                "links",
+                amount * self.links.seconds_a_byte * 1e12
+                + times * under_way / dma.outstanding.base,
+            )
 
     def way(self, step: Step) -> int:
         """Picoseconds of latency that a transfer has beside its DMA engine's: 0 in a device."""

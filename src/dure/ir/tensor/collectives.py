@@ -57,14 +57,14 @@ def _all_reduce_typing(
 def _all_gather_typing(
     operands: Sequence[Type], attrs: Mapping[str, Any], regions: Sequence[Region]
 ) -> Sequence[Type]:
-    x = _operands(operands, attrs, "all_gather")
-    return [_along(x, attrs["axis"], x.shape[attrs["axis"]] * attrs["devices"])]
+    x, axis = _operands(operands, attrs, "all_gather"), int(attrs["axis"])
+    return [_along(x, axis, x.shape[axis] * int(attrs["devices"]))]
 
 
 def _reduce_scatter_typing(
     operands: Sequence[Type], attrs: Mapping[str, Any], regions: Sequence[Region]
 ) -> Sequence[Type]:
-    x, axis = _operands(operands, attrs, "reduce_scatter"), attrs["axis"]
+    x, axis = _operands(operands, attrs, "reduce_scatter"), int(attrs["axis"])
     return [_along(x, axis, _part(x.shape[axis], attrs["devices"], "reduce_scatter"))]
 
 
