@@ -58,7 +58,7 @@ def test_a_step_for_people(small: str, capsys: pytest.CaptureFixture[str]) -> No
         (["llama-3.1-8b", "--dtype", "int4"], "--dtype bf16"),
         (["llama-3.1-405b", "--chips", "1"], "32 devices would hold them"),
         (["llama-3.1-405b", "--chips", "16"], "of each of 16 devices"),
-        (["llama-3.1-405b", "--tp", "16", "--batch", "4096", "--context", "65536"], "holds them"),
+        (["llama-3.1-405b", "--tp", "16", "--batch", "64", "--context", "131072"], "--batch"),
         (["llama-3.1-8b", "--chips", "0"], "--chips 1"),
         (["llama-3.1-8b", "--tp", "-2"], "--tp 1"),
         (["llama-3.1-8b", "--chips", "2", "--tp", "4"], "--chips 4"),

@@ -26,9 +26,19 @@ def names(found: StepAnswer) -> list[str]:
     return [part.name for part in found.parts]
 
 
-@pytest.mark.parametrize("devices", [2, 4])
-@pytest.mark.parametrize("phase", ["decode", "prefill"])
-@pytest.mark.parametrize("name", ["rngd", "tpu-v6e"])
+@pytest.mark.parametrize(
+    ("name", "phase", "devices"),
+    [
+        ("rngd", "decode", 4),
+        *(
+            pytest.param(name, phase, devices, marks=pytest.mark.long)
+            for name in targets.chip_names()
+            if targets.chip(name).links
+            for phase in ("decode", "prefill")
+            for devices in (2, 4)
+        ),
+    ],
+)
 def test_a_step_over_devices(name: str, phase: str, devices: int) -> None:
     chip = targets.chip(name)
     batch = Batch(phase, 2, 40)  # type: ignore[arg-type]
@@ -46,13 +56,20 @@ def test_a_step_over_devices(name: str, phase: str, devices: int) -> None:
     assert found.roofline_ps == pytest.approx(alone.roofline_ps / devices)
 
 
+def test_the_launches_of_experts_that_are_dealt_out() -> None:
+    whole = chip_step(EXPERTS, DECODE)
+    step = chip_step(EXPERTS, DECODE, shards=Shards(4, 4))
+    kernels = {k.kernel.__name__ for c in step.calls for k in c.part.calls}
+    assert {"part_places", "part_ends", "part_sum"} <= kernels
+    gates = [c.part for s in (whole, step) for c in s.calls if c.part.name == "experts' gate"]
+    assert 0 < gates[1].weight_bytes <= gates[0].weight_bytes
+
+
+@pytest.mark.long
 def test_experts_that_are_dealt_out() -> None:
     chip = targets.chip("rngd")
     found = answer_on(EXPERTS, DECODE, "bf16", "tiny", chip, Devices(ep=4))
     assert found.step.shards == Shards(4, 4)
-    assert {"part_places", "part_ends", "part_sum"} <= {
-        p.built.call.kernel.__name__ for p in found.parts
-    }
     by_width = answer_on(EXPERTS, DECODE, "bf16", "tiny", chip, Devices(chips=4, ep=1))
     chosen = answer_on(EXPERTS, DECODE, "bf16", "tiny", chip, Devices(chips=4))
     assert chosen.ps == min(found.ps, by_width.ps)

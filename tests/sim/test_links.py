@@ -10,7 +10,7 @@ import pytest
 import dure
 import dure.lang as dl
 from dure import targets
-from dure.compiler.chip.pipeline import compile_for
+from dure.compiler.chip.pipeline import Options, compile_for
 from dure.errors import TargetError
 from dure.ir.core import Function
 from dure.ir.devices import over_devices
@@ -48,7 +48,9 @@ def _permute_ps(chip: Chip, devices: int, megabytes: int, by: int = 1) -> int:
     types = (tensor(BF16, devices, rows, 1024), tensor(BF16, devices, devices, rows, 1024))
     call = KernelCall(permute, types, {"by": by, "shape": shape}, {"bm": 64, "bn": 512}, {}, (),
                       devices)  # fmt: skip
-    return build(call, chip).timing.ps
+    tiles = {"bm": 64 if chip.cores.base > 1 else 1024, "bn": 512}
+    found = build(call, chip, tiles=tiles, options=Options(stages=4))
+    return found.timing.ps
 
 
 @pytest.mark.parametrize("name", CHIPS)
@@ -57,7 +59,7 @@ def test_more_bytes_take_as_long_as_the_link_says(name: str) -> None:
     for megabytes in (8, 16):
         seconds = megabytes * 2**20 / group_of(chip, 2).capacity
         # The launch, the way in and out, and the gaps between transfers that end together.
-        assert seconds < _permute_ps(chip, 2, megabytes) / 1e12 < 1.1 * seconds + 15e-6
+        assert seconds < _permute_ps(chip, 2, megabytes) / 1e12 < 1.3 * seconds + 15e-6
 
 
 def test_the_measured_permutation_of_v6e() -> None:
@@ -101,7 +103,10 @@ def test_the_link_bounds_what_is_large() -> None:
     chip = targets.chip("rngd")
     group = group_of(chip, 4)
     (_, two_steps) = Collective("all_reduce", 4096, 4096, BF16).ways(group)
-    built = [build(stage.call, chip) for stage in two_steps]
+    built = [
+        build(s.call, chip, tiles={"bm": 128, "bn": 512}, options=Options(stages=3))
+        for s in two_steps
+    ]
     assert [b.timing.bound for b in built] == ["link", "link"]
     least = 2 * (3 / 4 * 4096 * 4096 * 2) / 64e9
     assert least < sum(b.timing.ps for b in built) / 1e12 < 1.3 * least
