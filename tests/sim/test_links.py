@@ -102,7 +102,7 @@ def test_one_device_stands_for_all(name: str, kind: Kind) -> None:
 def test_the_link_bounds_what_is_large() -> None:
     chip = targets.chip("rngd")
     group = group_of(chip, 4)
-    (_, two_steps) = Collective("all_reduce", 4096, 4096, BF16).ways(group)
+    (*_, two_steps) = Collective("all_reduce", 4096, 4096, BF16).ways(group)
     built = [
         build(s.call, chip, tiles={"bm": 128, "bn": 512}, options=Options(stages=3))
         for s in two_steps
@@ -143,7 +143,7 @@ def test_results_are_the_same_on_all_devices() -> None:
 
     chip = targets.chip("tpu-v6e")
     x = np.random.default_rng(0).standard_normal((4, 32, 64)).astype(np.float32)
-    (_, two_steps) = Collective("all_reduce", 32, 64, DTYPES["float32"]).ways(group_of(chip, 4))
+    (*_, two_steps) = Collective("all_reduce", 32, 64, DTYPES["float32"]).ways(group_of(chip, 4))
     arrays: dict[str, Any] = {"x": x}
     for stage in two_steps:
         program = build(stage.call, chip, tiles=stage.call.tiles).compiled.function

@@ -91,6 +91,25 @@ def add_parts(
 
 
 @dure.kernel
+def add_at_once(
+    x: dl.Tensor,
+    residual: dl.Tensor | None,
+    y: dl.Tensor,
+    bm: dl.const,
+    bn: dl.const,
+    bd: dl.const,
+    accumulator: dl.const = dl.float32,
+):
+    """As :func:`add_parts`, with the parts of all devices, which ``bd`` covers, in one tile."""
+    me, i, j = dl.program_id(0), dl.program_id(1), dl.program_id(2)
+    parts = dl.load(x, (me, 0, i, j), (1, bd, bm, bn)).to(accumulator)
+    result = dl.sum(parts.reshape((bd, bm, bn)), 0).reshape((1, bm, bn))
+    if residual is not None:
+        result = result + dl.load(residual, (me, i, j), (1, bm, bn)).to(accumulator)
+    dl.store(y, (me, i, j), convert(result, y.dtype))
+
+
+@dure.kernel
 def add_and_give(
     x: dl.Tensor,
     residual: dl.Tensor | None,

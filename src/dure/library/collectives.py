@@ -24,7 +24,7 @@ from dure.ir.dtypes import DType, int32
 from dure.ir.types import TensorType
 from dure.library import collective_kernels as kernels
 from dure.library.call import KernelCall, tensor
-from dure.library.operators_common import tile
+from dure.library.operators_common import power_of_two, tile
 from dure.machine.group import Group
 
 Kind: TypeAlias = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all"]
@@ -113,13 +113,18 @@ class _Devices:
         if kernel is kernels.give_column_parts:
             m = int(str(first.shape[1]))
         consts: dict[str, object] = {}
-        if kernel is not kernels.add_parts:
+        if kernel is kernels.add_at_once:
+            consts["bd"] = power_of_two(self.count)
+        elif kernel is not kernels.add_parts:
             consts["shape"] = self.group.shape
-        if kernel in (kernels.add_parts, kernels.add_and_give) and not self.what.dtype.is_float:
+        if kernel in _ADDING and not self.what.dtype.is_float:
             consts["accumulator"] = int32
         tiles = {"bm": tile(m, 16), "bn": tile(n, 256)}
         call = KernelCall(kernel, types, consts, tiles, devices=self.count)  # type: ignore[arg-type]
         return Stage(call, tuple(arguments))
+
+
+_ADDING = (kernels.add_parts, kernels.add_at_once, kernels.add_and_give)
 
 
 def _bytes(elements: int) -> tuple[int, int]:
@@ -133,11 +138,10 @@ def _all_reduce(on: _Devices) -> tuple[Way, ...]:
     whole = _bytes(on.elements)
     one, all_of_them = on.type(*whole), on.type(n, *whole)
     residual = one if on.what.residual else None
+    given = on.stage(kernels.give_all, x=one, parts=all_of_them)
     found: list[Way] = [
-        (
-            on.stage(kernels.give_all, x=one, parts=all_of_them),
-            on.stage(kernels.add_parts, parts=all_of_them, residual=residual, y=one),
-        )
+        (given, on.stage(kernels.add_parts, parts=all_of_them, residual=residual, y=one)),
+        (given, on.stage(kernels.add_at_once, parts=all_of_them, residual=residual, y=one)),
     ]
     if on.elements % n == 0:
         part = on.type(n, *_bytes(on.elements // n))
