@@ -82,3 +82,11 @@ def test_what_is_refused(
 ) -> None:
     assert run(["sim", *arguments, "--target", "rngd"]) == 2
     assert found in capsys.readouterr().err
+
+
+def test_a_collective_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["sim", "all_reduce", "4x256", "--target", "rngd", "--chips", "4", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["op"], found["chips"], found["link"]) == ("all_reduce", 4, "pcie")
+    assert found["sent_bytes"] == 2 * (4 * 256 * 2 * 3 // 4)
+    assert [part["kernel"] for part in found["parts"]]
