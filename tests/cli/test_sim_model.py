@@ -56,12 +56,23 @@ def test_a_step_for_people(small: str, capsys: pytest.CaptureFixture[str]) -> No
         (["llama-3.1-8b", "--context", "999999"], "--context 131072"),
         (["llama-3.1-8b", "--phase", "both"], "--phase decode"),
         (["llama-3.1-8b", "--dtype", "int4"], "--dtype bf16"),
-        (["llama-3.1-8b", "--weights", "int3"], "--weights bf16"),
-        (["llama-3.1-8b", "--weights", "int8", "--dtype", "fp8"], "--dtype bf16"),
-        (["gemm", "64x64x64", "--weights", "int8"], "leave out --weights int8"),
-        (["llama-3.1-8b", "--kv", "int4"], "--kv bf16"),
-        (["bert-large", "--phase", "prefill", "--kv", "fp8"], "leave out --kv"),
-        (["llama-3.1-405b"], "devices would hold them"),
+        (["llama-3.1-405b", "--chips", "1"], "32 devices would hold them"),
+        (["llama-3.1-405b", "--chips", "16"], "of each of 16 devices"),
+        (["llama-3.1-405b", "--tp", "16", "--batch", "64", "--context", "131072"], "--batch"),
+        (["llama-3.1-8b", "--chips", "0"], "--chips 1"),
+        (["llama-3.1-8b", "--tp", "-2"], "--tp 1"),
+        (["llama-3.1-8b", "--chips", "2", "--tp", "4"], "--chips 4"),
+        (["llama-3.1-8b", "--tp", "3"], "--tp 2 (of 1, 2, 4, 8, 16, 32)"),
+        (["llama-3.1-8b", "--ep", "2"], "leave out --ep"),
+        (["mixtral-8x7b", "--tp", "4", "--ep", "3"], "--ep 2"),
+        (["bert-large", "--phase", "prefill", "--context", "64", "--chips", "2"], "--chips 1"),
+        (["gemm", "64x64x64", "--chips", "2"], "leave out --chips 2"),
+        (["all_reduce", "64x64", "--chips", "1"], "--chips 2"),
+        (["all_reduce", "64x64", "--batch", "1"], "leave out --batch 1"),
+        (["all_reduce", "64"], "MxH"),
+        (["all_reduce"], "MxH"),
+        (["all_reduce", "64x64", "--dtype", "int4"], "--dtype bf16"),
+        (["reduce_scatter", "64x66", "--chips", "4"], "a multiple of 4 columns"),
         (["bert-large"], "--phase prefill"),
         (["nowhere/config.json"], "config.json"),
     ],
@@ -71,3 +82,11 @@ def test_what_is_refused(
 ) -> None:
     assert run(["sim", *arguments, "--target", "rngd"]) == 2
     assert found in capsys.readouterr().err
+
+
+def test_a_collective_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["sim", "all_reduce", "4x256", "--target", "rngd", "--chips", "4", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["op"], found["chips"], found["link"]) == ("all_reduce", 4, "pcie")
+    assert found["sent_bytes"] == 2 * (4 * 256 * 2 * 3 // 4)
+    assert [part["kernel"] for part in found["parts"]]

@@ -15,7 +15,18 @@ from dure.cli.chip_options import Set
 from dure.cli.output import print_json, say, show
 from dure.cli.results import duration
 from dure.cli.sim import asked
-from dure.cli.sim_model import Batch, Context, Phase, StepOptions
+from dure.cli.sim_model import (
+    KV,
+    Batch,
+    Chips,
+    Context,
+    ExpertParallel,
+    NoPrefetch,
+    Phase,
+    StepOptions,
+    TensorParallel,
+    Weights,
+)
 from dure.cli.subject import (
     Algorithm,
     Arg,
@@ -68,6 +79,12 @@ def report(
     batch: Batch = None,
     context: Context = None,
     phase: Phase = None,
+    weights: Weights = None,
+    kv: KV = None,
+    chips: Chips = None,
+    tp: TensorParallel = None,
+    ep: ExpertParallel = None,
+    no_prefetch: NoPrefetch = False,
     settings: Set = None,
     strict: Strict = False,
     as_json: options.Json = False,
@@ -84,13 +101,13 @@ def report(
             rule="a number is that of one chip",
             fix="name one chip with --target",
         )
-    chips = [chip for name in names for chip in targets_of(name, settings)]
-    step = StepOptions(batch, context, phase)
-    look = _looker(asked(subject, dims, dtype, algorithm, arg, const, step), strict)
+    machines = [chip for name in names for chip in targets_of(name, settings)]
+    step = StepOptions(batch, context, phase, weights, kv, chips, tp, ep, no_prefetch)
+    look = _looker(asked(subject, dims, dtype, algorithm, arg, const, step), step, strict)
     profiles: list[Profile] = []
     errors: list[DureError] = []
     failed: list[tuple[str, str]] = []
-    for chip in chips:
+    for chip in machines:
         try:
             profiles.append(look(chip))
         except DureError as error:
@@ -120,14 +137,17 @@ def _total(made: Profile) -> int:
     return made.whole or made.total
 
 
-def _looker(what: Work | ChipStep, strict: bool) -> Callable[[Chip], Profile]:
+def _looker(what: Work | ChipStep, options: StepOptions, strict: bool) -> Callable[[Chip], Profile]:
     """What looks at an operator, a kernel or a model's step on a chip."""
     from dure.library.answer import answer
     from dure.library.profile import profile
     from dure.library.work import Work
-    from dure.models.chip_answer import step_answer
+    from dure.models.chip_devices import answer_on
     from dure.models.step_profile import step_profile
 
     if isinstance(what, Work):
         return lambda chip: profile(answer(what, chip, strict=strict))
-    return lambda chip: step_profile(step_answer(what, chip, strict=strict))
+    devices, prefetch = options.devices(), not options.no_prefetch
+    return lambda chip: step_profile(
+        answer_on(what, chip, devices, strict=strict, prefetch=prefetch)
+    )

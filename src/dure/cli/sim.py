@@ -13,7 +13,20 @@ from dure.cli.artefact import is_artefact, stored
 from dure.cli.chip_options import Set
 from dure.cli.output import say, show, table
 from dure.cli.results import concluded, duration, quantity, show_confidence
-from dure.cli.sim_model import KV, Batch, Context, Phase, StepOptions, Weights, model_step, sim_step
+from dure.cli.sim_model import (
+    KV,
+    Batch,
+    Chips,
+    Context,
+    ExpertParallel,
+    NoPrefetch,
+    Phase,
+    StepOptions,
+    TensorParallel,
+    Weights,
+    model_step,
+    sim_step,
+)
 from dure.cli.subject import (
     Algorithm,
     Arg,
@@ -63,6 +76,10 @@ def sim(
     phase: Phase = None,
     weights: Weights = None,
     kv: KV = None,
+    chips: Chips = None,
+    tp: TensorParallel = None,
+    ep: ExpertParallel = None,
+    no_prefetch: NoPrefetch = False,
     settings: Set = None,
     strict: Strict = False,
     as_json: options.Json = False,
@@ -73,18 +90,28 @@ def sim(
     """
     from dure.library.work import Work
 
-    step = StepOptions(batch, context, phase, weights, kv)
+    step = StepOptions(batch, context, phase, weights, kv, chips, tp, ep, no_prefetch)
+    if is_collective(subject):
+        wrong = [given for given in step.given() if not given.startswith("--chips")]
+        refuse(subject, {**dict.fromkeys(wrong, wrong), "--arg": arg, "--const": const})
+        together = [
+            (chip.name, _together(subject, dims, dtype, chip, chips, strict))
+            for chip in targets_of(target, settings)
+        ]
+        if not concluded(together, as_json):
+            _show(f"{subject} {dims} {dtype} over {chips or 2} devices", together)
+        return
     work = asked(subject, dims, dtype, algorithm, arg, const, step)
     if not isinstance(work, Work):
-        sim_step(work, target, settings, strict, as_json)
+        sim_step(work, target, settings, step, strict, as_json)
         return
     names, on_host = _without_host(target)
-    chips = targets_of(names, settings) if names else []
-    found = [(chip.name, _answer(work, chip, strict)) for chip in chips]
+    machines = targets_of(names, settings) if names else []
+    found = [(chip.name, _answer(work, chip, strict)) for chip in machines]
     if on_host:
         found.append((_HOST, _host(work)))
     if not concluded(found, as_json):
-        _show(work, found)
+        _show(f"{work.name} {work.dims} {work.dtype}", found)
 
 
 def asked(
@@ -116,6 +143,26 @@ def is_model(subject: str) -> bool:
     return subject in names() or subject.endswith(".json")
 
 
+def is_collective(subject: str) -> bool:
+    """Whether a subject is what several devices do together."""
+    from dure.library.collectives import KINDS
+
+    return subject in KINDS
+
+
+def _together(
+    subject: str, dims: str | None, dtype: str, chip: Chip, chips: int | None, strict: bool
+) -> Answer | DureError:
+    from dure.library.collective_answer import collective_answer
+
+    try:
+        return collective_answer(
+            subject, dims or "", dtype, chip, 2 if chips is None else chips, strict=strict
+        )
+    except DureError as error:
+        return error
+
+
 def _known(subject: str, dims: str | None) -> None:
     """Name the models that come close to a subject that is nothing else."""
     from dure.library.operators import forms
@@ -137,8 +184,9 @@ def refuse(subject: str, given: Mapping[str, object]) -> None:
         if value is not None:
             raise UsageError(
                 f"{argument(subject, 'the subject')} with {name}",
-                rule="a model takes --batch, --context, --phase, --weights and --kv; an operator "
-                "its dims; a kernel of a file --arg and --const",
+                rule="a model takes --batch, --context, --phase, --weights, --kv, --chips, --tp, "
+                "--ep and --no-prefetch; an operator its dims; a collective --chips too; a kernel "
+                "of a file --arg and --const",
                 fix=f"leave out {name}",
             )
 
@@ -172,8 +220,8 @@ def _answer(work: Work, chip: Chip, strict: bool) -> Answer | DureError:
 # --- for people ----------------------------------------------------------------------------------
 
 
-def _show(work: Work, found: Sequence[tuple[str, Answer | DureError]]) -> None:
-    show(f"{work.name} {work.dims} {work.dtype}\n\n")
+def _show(title: str, found: Sequence[tuple[str, Answer | DureError]]) -> None:
+    show(f"{title}\n\n")
     table([_HEADS, *(_row(name, result) for name, result in found)], right=(1, 2, 4, 5, 6))
     show("\n")
     for name, result in found:

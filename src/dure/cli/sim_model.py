@@ -16,6 +16,7 @@ from dure.errors import DureError, UsageError
 
 if TYPE_CHECKING:
     from dure.models.chip_answer import StepAnswer
+    from dure.models.chip_devices import Devices
     from dure.models.chip_step import ChipStep
 
 Batch = Annotated[int | None, typer.Option(help="Sequences of a model's step.  [default: 1]")]
@@ -40,9 +41,32 @@ KV = Annotated[
     str | None,
     typer.Option("--kv", help="The same of its KV cache: --dtype's type, fp8 or int8."),
 ]
+Chips = Annotated[
+    int | None,
+    typer.Option(
+        help="Devices that make a model's step together, as the machine file counts them.  "
+        "[default: the fewest that hold it]"
+    ),
+]
+TensorParallel = Annotated[
+    int | None,
+    typer.Option("--tp", help="Devices over which tensors are cut; all of --chips."),
+]
+ExpertParallel = Annotated[
+    int | None,
+    typer.Option(
+        "--ep", help="Parts in which experts are dealt out.  [default: whatever is faster]"
+    ),
+]
+NoPrefetch = Annotated[
+    bool,
+    typer.Option(
+        "--no-prefetch", help="Load no weights of a model's step before their kernel begins."
+    ),
+]
 
 _CONTEXT = {"decode": 1024, "prefill": 2048}
-_HEADS = ("TARGET", "STEP", "TOKENS/s", "BOUND", "ROOFLINE", "ENERGY", "CONFIDENCE")
+_HEADS = ("TARGET", "CHIPS", "STEP", "TOKENS/s", "BOUND", "ROOFLINE", "ENERGY", "CONFIDENCE")
 _PARTS = ("OPERATOR", "TIMES", "EACH", "TOGETHER", "OF STEP", "BOUND", "KERNEL")
 
 
@@ -55,30 +79,44 @@ class StepOptions:
     phase: str | None
     weights: str | None = None
     kv: str | None = None
+    chips: int | None = None
+    tp: int | None = None
+    ep: int | None = None
+    no_prefetch: bool = False
 
     def given(self) -> list[str]:
         """The options that were given, as they are written."""
-        names = ("batch", "context", "phase", "weights", "kv")
+        names = ("batch", "context", "phase", "weights", "kv", "chips", "tp", "ep")
         pairs = [(name, getattr(self, name)) for name in names]
-        return [f"--{name} {value}" for name, value in pairs if value is not None]
+        found = [f"--{name} {value}" for name, value in pairs if value is not None]
+        return [*found, "--no-prefetch"] if self.no_prefetch else found
+
+    def devices(self) -> Devices:
+        """On how many devices the step runs."""
+        from dure.models.chip_devices import Devices
+
+        return Devices(self.chips, self.tp, self.ep)
 
 
 def sim_step(
     step: ChipStep,
     target: str,
     settings: Sequence[str] | None,
+    options: StepOptions,
     strict: bool,
     as_json: bool,
 ) -> None:
     """Compile a model's step for chips, prove its programs, and tell its time."""
-    from dure.models.chip_answer import step_answer  # which imports the compiler
+    from dure.models.chip_devices import answer_on  # which imports the compiler
 
+    devices, prefetch = options.devices(), not options.no_prefetch
     found: list[tuple[str, StepAnswer | DureError]] = []
     for chip in targets_of(target, settings):
         if not as_json:
             say(f"compiling for {chip.name}")
         try:
-            found.append((chip.name, step_answer(step, chip, strict=strict)))
+            result = answer_on(step, chip, devices, strict=strict, prefetch=prefetch)
+            found.append((chip.name, result))
         except DureError as error:
             found.append((chip.name, error))
     if not concluded(found, as_json):
@@ -129,7 +167,7 @@ def _show(step: ChipStep, found: Sequence[tuple[str, StepAnswer | DureError]]) -
         f"{_other(step.weights, step)}, KV cache {step.kv_bytes / 1e9:.3g} GB"
         f"{_other(step.kv, step)}\n\n"
     )
-    table([_HEADS, *(_row(name, result) for name, result in found)], right=(1, 2, 4, 5))
+    table([_HEADS, *(_row(name, result) for name, result in found)], right=(1, 2, 3, 5, 6))
     for name, result in found:
         if isinstance(result, DureError):
             show(f"\n{name}: {result}\n")
@@ -144,10 +182,11 @@ def _other(dtype: str, step: ChipStep) -> str:
 
 def _row(name: str, result: StepAnswer | DureError) -> tuple[str, ...]:
     if isinstance(result, DureError):
-        return (name, "-", "-", "doesn't run: see below", "", "", "")
+        return (name, "-", "-", "-", "doesn't run: see below", "", "", "")
     joules = result.joules
     return (
         name,
+        str(result.step.chips),
         duration(result.ps),
         f"{result.tokens_a_second:.4g}",
         result.bound,
@@ -161,7 +200,7 @@ def _details(result: StepAnswer) -> None:
     show("\n")
     rows = [
         (
-            part.step.part.name,
+            part.name,
             str(part.step.count),
             duration(part.ps),
             duration(part.total_ps),

@@ -148,13 +148,15 @@ def epilogue(scope: Scope, op: Op) -> Fused | None:
 
 
 def residual(scope: Scope, op: Op) -> Fused | None:
-    """A linear layer or a norm, added to something of the same shape."""
+    """A linear layer, a norm or a sum over devices, added to something of the same shape."""
     if _function(op) != "add":
         return None
     # The second operand first: in `x + f(x)` it is the newer one.
     for other, value in (op.operands, tuple(reversed(op.operands))):
-        found = scope.producer(op, value, ("linear", "rms_norm", "layer_norm"))
-        if found is None or found.attr("residual") or found.attr("quantize"):
+        found = scope.producer(op, value, ("linear", "rms_norm", "layer_norm", "all_reduce"))
+        if found is None or found.attr("residual"):
+            continue
+        if found.name != "all_reduce" and found.attr("quantize"):
             continue
         if other.tensor.shape == value.tensor.shape and other.type == op.results[0].type:
             return Fused(found.name, (*found.operands, other), {**found.attrs, "residual": True})

@@ -329,12 +329,32 @@ class ProgramBuilder:
         weights, experts = self.op("route", logits, k=k, normalized=normalized)
         return weights, experts
 
-    def dispatch(self, experts: Value, count: int) -> tuple[Value, Value, Value]:
+    def dispatch(
+        self, experts: Value, count: int, part: Value | None = None, parts: int = 1
+    ) -> tuple[Value, Value, Value]:
         """Where each choice of (T, k) goes in an order by expert, and where each of the ``count``
-        experts' rows start and stop; see :mod:`dure.ir.tensor.experts`.
+        experts' rows start and stop; see :mod:`dure.ir.tensor.experts`.  Of several ``parts`` of
+        the experts only those of one count: its number is ``part``, (1) int32.
         """
-        places, starts, stops = self.op("dispatch", experts, experts=count)
+        rest = () if part is None else (part,)
+        places, starts, stops = self.op("dispatch", experts, *rest, experts=count, parts=parts)
         return places, starts, stops
+
+    def all_reduce(self, x: Value, devices: int) -> Value:
+        """The sum of ``x`` over the devices of a sharded program."""
+        return self._op("all_reduce", x, devices=devices)
+
+    def all_gather(self, x: Value, devices: int, *, axis: int = 1) -> Value:
+        """The devices' ``x`` side by side."""
+        return self._op("all_gather", x, devices=devices, axis=axis)
+
+    def reduce_scatter(self, x: Value, devices: int, *, axis: int = 1) -> Value:
+        """The device's part of the sum of ``x`` over the devices."""
+        return self._op("reduce_scatter", x, devices=devices, axis=axis)
+
+    def all_to_all(self, x: Value, devices: int) -> Value:
+        """Part d of ``x``, along axis 0, from each device to device d."""
+        return self._op("all_to_all", x, devices=devices)
 
     def expert_rows(self, x: Value, places: Value) -> Value:
         """Rows (T, D) in the order of ``places`` (T, k): (T * k, D)."""

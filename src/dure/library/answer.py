@@ -230,7 +230,7 @@ def check_fits(work: Work, chip: Chip) -> None:
     """Raise :class:`TargetError` where a launch's tensors don't fit the chip's far memory."""
     size = chip.memories[chip.home].size.base
     for call in work.calls:
-        needed = call_bytes(call)
+        needed = call_bytes(call) // call.devices
         if needed > size:
             raise TargetError(
                 f"{work.name} {work.dims} needs {needed / 2**30:.4g} GiB of {chip.home}",

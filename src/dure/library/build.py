@@ -14,6 +14,7 @@ from dure.compiler.chip.pipeline import Compiled, Options, compile_for
 from dure.compiler.chip.search import Choice, choose
 from dure.errors import DureError, KernelError
 from dure.ir.core import Function
+from dure.ir.devices import over_devices
 from dure.ir.verifier import verify
 from dure.library.call import IndexArray, KernelCall
 from dure.machine.chip import Chip
@@ -45,7 +46,7 @@ class Built:
 
 def tile_function(call: KernelCall, tiles: Mapping[str, int] | None = None) -> Function:
     """The call's tile function, with what it updates in place declared so."""
-    function = call.specialize(tiles)
+    function = over_devices(call.specialize(tiles), call.devices)
     if not call.updates:
         return function
     present = [place for place, kind in enumerate(call.types) if kind is not None]

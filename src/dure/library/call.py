@@ -44,6 +44,7 @@ class KernelCall:
     are the values of the index arguments by their position in ``types``.  ``updates`` are the
     positions of arguments that are updated in place though the kernel only stores into them.
     ``variants`` are the only sizes that a stored kernel has; empty where any may be asked for.
+    ``devices`` run the kernel together (:mod:`dure.ir.devices`).
     """
 
     kernel: TileKernel
@@ -53,6 +54,7 @@ class KernelCall:
     indices: Mapping[int, IndexArray] = field(default_factory=dict[int, IndexArray])
     updates: tuple[int, ...] = ()
     variants: tuple[Mapping[str, int], ...] = ()
+    devices: int = 1
 
     @property
     def open(self) -> tuple[str, ...]:

@@ -31,6 +31,7 @@ from dure.library.norm import layer_norm, rms_norm, rms_norm_folded
 from dure.library.operators_common import bytes_of, call, power_of_two, tile
 from dure.library.rope import kv_write, rope, rope_kv_write
 from dure.library.weight_types import WeightType
+from dure.machine.chip import Chip
 
 #: Parts of a row that is folded over the lanes of an engine.
 _LANES = 128
@@ -64,6 +65,10 @@ class ChipCall:
         """The launches, each with its operands."""
         calls, operands = zip(*launches, strict=True)
         return cls(name, tuple(calls), flops, weights, kv, tuple(operands))
+
+    def ways(self, chip: Chip) -> tuple[tuple[Launch, ...], ...]:
+        """The ways to compute it on a chip, each the launches that it makes one after another."""
+        return tuple((found,) for found in zip(self.calls, self.operands, strict=True))
 
 
 @dataclass(frozen=True)

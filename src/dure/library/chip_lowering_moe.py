@@ -13,7 +13,7 @@ import numpy as np
 
 from dure.ir.core import Op, Value, op_definition
 from dure.library import elementwise
-from dure.library.call import indices, tensor
+from dure.library.call import IndexArray, indices, tensor
 from dure.library.chip_lowering import (
     ChipCall,
     ChipLowering,
@@ -33,6 +33,7 @@ from dure.library.moe import (
     grouped_matmul,
     moe_route,
 )
+from dure.library.moe_parts import part_ends, part_places, part_sum
 from dure.library.operators_common import bytes_of, power_of_two, tile
 
 #: Choices that are compared at a time.
@@ -63,24 +64,40 @@ def _dispatch(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     count = int(op.attr("experts"))
     draw = np.random.default_rng(0)
     drawn = indices([draw.permutation(count)[:chosen] for _ in range(tokens)])
-    dispatch = op_definition("dispatch").semantics
-    assert dispatch is not None
-    lowering.made.update(zip(op.results, dispatch(op.attrs, drawn), strict=True))
     covering = power_of_two(chosen)
     consts = {"bo": max(1, _COMPARED // covering), "bk": covering, "count": count}
+    held, parts = count // int(op.attr("parts")), int(op.attr("parts"))
 
     def made(value: Value, *shape: int) -> Argument:
         return replace(lowering.given(value), type=tensor(kind.dtype, *shape))
 
-    given = lowering.given(op.operands[0])
-    places = [given, made(op.results[0], tokens, chosen)]
-    ends = [given, *(made(v, count) for v in op.results[1:])]
-    found = launch(expert_places, places, {"bt": 1}, consts)
-    stops = launch(expert_ends, ends, {"be": tile(count, 16)}, consts)
+    first, second, lists = expert_places, expert_ends, None
+    part: list[Argument] = []
+    given = [_dispatched(op, drawn)] if parts == 1 else []
+    if parts > 1:
+        # The device that has the most to do is the one that the others wait for.
+        given = [_dispatched(op, drawn, indices([n])) for n in range(parts)]
+        consts["held"] = held
+        first, second, part = part_places, part_ends, [lowering.indices(op.operands[1])]
+        busy = max(range(parts), key=lambda n: (int(given[n][2][-1]), -n))
+        lists = {1: (indices([busy]), 0, parts - 1)}
+        given = [given[busy]]
+    lowering.made.update(zip(op.results, given[0], strict=True))
+    places = [lowering.given(op.operands[0]), *part, made(op.results[0], tokens, chosen)]
+    ends = [lowering.given(op.operands[0]), *part, *(made(v, held) for v in op.results[1:])]
+    found = launch(first, places, {"bt": 1}, consts, lists)
+    stops = launch(second, ends, {"be": tile(held, 16)}, consts, lists)
     return [
         ChipCall.of("expert places", [found], 0),
         ChipCall.of("expert ends", [stops], 0),
     ]
+
+
+def _dispatched(op: Op, *operands: IndexArray) -> tuple[IndexArray, IndexArray, IndexArray]:
+    dispatch = op_definition("dispatch").semantics
+    assert dispatch is not None
+    places, starts, stops = dispatch(op.attrs, *operands)
+    return places, starts, stops
 
 
 @lowers_on_chips("expert_rows")
@@ -103,7 +120,7 @@ def _grouped(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     rows, depth = (lowering.extent(e) for e in kind.shape)
     experts, columns = (lowering.extent(e) for e in w.tensor.shape[:2])
     first, last = lowering.list(starts), lowering.list(stops)
-    busy = int(np.count_nonzero(last[0] - first[0]))
+    busy, filled = int(np.count_nonzero(last[0] - first[0])), int((last[0] - first[0]).sum())
     read = bytes_of(a.type for a in lowering.matrix([w], busy, depth, columns))
     scheme = lowering.scheme(w)
     tiles, consts = product_tiles(scheme, -(-rows // experts), depth, columns)
@@ -124,7 +141,7 @@ def _grouped(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
         weight = lowering.matrix([w], experts, depth, columns)
         made = launch(grouped_matmul, [lowering.given(x), *weight, *ends, result], tiles, {}, lists)
     name = w.name.rsplit(".", 1)[-1]
-    return [ChipCall.of(f"experts' {name}", [made], 2 * rows * depth * columns, read)]
+    return [ChipCall.of(f"experts' {name}", [made], 2 * filled * depth * columns, read)]
 
 
 @lowers_on_chips("expert_sum")
@@ -137,7 +154,8 @@ def _sum(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     arguments += [lowering.given(weights), lowering.given(ops[0].result)]
     tiles = {"bd": tile(width, 256)}
     lists = {1: lowering.list(places)}
-    made = launch(expert_sum, arguments, tiles, {"bk": power_of_two(chosen)}, lists)
+    kernel = expert_sum if lists[1][1] == 0 else part_sum
+    made = launch(kernel, arguments, tiles, {"bk": power_of_two(chosen)}, lists)
     return [ChipCall.of("expert sum", [made], 2 * tokens * chosen * width)]
 
 

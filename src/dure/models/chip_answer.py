@@ -1,5 +1,5 @@
-"""How long a model's step takes on a chip: its kernels chosen, and the program that they are
-together proved and timed.
+"""How long a model's step takes on a chip, or on several devices that make it together: its kernels
+chosen, and the program that they are together proved and timed.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from dure.compiler.chip.pipeline import Options
 from dure.errors import KernelError
 from dure.ir.core import Function
 from dure.ir.machine.phase import phases_of
@@ -30,10 +31,11 @@ _POWERS = ("typical", "chip", "card", "board", "design")
 class StepPart:
     """A launch of the step on the chip; ``total_ps`` is what the step takes longer for it: from
     the end of the kernel before to its own, all turns together.  ``alone_ps`` is what a turn takes
-    by itself.
+    by itself, and ``name`` what it computes.
     """
 
     step: StepCall
+    name: str
     built: Built
     total_ps: int
     alone_ps: int
@@ -70,9 +72,10 @@ class StepAnswer:
 
     @property
     def roofline_ps(self) -> float:
-        """The least picoseconds that the published peaks allow."""
+        """The least picoseconds that the published peaks of all devices together allow."""
         step = self.step
-        return roofline_seconds(self.chip, step.dtype, step.flops, step.bytes) * 1e12
+        whole = roofline_seconds(self.chip, step.dtype, step.flops, step.bytes)
+        return whole / step.chips * 1e12
 
     @property
     def fraction_of_roofline(self) -> float:
@@ -86,11 +89,11 @@ class StepAnswer:
 
     @property
     def joules(self) -> float | None:
-        """Energy of the step at the power that the chip's file gives, typical before designed for;
-        None where it gives none.
+        """Energy of the step at the power that the chip's file gives, typical before designed for,
+        of all devices; None where it gives none.
         """
         found = next((self.chip.power[n] for n in _POWERS if n in self.chip.power), None)
-        return None if found is None else found.base * self.ps / 1e12
+        return None if found is None else found.base * self.step.chips * self.ps / 1e12
 
     def json(self) -> dict[str, object]:
         """Everything as one JSON object."""
@@ -104,7 +107,9 @@ class StepAnswer:
             "dtype": step.dtype,
             "weights": step.weights or step.dtype,
             "kv": step.kv or step.dtype,
-            "chips": 1,
+            "chips": step.chips,
+            "tp": step.chips,
+            "ep": step.shards.experts,
             "ns": self.ps / 1000,
             "step_tok_s": self.tokens_a_second,
             "bound": self.bound,
@@ -117,6 +122,8 @@ class StepAnswer:
             "sim_s": self.sim_s,
             "weight_bytes": step.weight_bytes,
             "kv_bytes": step.kv_bytes,
+            "device_weight_bytes": step.device_bytes[0],
+            "device_kv_bytes": step.device_bytes[1],
             "operators": [_operator(part) for part in self.parts],
         }
 
@@ -124,7 +131,7 @@ class StepAnswer:
 def _operator(part: StepPart) -> dict[str, object]:
     timing = part.built.timing
     return {
-        "name": part.step.part.name,
+        "name": part.name,
         "kernel": part.built.call.kernel.__name__,
         "count": part.step.count,
         "ns": part.ps / 1000,
@@ -146,23 +153,21 @@ def step_answer(
     strict: bool = False,
     prefetch: bool = True,
     record: bool = False,
+    made: dict[object, Built] | None = None,
 ) -> StepAnswer:
-    """What the chip does with the step; without ``prefetch`` no weights are loaded ahead.
+    """What the chip, or the step's devices together, do with the step; without ``prefetch`` no
+    weights are loaded ahead.  ``made`` keeps kernels of the chip from one step to another.
 
     Raises :class:`~dure.errors.DureError` for a step that doesn't fit or that the chip can't run.
     """
     step.check_fits(chip)
     started = time.perf_counter()
-    options = options_for(step, chip, strict=strict, prefetch=prefetch)
-    made: dict[object, Built] = {}
-    chosen: list[Chosen] = []
-    for entry in step.calls:
-        for call in entry.part.calls:
-            if _key(call) not in made:
-                made[_key(call)] = build(call, chip, base=options)
-        found = [made[_key(call)] for call in entry.part.calls]
-        place = min(range(len(found)), key=lambda n: found[n].timing.ps)
-        chosen.append(Chosen(entry, place, found[place]))
+    work = _Launches(
+        chip,
+        options_for(step, chip, strict=strict, prefetch=prefetch),
+        {} if made is None else made,
+    )
+    chosen = [launch for entry in step.calls for launch in work.chosen(entry)]
     program = step_program(step, chip, chosen, prefetch=prefetch)
     verify(program.function)
     verdict = sanitize(program.function, chip)
@@ -183,6 +188,35 @@ def step_answer(
     return StepAnswer(step, chip, parts, program, verdict, timing, trust, compile_s, sim_s)
 
 
+@dataclass(frozen=True)
+class _Launches:
+    """Builds the launches of a step, each program once."""
+
+    chip: Chip
+    options: Options
+    made: dict[object, Built]
+
+    def chosen(self, entry: StepCall) -> list[Chosen]:
+        """The launches of an entry, by the fastest of the ways to it."""
+        found = [
+            [(self.build(call), operands) for call, operands in way]
+            for way in entry.part.ways(self.chip)
+        ]
+        best = min(found, key=lambda way: sum(built.timing.ps for built, _ in way))
+        stages = [f"{n + 1}/{len(best)}" if len(best) > 1 else "" for n in range(len(best))]
+        return [
+            Chosen(entry, operands, built, stage)
+            for (built, operands), stage in zip(best, stages, strict=True)
+        ]
+
+    def build(self, call: KernelCall) -> Built:
+        """The program of a launch."""
+        key = _key(call), self.options
+        if key not in self.made:
+            self.made[key] = build(call, self.chip, base=self.options)
+        return self.made[key]
+
+
 def _parts(
     chosen: Sequence[Chosen], function: Function, timing: Timing, chip: Chip
 ) -> Iterator[StepPart]:
@@ -190,7 +224,7 @@ def _parts(
     launch = duration(chip, chip.launch)
     for entry, phase in zip(chosen, phases_of(function.body), strict=True):
         alone = entry.built.timing.ps - launch
-        yield StepPart(entry.step, entry.built, timing.phases.get(phase, 0), alone)
+        yield StepPart(entry.step, entry.name, entry.built, timing.phases.get(phase, 0), alone)
 
 
 def _programs(parts: Sequence[StepPart]) -> list[tuple[Built, int]]:
@@ -206,4 +240,4 @@ def _key(call: KernelCall) -> object:
     """What makes two launches the same program."""
     consts = frozenset(call.consts.items())
     lists = tuple((place, values.tobytes()) for place, values in sorted(call.indices.items()))
-    return call.kernel, call.types, consts, tuple(call.tiles), lists, call.updates
+    return call.kernel, call.types, consts, tuple(call.tiles), lists, call.updates, call.devices

@@ -10,11 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from dure.compiler.chip.allocate import capacity
 from dure.compiler.chip.compose import Binding, Item, Kernel, Repeat, View, compose
 from dure.compiler.chip.pipeline import Compiled, Options, compile_for
 from dure.ir.core import Function, Value
-from dure.ir.expr import Symbol, const, evaluate, symbol
+from dure.ir.devices import own_device
+from dure.ir.expr import IntLike, Symbol, as_expr, const, evaluate, symbol
 from dure.ir.types import TensorType, static_extent
 from dure.library.answer import peak
 from dure.library.build import Built, tile_function
@@ -29,20 +32,30 @@ _SLOTS = 16
 
 @dataclass(frozen=True)
 class Chosen:
-    """A launch of the step, which of its calls was taken, and how that is compiled by itself."""
+    """A launch of the step, what its arguments take, and how it is compiled by itself."""
 
     step: StepCall
-    place: int
+    operands: tuple[Operand | None, ...]
     built: Built
+    #: Which of several launches of a collective it is.
+    stage: str = ""
+
+    @property
+    def name(self) -> str:
+        """What it computes."""
+        return f"{self.step.part.name} {self.stage}".rstrip()
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """A tensor of the program: what lies there, ``layers`` times behind one another."""
+    """A tensor of the program: what lies there, ``layers`` times behind one another on each of
+    ``devices``.
+    """
 
     stored: Stored
     layers: Layers | None
     type: TensorType
+    devices: int = 1
 
 
 @dataclass(frozen=True)
@@ -82,7 +95,7 @@ def step_program(
         items.append(work.item(layers, chosen[place:stop]))
         place = stop
     types = {name: found.type for name, found in work.tensors.items()}
-    function = compose(step.name, types, items, chip, prefetch=work.ahead)
+    function = compose(step.name, types, items, chip, devices=step.chips, prefetch=work.ahead)
     return StepProgram(function, work.tensors, work.indices)
 
 
@@ -105,7 +118,7 @@ class _Assembly:
     def kernel(self, chosen: Chosen, counter: Symbol) -> Kernel:
         """A launch with its arguments bound."""
         call = chosen.built.call
-        operands = chosen.step.part.operands[chosen.place]
+        operands = chosen.operands
         present = [n for n, kind in enumerate(call.types) if kind is not None]
         late = any(self.is_made(operands[n]) for n in call.indices)
         compiled = self.program(chosen, present, operands, late)
@@ -113,11 +126,15 @@ class _Assembly:
         for param, number in zip(compiled.function.params, present, strict=True):
             operand = operands[number]
             assert operand is not None
-            binding = self.bound(operand, param.value.tensor, chosen.step.layers, counter)
+            if call.devices > 1:
+                binding = self.across(operand, param.value.tensor)
+            else:
+                binding = self.bound(operand, param.value.tensor, chosen.step.layers, counter)
             if number in call.indices:
-                self.indices[binding.tensor] = call.indices[number]
+                every = [call.indices[number]] * self.step.chips
+                self.indices[binding.tensor] = np.concatenate(every)
             arguments.append(binding)
-        return Kernel(chosen.step.part.name, compiled.function, tuple(arguments), late)
+        return Kernel(chosen.name, compiled.function, tuple(arguments), late)
 
     def is_made(self, operand: Operand | None) -> bool:
         """Whether an index argument is what the program itself gives."""
@@ -163,13 +180,22 @@ class _Assembly:
         name = self.allocated(stored, own, kind)
         shape = window.shape if window is not None else _shape(kind)
         views: list[View] = []
-        if own is not None:
+        turns, devices = 1 if own is None else own.count, self.step.chips
+        if turns * devices > 1:
             first = shape[0]
-            shape = (own.count * first, *shape[1:])
-            views.append(View(0, counter * first, counter * first + first))
+            shape = (devices * turns * first, *shape[1:])
+            turn: IntLike = 0 if own is None else counter
+            device: IntLike = own_device(devices) if devices > 1 else 0
+            start = as_expr((device * turns + turn) * first)
+            views.append(View(0, start, start + first))
         if window is not None:
             views.append(View(window.axis, window.start, window.stop))
         return Binding(name, shape, tuple(views))
+
+    def across(self, operand: Operand, kind: TensorType) -> Binding:
+        """What an argument is of a kernel that all devices run together: all devices' tensors."""
+        assert operand.window is None
+        return Binding(self.allocated(operand.stored, None, kind), _shape(kind))
 
     def allocated(self, stored: Stored, layers: Layers | None, kind: TensorType) -> str:
         """The name of a stored tensor, which is there from now on."""
@@ -178,10 +204,10 @@ class _Assembly:
             name = f"{name}.{stored.form}"
         found = self.tensors.get(name)
         if found is None:
-            shape = self.shape(stored)
-            if layers is not None:
-                shape = (layers.count * shape[0], *shape[1:])
-            found = Allocation(stored, layers, replace(kind, shape=tuple(map(const, shape))))
+            first, *rest = self.shape(stored)
+            first *= self.step.chips * (1 if layers is None else layers.count)
+            own = replace(kind, shape=(const(first), *map(const, rest)))
+            found = Allocation(stored, layers, own, self.step.chips)
         elif kind.index is not None:
             found = replace(found, type=_narrower(found.type, kind))
         self.tensors[name] = found

@@ -7,7 +7,7 @@ The step program of :mod:`dure.models.decoder` is built for one batch, fused, an
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 from dure.compiler.fuse import fuse
@@ -15,6 +15,7 @@ from dure.errors import TargetError, UsageError
 from dure.ir.core import Function, Op, Region, Value
 from dure.ir.dtypes import DType
 from dure.ir.tensor.program import repeat_tables
+from dure.library import chip_lowering_collectives as _registers_the_collectives
 from dure.library import chip_lowering_moe as _registers_the_experts
 from dure.library.call import IndexArray, stored_bytes, tensor
 from dure.library.chip_lowering import ChipCall, ChipLowering
@@ -32,9 +33,16 @@ from dure.models.encoder import (
     encoder_types,
 )
 from dure.models.encoder_config import EncoderConfig
-from dure.models.weights import WeightSpec, layer_shapes, weight_specs
+from dure.models.shards import (
+    Shards,
+    check_shards,
+    shard_config,
+    shard_specs,
+    tensor_parallel_counts,
+)
+from dure.models.weights import WeightSpec, layer_shapes
 
-assert _registers_the_experts
+assert _registers_the_experts and _registers_the_collectives
 
 #: Matrices of a layer: what is quantized where weights are.
 _MATRICES = frozenset({"q", "k", "v", "o", "gate", "up", "down"})
@@ -72,6 +80,10 @@ class ChipStep:
     ``weight_bytes`` and ``kv_bytes`` are what the model and the cache take.  ``dtype`` is the type
     of values between ops, ``weights`` and ``kv`` those of weights and KV cache, where they have
     others.  A step that was read from a file has neither ``config`` nor ``program``.
+
+    Of several ``shards`` the launches are one device's, and all devices make them together;
+    ``held`` is what a device holds of weights and cache.  Operations and bytes are still the
+    model's, ``work``.
     """
 
     name: str
@@ -90,30 +102,50 @@ class ChipStep:
     made: Mapping[Value, IndexArray]
     weights: str = ""
     kv: str = ""
+    shards: Shards = field(default_factory=Shards)
+    held: tuple[int, int] | None = None
+    work: tuple[int, int] | None = None
+
+    @property
+    def chips(self) -> int:
+        """The devices that make the step together."""
+        return self.shards.devices
+
+    @property
+    def device_bytes(self) -> tuple[int, int]:
+        """Bytes of weights, and of the cache, on a device."""
+        return self.held or (self.weight_bytes, self.kv_bytes)
 
     @property
     def flops(self) -> int:
         """Operations."""
+        if self.work is not None:
+            return self.work[0]
         return sum(c.count * c.part.flops for c in self.calls)
 
     @property
     def bytes(self) -> int:
         """Compulsory bytes."""
+        if self.work is not None:
+            return self.work[1]
         return sum(c.count * (c.part.weight_bytes + c.part.kv_bytes) for c in self.calls)
 
     def check_fits(self, chip: Chip) -> None:
-        """Raise :class:`TargetError` where weights and KV cache don't fit the chip."""
+        """Raise :class:`TargetError` where a device's weights and KV cache don't fit it."""
         size = chip.memories[chip.home].size.base
-        needed = self.weight_bytes + self.kv_bytes
-        if needed <= size:
+        weights, kept = self.device_bytes
+        if weights + kept <= size:
             return
-        count = -(-needed // int(size))
+        count = fewest_devices(self, size)
+        of = "" if self.chips == 1 else f" of each of {self.chips} devices"
         raise TargetError(
-            f"the weights ({_gib(self.weight_bytes)}) and the KV cache ({_gib(self.kv_bytes)})",
+            f"the weights ({_gib(weights)}) and the KV cache ({_gib(kept)}){of}",
             where=f"{chip.name}: {chip.home} holds {_gib(size)}",
-            rule=f"they lie in {chip.home} together: {count} devices would hold them, and a step "
-            "over several isn't compiled yet",
-            fix="give a smaller --batch or --context, or narrower --weights or --kv",
+            rule=f"they lie in {chip.home} together; "
+            + (f"{count} devices would hold them" if count else "no number of devices holds them"),
+            fix=f"--chips {count}"
+            if count and chip.links
+            else "give a smaller --batch or --context, or narrower --weights or --kv",
         )
 
 
@@ -136,41 +168,130 @@ def chip_step(
 
     Raises :class:`~dure.errors.DureError` for a batch or a model that doesn't go.
     """
+    return _step(config, batch, (dtype, weights, kv), name, Shards())
+
+
+def sharded(step: ChipStep, shards: Shards) -> ChipStep:
+    """A step of one device as one that several make together: the launches are those of each.
+
+    Raises :class:`UsageError` for a step that can't be cut so.
+    """
+    if shards.devices == 1:
+        return step
+    if step.config is None:
+        raise UsageError(
+            f"the stored step of {step.name} over {shards.devices} devices",
+            rule="a step is stored as it was compiled, for one device",
+            fix="--chips 1, or name the model",
+        )
+    names = step.dtype, step.weights, step.kv
+    found = _step(step.config, step.batch, names, step.name, shards)
+    held = held_bytes(step, shards)
+    return replace(found, shards=shards, held=held, work=(step.flops, step.bytes))
+
+
+def _step(
+    config: ModelConfig | EncoderConfig,
+    batch: Batch,
+    types: tuple[str, str, str],
+    name: str,
+    shards: Shards,
+) -> ChipStep:
+    dtype, weights, kv = types
     batch.check(config)
-    kind = DTYPES[dtype]
-    scheme, pool = weight_type(weights or dtype, dtype), kv_type(kv or dtype, dtype)
+    kinds = _Kinds.of(types)
     if isinstance(config, EncoderConfig):
-        program, lowering = _encoder(config, batch, kind)
-        specs, kept = encoder_specs(config), 0
-        if kv not in ("", dtype):
-            raise UsageError(
-                f"a KV cache in {kv} of an encoder",
-                where=config.where,
-                rule="an encoder keeps no keys and values",
-                fix="leave out --kv",
-            )
-        name = name or "encoder"
+        _check_encoder(config, kinds, shards)
+        program, lowering = _encoder(config, batch, kinds.activation)
+        specs, name = encoder_specs(config), name or "encoder"
+        taken, kept = kinds.weight_bytes(specs), 0
     else:
-        program = _program(config, batch, kind)
+        check_shards(config, shards)
+        program = _program(config, batch, kinds.activation, shards)
         inputs = batch.inputs(config)
         sizes = {"T": batch.tokens, "W": len(inputs["work_start"]), "L": batch.sequences}
-        lowering = ChipLowering(sizes, inputs, kind)
-        slots = batch.sequences * batch.pages * PAGE
-        specs, kept = (
-            weight_specs(config),
-            2 * config.layers * slots * _row_bytes(config, kind, pool),
-        )
-        name = name or config.family
-    quantized = quantized_weights(specs, scheme)
-    lowering = replace(lowering, weights=scheme, quantized=quantized, kv=pool)
-    taken = sum(_bytes(spec, kind, scheme if spec.name in quantized else None) for spec in specs)
+        lowering = ChipLowering(sizes, inputs, kinds.activation)
+        specs, name = shard_specs(config, shards), name or config.family
+        taken, kept = _held(config, batch, kinds, Shards())
+    lowering = replace(
+        lowering,
+        weights=kinds.weights,
+        quantized=quantized_weights(specs, kinds.weights),
+        kv=kinds.kv,
+    )
     program = fuse(program)
     calls = tuple(_calls(program.body, lowering))
     names = cast("tuple[str, ...]", program.attrs["outputs"])
     outputs = {n: lowering.root(v) for n, v in zip(names, program.body.yields, strict=False)}
     more = program, lowering.sizes, lowering.inputs, outputs, lowering.made
-    types = weights or dtype, kv or dtype
-    return ChipStep(name, config, batch, dtype, calls, taken, kept, *more, *types)
+    stored = weights or dtype, kv or dtype
+    return ChipStep(name, config, batch, dtype, calls, taken, kept, *more, *stored)
+
+
+@dataclass(frozen=True)
+class _Kinds:
+    """The type of values between ops, and how weights and KV cache are quantized, if they are."""
+
+    activation: DType
+    weights: WeightType | None
+    kv: WeightType | None
+
+    @classmethod
+    def of(cls, names: tuple[str, str, str]) -> _Kinds:
+        """The types by the names of :func:`chip_step`: dtype, weights and KV."""
+        dtype, weights, kv = names
+        return cls(DTYPES[dtype], weight_type(weights or dtype, dtype), kv_type(kv or dtype, dtype))
+
+    def weight_bytes(self, specs: Sequence[WeightSpec]) -> int:
+        """What weights take."""
+        quantized = quantized_weights(specs, self.weights)
+        return sum(
+            _bytes(spec, self.activation, self.weights if spec.name in quantized else None)
+            for spec in specs
+        )
+
+
+def _held(config: ModelConfig, batch: Batch, kinds: _Kinds, shards: Shards) -> tuple[int, int]:
+    slots = batch.sequences * batch.pages * PAGE
+    row = _row_bytes(shard_config(config, shards), kinds.activation, kinds.kv)
+    return kinds.weight_bytes(shard_specs(config, shards)), 2 * config.layers * slots * row
+
+
+def held_bytes(step: ChipStep, shards: Shards) -> tuple[int, int]:
+    """Bytes of a decoder's weights, and of its cache, on each of several devices."""
+    assert isinstance(step.config, ModelConfig)
+    kinds = _Kinds.of((step.dtype, step.weights, step.kv))
+    return _held(step.config, step.batch, kinds, shards)
+
+
+def fewest_devices(step: ChipStep, size: float, least: int = 1) -> int | None:
+    """The fewest devices, at least so many, over which a step of one can be cut and whose memories
+    of this size hold it; None where there are none.
+    """
+    if not isinstance(step.config, ModelConfig):
+        return 1 if least == 1 and step.weight_bytes + step.kv_bytes <= size else None
+    for count in tensor_parallel_counts(step.config):
+        if count >= least and sum(held_bytes(step, Shards(count))) <= size:
+            return count
+    return None
+
+
+def _check_encoder(config: EncoderConfig, kinds: _Kinds, shards: Shards) -> None:
+    """Raise :class:`UsageError` for what an encoder can't be asked."""
+    if kinds.kv is not None:
+        raise UsageError(
+            f"a KV cache in {kinds.kv.name} of an encoder",
+            where=config.where,
+            rule="an encoder keeps no keys and values",
+            fix="leave out --kv",
+        )
+    if shards.devices > 1:
+        raise UsageError(
+            f"an encoder over {shards.devices} devices",
+            where=config.where,
+            rule="decoders are cut over devices; an encoder is small, and runs on each by itself",
+            fix="--chips 1, with a part of the batch",
+        )
 
 
 def quantized_weights(specs: Sequence[WeightSpec], scheme: WeightType | None) -> frozenset[str]:
@@ -219,7 +340,7 @@ def _row_bytes(config: ModelConfig, kind: DType, kv: WeightType | None) -> int:
     return row
 
 
-def _program(config: ModelConfig, batch: Batch, kind: DType) -> Function:
+def _program(config: ModelConfig, batch: Batch, kind: DType, shards: Shards) -> Function:
     names: Mapping[str, str] = dict.fromkeys(("embedding", "final_norm", "head"), kind.name)
     layer = dict.fromkeys(layer_shapes(config), kind.name)
     types = WeightTypes(names, (layer,) * config.layers)
@@ -233,7 +354,7 @@ def _program(config: ModelConfig, batch: Batch, kind: DType) -> Function:
         page_size=PAGE,
         query_rows=QUERY_ROWS,
     )
-    return step_program(config, types, limits, kind.name)
+    return step_program(config, types, limits, kind.name, shards)
 
 
 def _calls(region: Region, lowering: ChipLowering, layers: Layers | None = None) -> list[StepCall]:

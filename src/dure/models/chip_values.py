@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -33,8 +33,34 @@ def run_step(
     draws every order that the program leaves open.  Raises :class:`UsageError` for a missing one,
     and what :func:`~dure.sim.values.run_values` raises.
     """
-    found = {name: _placed(a, arrays) for name, a in program.tensors.items()}
+    return run_devices(step, program, chip, [arrays], seed=seed)[0]
+
+
+def run_devices(
+    step: ChipStep,
+    program: StepProgram,
+    chip: Chip,
+    arrays: Sequence[Mapping[str, Array]],
+    *,
+    seed: int = 0,
+) -> list[dict[str, Array]]:
+    """What each device of a sharded step gives; the rest is :func:`run_step`'s."""
+    found = {
+        name: np.concatenate([_placed(allocation, own) for own in arrays])
+        for name, allocation in program.tensors.items()
+    }
     run_values(program.function, chip, list(found.values()), seed=seed)
+    parts = {name: np.split(array, step.chips) for name, array in found.items()}
+    return [
+        _given_back(step, program, {name: part[device] for name, part in parts.items()})
+        for device in range(step.chips)
+    ]
+
+
+def _given_back(
+    step: ChipStep, program: StepProgram, found: Mapping[str, Array]
+) -> dict[str, Array]:
+    """A device's outputs and pools, by name."""
     given = {v: n for n, v in step.outputs.items()}
     results: dict[str, Array] = {}
     for name, allocation in program.tensors.items():
@@ -54,10 +80,11 @@ def run_step(
 
 
 def _placed(allocation: Allocation, arrays: Mapping[str, Array]) -> Array:
-    """What lies in an allocation at the start: what was given, or nothing that means anything."""
+    """What lies in an allocation on a device at the start: what was given, or no numbers."""
     kind = allocation.type
     assert isinstance(kind.dtype, DType)
     shape = [static_extent(e) or 0 for e in kind.shape]
+    shape[0] //= allocation.devices
     stored, layers = allocation.stored, allocation.layers
     turns = range(layers.count) if layers is not None else (0,)
     parts = [[_given(allocation, v, turn, arrays) for v in stored.values] for turn in turns]

@@ -13,9 +13,15 @@ from dataclasses import dataclass
 
 from dure.ir.builder import Layer, ProgramBuilder, State
 from dure.ir.core import Function, Value
-from dure.ir.expr import Symbol
+from dure.ir.expr import Symbol, const
 from dure.models.config import ModelConfig
-from dure.models.weights import layer_shapes
+from dure.models.shards import (
+    Shards,
+    embedding_shape,
+    head_shape,
+    shard_config,
+    shard_shapes,
+)
 
 #: The weights of the whole program that are computed, not read: rope tables by kind of layer.
 ROPE_TABLES = {"global": ("rope_cos", "rope_sin"), "local": ("rope_local_cos", "rope_local_sin")}
@@ -54,14 +60,21 @@ class WeightTypes:
 
 
 def step_program(
-    config: ModelConfig, types: WeightTypes, limits: StepLimits, kv_dtype: str = "float16"
+    config: ModelConfig,
+    types: WeightTypes,
+    limits: StepLimits,
+    kv_dtype: str = "float16",
+    shards: Shards | None = None,
 ) -> Function:
     """The step program; weights are named as in :mod:`dure.models.weights`, with ``layer.name``.
+
+    Of several ``shards`` it is what each device runs, on its own weights; logits of a vocabulary
+    that isn't cut evenly end with columns of no token.
 
     Raises :class:`IRError` where sizes don't fit together, :class:`ModelFileError` for a config
     that is no model (raised when the config is made).
     """
-    return _Decoder(config, types, limits, kv_dtype).build()
+    return _Decoder(config, types, limits, kv_dtype, shards or Shards()).build()
 
 
 def layer_weight(layer: int | str, name: str) -> str:
@@ -73,13 +86,19 @@ class _Decoder:
     """Builds one step program."""
 
     def __init__(
-        self, config: ModelConfig, types: WeightTypes, limits: StepLimits, kv_dtype: str
+        self,
+        config: ModelConfig,
+        types: WeightTypes,
+        limits: StepLimits,
+        kv_dtype: str,
+        shards: Shards,
     ) -> None:
-        self.config = config
+        self.whole, self.shards = config, shards
+        self.config = shard_config(config, shards)
         self.types = types
         self.limits = limits
         self.kv_dtype = kv_dtype
-        self.shapes = layer_shapes(config)
+        self.shapes = shard_shapes(config, shards)
         self.b = ProgramBuilder(config.family)
         self.tokens = self.b.symbol("T", 1, limits.tokens)
         self.declare_inputs()
@@ -107,22 +126,35 @@ class _Decoder:
             index("work_rows", (work,), 1, n.query_rows),
         )
         self.out_rows = index("out_rows", (rows,), 0, n.tokens - 1)
+        self.expert_part: Value | None = None
+        if self.shards.experts > 1:
+            self.expert_part = index("expert_part", (1,), 0, self.shards.experts - 1)
         self.pool_shape = (slots, self.config.kv_heads, self.config.head_dim)
 
     def build(self) -> Function:
         c = self.config
-        table = self.model_weight("embedding", (c.vocabulary, c.hidden))
+        table = self.model_weight("embedding", embedding_shape(self.whole, self.shards))
         x = self.b.embedding(table, self.token_ids, scale=c.embedding_scale)
+        if table.tensor.shape[1] is not const(c.hidden):
+            x = self.b.all_gather(x, self.shards.devices)
         signatures = [(c.windows[i], c.rotated[i], *self.layer_types(i)) for i in range(c.layers)]
         (x,) = self.b.layers(signatures, self.layer, x)
         x = self.b.gather_rows(x, self.out_rows)
         x = self.b.rms_norm(x, self.model_weight("final_norm", (c.hidden,)), c.rms_epsilon)
-        head = table if c.tied else self.model_weight("head", (c.vocabulary, c.hidden))
+        alone = self.shards.devices == 1
+        shape = head_shape(self.whole, self.shards)
+        head = table if c.tied and alone else self.model_weight("head", shape)
         logits = self.b.linear(x, head, precise=True)
         if c.final_softcap:
             logits = self.b.softcap(logits, c.final_softcap)
+        if not alone:
+            logits = self.b.all_gather(logits, self.shards.devices)
         self.b.output("logits", logits)
         return self.b.build()
+
+    def meet(self, x: Value) -> Value:
+        """What the devices' parts of a sum add up to."""
+        return x if self.shards.devices == 1 else self.b.all_reduce(x, self.shards.devices)
 
     def model_weight(self, name: str, shape: tuple[int, ...]) -> Value:
         return self.b.weight(name, shape, self.types.model[name])
@@ -168,7 +200,7 @@ class _Decoder:
             softcap=c.attention_softcap,
             sinks=weights.find("sinks"),
         )
-        return weights.linears(mixed, ("o",))[0]
+        return self.meet(weights.linears(mixed, ("o",))[0])
 
     def place(self, layer: Layer, weights: _LayerWeights, x: Value, norm: str) -> Value:
         """Heads (T, H, D) after their norm, if there is one, and rope, if the layer has it."""
@@ -187,7 +219,7 @@ class _Decoder:
     def mlp(self, weights: _LayerWeights, x: Value) -> Value:
         """The gated MLP."""
         gate, up = weights.linears(x, ("gate", "up"))
-        return weights.linears(self.gate(gate, up), ("down",))[0]
+        return self.meet(weights.linears(self.gate(gate, up), ("down",))[0])
 
     def experts(self, weights: _LayerWeights, x: Value) -> Value:
         """The mixture of experts: each a gated MLP, of the tokens that are routed to it."""
@@ -196,7 +228,8 @@ class _Decoder:
         # Which experts a token goes to hangs on small differences of these few logits.
         (logits,) = weights.linears(x, ("router",), precise=True)
         shares, chosen = b.route(logits, experts.chosen, normalized=experts.normalized)
-        places, starts, stops = b.dispatch(chosen, experts.count)
+        parts = self.shards.experts
+        places, starts, stops = b.dispatch(chosen, experts.count, self.expert_part, parts)
         rows = b.expert_rows(x, places)
 
         def product(x: Value, name: str) -> Value:
@@ -204,7 +237,7 @@ class _Decoder:
             return b.grouped_linear(x, weight, (starts, stops), bias)
 
         inner = self.gate(product(rows, "gate"), product(rows, "up"))
-        return b.expert_sum(product(inner, "down"), places, shares)
+        return self.meet(b.expert_sum(product(inner, "down"), places, shares))
 
     def gate(self, gate: Value, up: Value) -> Value:
         """The gate's activation, times what it lets through."""

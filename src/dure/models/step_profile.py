@@ -74,7 +74,7 @@ def _operator(part: StepPart, answer: StepAnswer) -> Operator:
     needed = call.weight_bytes + call.kv_bytes
     least = roofline_seconds(chip, answer.step.dtype, call.flops, needed) * 1e12
     return Operator(
-        name=call.name,
+        name=part.name,
         kernel=part.built.call.kernel.__name__,
         count=part.step.count,
         ps=part.ps,

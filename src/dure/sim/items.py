@@ -16,6 +16,7 @@ from dure.errors import IRError
 from dure.ir.core import Op, Value
 from dure.ir.types import TensorType
 from dure.machine.chip import Chip, Dma
+from dure.machine.group import Group
 from dure.sim.cost import duration
 from dure.sim.flows import UNIT, units_a_picosecond, weight_of
 from dure.sim.footprint import Footprint, Reach, footprint
@@ -31,7 +32,8 @@ Item: TypeAlias = tuple[int, Op, Any]
 class Transfer:
     """A DMA with its numbers: picoseconds of ``issue`` and ``delay`` (from issue to flow), what
     flows, its own ``limit``, the ``weight`` of its units at the home memory, and the bytes that the
-    home memory gives or takes.  ``memory`` is the one at its other end.
+    home memory gives or takes.  ``memory`` is the one at its other end.  The home memory is that of
+    the device at this ``relation`` (:class:`dure.machine.group.Group`).
     """
 
     dma: str
@@ -43,6 +45,7 @@ class Transfer:
     weight: int
     home: Fraction
     memory: str
+    relation: int = 0
 
 
 def engine_of(chip: Chip, buffers: Mapping[Value, Op], op: Op) -> str:
@@ -63,27 +66,31 @@ def engine_of(chip: Chip, buffers: Mapping[Value, Op], op: Op) -> str:
 
 
 def transfer_maker(
-    chip: Chip, name: str, op: Op, tensor: TensorType, memory: str
-) -> Callable[[Sequence[Reach]], Transfer]:
-    """What makes an op's transfers from their reach."""
+    chip: Chip, name: str, op: Op, tensor: TensorType, memory: str, group: Group | None = None
+) -> Callable[[Sequence[Reach], int], Transfer]:
+    """What makes an op's transfers from their reach and their relation, in a group of devices."""
     dma = chip.dma[name]
     issue, latency = duration(chip, dma.issue), duration(chip, dma.latency)
     descriptor = 0 if dma.descriptor is None else duration(chip, dma.descriptor)
     granule = 1 if dma.granule is None else int(dma.granule.base)
+    hop = 0 if group is None else duration(chip, group.link.latency)
     share = Fraction(*op.attr("share"))
     lists: tuple[int, ...] = tuple(op.attr("list_axes"))
 
-    def make(reach: Sequence[Reach]) -> Transfer:
+    def make(reach: Sequence[Reach], relation: int) -> Transfer:
         found = footprint(tensor, reach, granule)
         if not found.bytes:
             return Transfer(name, issue, 0, 0, 0, 1, 0, Fraction(), memory)
+        way = hop * group.hops(relation) if group is not None else 0
         entries = prod(reach[axis].entries for axis in lists)
-        delay = latency + descriptor * (entries - 1)
+        delay = latency + descriptor * (entries - 1) + way
         limit = _limit(chip, dma, found)
         home = found.granules * share
         weight = weight_of(home / found.bytes)
         units = found.bytes * UNIT
-        return Transfer(name, issue, delay, found.bytes, units, limit, weight, home, memory)
+        return Transfer(
+            name, issue, delay, found.bytes, units, limit, weight, home, memory, relation
+        )
 
     return make
 

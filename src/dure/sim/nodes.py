@@ -11,9 +11,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
 from dure.ir.core import Op
+from dure.ir.devices import device_id, sees_devices
 from dure.ir.dtypes import int32
 from dure.ir.expr import Const, Expr, as_expr, bounds
 from dure.ir.expr_code import Evaluator, compile_expr, names_of
+from dure.machine.group import Group
 from dure.sim.footprint import Reach
 from dure.sim.items import BEGIN, END, MOVE, Item, Transfer, engine_of, refusal, transfer_maker
 from dure.sim.sites import Env
@@ -227,8 +229,13 @@ class Move(Node):
     def __init__(self, streams: Streams, op: Op) -> None:
         self.op, self.lists = op, streams.lists
         self.out, self.queue = streams.out, streams.queue(op)
-        self.root, _ = streams.place(op.operands[0])
+        self.root, starts = streams.place(op.operands[0])
         self.buffer = op.operands[1]
+        self.relation: Evaluator | None = None
+        #: Whether axis 0 is the number of a device.
+        self.across = sees_devices(self.root.tensor, starts[0], streams.function)
+        if streams.group is not None and self.across:
+            self._devices(streams, streams.group)
         axes: tuple[int, ...] = tuple(op.attr("list_axes"))
         self.ruled = [(a, v) for a, v in zip(axes, op.operands[2:], strict=True)]
         self.fixed: list[Reach] = []
@@ -236,10 +243,12 @@ class Move(Node):
         self.limits: list[tuple[int, Evaluator, Evaluator]] = []
         for axis, extent in enumerate(self.buffer.tile.shape):
             self._axis(streams, axis, extent, axis in axes)
-        self.known: dict[tuple[object, ...], Item] = {}
+        self.known: dict[tuple[int, tuple[object, ...]], Item] = {}
         engine = engine_of(streams.chip, self.lists.buffers, op)
         memory = str(self.lists.buffers[self.buffer].attr("memory"))
-        self.make = transfer_maker(streams.chip, engine, op, self.root.tensor, memory)
+        self.make = transfer_maker(
+            streams.chip, engine, op, self.root.tensor, memory, streams.group
+        )
         may_list = self.buffer.tile.dtype is int32 and bool(self.lists.indices)
         self.fills = op.name == "dma_load" and may_list
         self.listing: list[tuple[Evaluator, int, Evaluator, Evaluator]] = []
@@ -248,8 +257,35 @@ class Move(Node):
             self.needs |= _listing_names(streams, op)
         streams.by_lists |= bool(self.lists.indices and self.ruled)
 
+    def _devices(self, streams: Streams, group: Group) -> None:
+        """Which device's memory is meant, as seen from the core's own."""
+        own = device_id(streams.function)
+        assert own is not None
+        target = as_expr(self.op.attr("index")[0]) + as_expr(self.op.attr("offset")[0])
+        if target is own:
+            return
+        self.needs |= names_of(target) | {own.name}
+        name, which = own.name, compile_expr(target)
+
+        def relation(env: Mapping[str, int]) -> int:
+            other = which(env)
+            if not 0 <= other < group.count:
+                raise refusal(
+                    self.op,
+                    f"a transfer with device {other} of {group.count}",
+                    "a device's number lies between 0 and the number of devices less 1",
+                    "take the number modulo the number of devices",
+                )
+            return group.relation(env[name], other)
+
+        self.relation = relation
+        streams.sites.watch((target, own), relation, "device")
+
     def _axis(self, streams: Streams, axis: int, extent: int, ruled: bool) -> None:
         op = self.op
+        if axis == 0 and self.across:
+            self.fixed.append(Reach(1, 1))
+            return
         step, offset = int(op.attr("step")[axis]), as_expr(op.attr("offset")[axis])
         size = as_expr(op.operands[0].tensor.shape[axis])
         if ruled:
@@ -278,12 +314,13 @@ class Move(Node):
             key = (*key, *self._entries(env))
         if self.fills:
             self._fill(env)
-        item = self.known.get(key)
+        relation = 0 if self.relation is None else self.relation(env)
+        item = self.known.get((relation, key))
         if item is None:
-            item = self.known[key] = (MOVE, self.op, self._transfer(key))
+            item = self.known[relation, key] = (MOVE, self.op, self._transfer(key, relation))
         self.out[self.queue].append(item)
 
-    def _transfer(self, key: tuple[object, ...]) -> Transfer:
+    def _transfer(self, key: tuple[object, ...], relation: int) -> Transfer:
         reach = list(self.fixed)
         counts = cast("tuple[int, ...]", key[: len(self.moving)])
         for (axis, _), count in zip(self.moving, counts, strict=True):
@@ -291,7 +328,7 @@ class Move(Node):
         entries = cast("tuple[tuple[int, int], ...]", key[len(self.moving) :])
         for (axis, _), (number, elements) in zip(self.ruled, entries, strict=True):
             reach[axis] = Reach(elements, 1, number)
-        return self.make(reach)
+        return self.make(reach, relation)
 
     def _entries(self, env: Env) -> list[tuple[int, int]]:
         return [

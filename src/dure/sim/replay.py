@@ -12,7 +12,8 @@ replay of the dependencies.
 - a DMA is issued when fewer than ``outstanding`` of its queue's transfers are in flight, keeps the
   queue busy for ``issue``, and its bytes flow after ``delay``.  It is complete when they have
   flowed and all earlier transfers of the queue are complete; one without bytes, as soon as it is
-  issued and they are.  Of a ``serial`` engine, bytes flow when those of its earlier transfers have;
+  issued and they are.  Of a ``serial`` engine, bytes flow when those of its earlier transfers with
+  the same device have;
 - a signal fires when all that its queue issued before is complete, without keeping the queue, and
   arrives ``sync.latency`` later;
 - phases are begun and ended as :mod:`dure.sim.phases` says.
@@ -21,7 +22,7 @@ replay of the dependencies.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import cast
@@ -144,7 +145,7 @@ class Replay:
         self.serial = serial
         self.phases = Phases(sum(map(len, self.queues)), latency)
         #: By core class and serial DMA engine: transfers in flight, in the order of their issue.
-        self.lines: dict[tuple[int, str], deque[Flight]] = {}
+        self.lines: dict[tuple[int, str, int], deque[Flight]] = {}
         self.events = 0
         self._ready = [queue for queues in self.queues for queue in queues]
         self.starts: list[tuple[int, int, Flight]] = []
@@ -285,7 +286,8 @@ class Replay:
         if transfer.units:
             flying.append(flight)
             if transfer.dma in self.serial:
-                self.lines.setdefault((queue.core, transfer.dma), deque()).append(flight)
+                line = queue.core, transfer.dma, transfer.relation
+                self.lines.setdefault(line, deque()).append(flight)
             self.events += 1
             flight.start = free + transfer.delay
             heappush(self.starts, (flight.start, self.events, flight))
@@ -299,7 +301,7 @@ class Replay:
     def _take_off(self, flight: Flight, now: int) -> None:
         queue, transfer = flight.queue, flight.transfer
         if transfer.dma in self.serial:
-            line = self.lines[queue.core, transfer.dma]
+            line = self.lines[queue.core, transfer.dma, transfer.relation]
             if flight.group or line[0] is not flight:
                 return
         flight.group = group = self.groups.of(queue.core, transfer)
@@ -338,7 +340,7 @@ class Replay:
                 queue.time = max(queue.time, done)
                 self._ready.append(queue)
         if flight.transfer.dma in self.serial:
-            line = self.lines[queue.core, flight.transfer.dma]
+            line = self.lines[queue.core, flight.transfer.dma, flight.transfer.relation]
             line.popleft()
             if line and line[0].start <= now:
                 self._take_off(line[0], now)
@@ -352,25 +354,27 @@ class Replay:
 
 class Groups:
     """The group of each core class's transfers: by limit and weight at the home memory, given the
-    resources of each class and DMA engine: (resource, parts of a transfer's weight there or None
-    for the home memory's, multiplicity).
+    resources that a class's transfers use, by DMA engine and relation: (resource, parts of a
+    transfer's weight there or None for the home memory's, multiplicity).
     """
 
     def __init__(
-        self, flows: Flows[Flight], uses: dict[tuple[int, str], list[tuple[int, int | None, int]]]
+        self,
+        flows: Flows[Flight],
+        uses: Callable[[int, str, int], Sequence[tuple[int, int | None, int]]],
     ) -> None:
         self.flows = flows
         self.uses = uses
-        self._known: dict[tuple[int, str, int, int], Group[Flight]] = {}
+        self._known: dict[tuple[int, str, int, int, int], Group[Flight]] = {}
 
     def of(self, core: int, transfer: Transfer) -> Group[Flight]:
         """The group of a class's transfer."""
-        key = (core, transfer.dma, transfer.limit, transfer.weight)
+        key = (core, transfer.dma, transfer.limit, transfer.weight, transfer.relation)
         found = self._known.get(key)
         if found is None:
             uses = tuple(
                 (resource, (transfer.weight if weight is None else weight) * times)
-                for resource, weight, times in self.uses[core, transfer.dma]
+                for resource, weight, times in self.uses(core, transfer.dma, transfer.relation)
                 if transfer.weight or weight is not None
             )
             found = self._known[key] = self.flows.group(transfer.limit, uses)

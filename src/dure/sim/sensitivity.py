@@ -20,9 +20,11 @@ from pydantic import BaseModel
 
 from dure.errors import DureError
 from dure.ir.core import Function, Op, Value
+from dure.ir.devices import devices_of
 from dure.ir.dtypes import Array
 from dure.ir.machine.compute import ops_of, works
 from dure.machine.chip import Chip
+from dure.machine.group import group_of
 from dure.machine.law import Law
 from dure.machine.quantity import STATUSES, Quantity
 from dure.sim.cost import Costs
@@ -52,13 +54,15 @@ class Moved:
 class _Used:
     """What of a chip a program occupies: operations by engine, DMA engines, whether by lists.
 
-    ``issuing`` are engines of instructions, ``engines`` those of them that take time.
+    ``issuing`` are engines of instructions, ``engines`` those of them that take time, ``link`` what
+    joins the devices where there are several.
     """
 
     issuing: frozenset[str]
     engines: Mapping[str, frozenset[str]]
     dma: frozenset[str]
     lists: bool
+    link: str = ""
 
 
 def sensitivity(
@@ -161,8 +165,10 @@ def _matters(
             return name in used.dma
         case ["dma", name, "outstanding" | "granule"] | ["dma", name, "numbers", _]:
             return name in used.dma
-        case ["memories" | "fabrics" | "links", name, "bandwidth"]:
+        case ["memories" | "fabrics", name, "bandwidth"]:
             return any(name in chip.dma[d].route for d in used.dma)
+        case ["links", name, "bandwidth" | "latency"]:
+            return name == used.link or any(name in chip.dma[d].route for d in used.dma)
         case _:
             return False
 
@@ -187,4 +193,6 @@ def _used(function: Function, chip: Chip, busy: Collection[str]) -> _Used:
             moving.add(engine_of(chip, buffers, op))
             lists = lists or bool(op.attr("list_axes"))
     taking = {n: frozenset(o) for n, o in engines.items() if n in busy}
-    return _Used(frozenset(engines), taking, frozenset(moving), lists)
+    devices = devices_of(function)
+    link = group_of(chip, devices).name if devices > 1 else ""
+    return _Used(frozenset(engines), taking, frozenset(moving), lists, link)

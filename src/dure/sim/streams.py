@@ -10,10 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from dure.ir.core import Function, Op, Region, Value
+from dure.ir.devices import devices_of
 from dure.ir.dtypes import Array
 from dure.ir.expr import Expr, as_expr
 from dure.ir.machine.compute import ops_of
 from dure.machine.chip import Chip
+from dure.machine.group import group_of
 from dure.sim.contention import losses_of
 from dure.sim.cost import ComputeCost, Costs
 from dure.sim.items import COMPUTE, SIGNAL, WAIT, Item, refusal
@@ -31,6 +33,8 @@ class Streams:
         self.function = function
         self.chip = chip
         self.costs = costs
+        devices = devices_of(function)
+        self.group = group_of(chip, devices) if devices > 1 else None
         self.queues: list[str] = []
         self.semaphores: list[Value] = []
         self.semaphore_ops: list[Op] = []

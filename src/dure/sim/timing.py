@@ -26,12 +26,13 @@ from dure.errors import TargetError
 from dure.ir.core import Function, Op
 from dure.ir.dtypes import Array
 from dure.machine.chip import Chip
+from dure.machine.group import Way
 from dure.machine.quantity import Quantity
 from dure.sim.classes import CoreClass, core_classes
 from dure.sim.contention import Contention
 from dure.sim.cost import ComputeCost, Costs, duration
 from dure.sim.expand import core_ids
-from dure.sim.flows import UNIT, WEIGHT, Flows, units_a_picosecond
+from dure.sim.flows import UNIT, WEIGHT, Flows, units_a_picosecond, weight_of
 from dure.sim.items import COMPUTE, MOVE, Item, Transfer
 from dure.sim.replay import Flight, Groups, Happened, Queue, Replay, deadlock
 from dure.sim.streams import Streams
@@ -197,6 +198,8 @@ class _Tally:
         self.home = Fraction()
         #: Bytes by DMA engine, and those at the home memory.
         self.bytes: Counter[str] = Counter()
+        #: Bytes by the relation of the device that takes them.
+        self.sent: Counter[int] = Counter()
         self.homes: dict[str, Fraction] = {}
         for queue in queues:
             items = dict(zip(map(id, queue), queue, strict=True))
@@ -210,6 +213,7 @@ class _Tally:
                 elif kind == MOVE:
                     transfer: Transfer = more
                     self.bytes[transfer.dma] += transfer.bytes * times
+                    self.sent[transfer.relation] += transfer.bytes * times
                     before = self.homes.get(transfer.dma, Fraction())
                     self.homes[transfer.dma] = before + transfer.home * times
         self.home = sum(self.homes.values(), Fraction())
@@ -221,10 +225,12 @@ class _Ways:
     def __init__(self, chip: Chip, classes: Sequence[CoreClass], streams: Streams) -> None:
         self.chip = chip
         self.classes = classes
+        self.group = streams.group
+        #: Whether device 0 stands for all.
+        self.folded = all(entry.device == 0 for entry in classes)
         self.capacities: list[float] = []
-        self.uses: dict[tuple[int, str], list[tuple[int, int | None, int]]] = {}
         self._numbers: dict[tuple[str, int], int] = {}
-        #: Name in the machine file -> (whose, or -1 for the chip's; its engines)
+        #: Name in the machine file -> its engines
         self.engines: dict[str, list[str]] = {}
         used = [n for n, dma in chip.dma.items() if not {*dma.queues}.isdisjoint(streams.queues)]
         for name in used:
@@ -233,30 +239,57 @@ class _Ways:
                 path, _, rate = _resource(chip, way)
                 if rate is not None:
                     self.engines.setdefault(path, []).append(name)
-        for core, entry in enumerate(classes):
+        self._uses: dict[tuple[int, str, int], list[tuple[int, int | None, int]]] = {}
+        relations = range(1 if self.group is None else self.group.count)
+        for core in range(len(classes)):
             for name in used:
-                self.uses[core, name] = self._of(core, entry.multiplicity, name)
+                for relation in relations:
+                    self._uses[core, name, relation] = self._of(core, name, relation)
 
-    def _of(self, core: int, multiplicity: int, name: str) -> list[tuple[int, int | None, int]]:
-        dma = self.chip.dma[name]
-        own = self._number(f"dma.{name}", core, dma.bandwidth)
+    def uses(self, core: int, name: str, relation: int) -> Sequence[tuple[int, int | None, int]]:
+        """What the transfers of a class and a DMA engine use: (resource, weight or None for the
+        transfer's own, how many cores do so).
+        """
+        return self._uses[core, name, relation]
+
+    def _of(self, core: int, name: str, relation: int) -> list[tuple[int, int | None, int]]:
+        dma, entry = self.chip.dma[name], self.classes[core]
+        own = self._number(f"dma.{name}", core, self.chip.bytes_a_second(dma.bandwidth))
         found: list[tuple[int, int | None, int]] = [(own, WEIGHT, 1)]
         for way in dma.route:
             path, scope, rate = _resource(self.chip, way)
             if rate is None:
                 continue
-            weight = None if way == self.chip.home else WEIGHT
+            capacity, home = self.chip.bytes_a_second(rate), way == self.chip.home
+            weight = None if home else WEIGHT
             if scope == "chip":
-                found.append((self._number(path, -1, rate), weight, multiplicity))
+                owner = self._owner(entry.device, relation if home else 0)
+                found.append((self._number(path, owner, capacity), weight, entry.multiplicity))
             else:
-                found.append((self._number(path, core, rate), weight, 1))
+                found.append((self._number(path, core, capacity), weight, 1))
+        links: dict[int, Fraction] = {}
+        for (way, device), part in self._route(entry.device, relation).items():
+            assert self.group is not None
+            path = f"links.{self.group.name}.{way}"
+            number = self._number(path, self._owner(device, 0), self.group.capacity)
+            links[number] = links.get(number, Fraction()) + part
+        found += [(n, weight_of(part), entry.multiplicity) for n, part in links.items()]
         return found
 
-    def _number(self, path: str, core: int, rate: Quantity) -> int:
+    def _route(self, device: int, relation: int) -> Mapping[Way, Fraction]:
+        return {} if self.group is None else self.group.route(device, relation)
+
+    def _owner(self, device: int, relation: int) -> int:
+        """The number by which the resources go of the device at a relation from one."""
+        if self.folded or self.group is None:
+            return -1
+        return -1 - self.group.other(device, relation)
+
+    def _number(self, path: str, core: int, capacity: float) -> int:
         found = self._numbers.get((path, core))
         if found is None:
             found = self._numbers[path, core] = len(self.capacities)
-            self.capacities.append(self.chip.bytes_a_second(rate))
+            self.capacities.append(capacity)
         return found
 
     def used(self, tally: Sequence[_Tally], busiest: int) -> dict[str, ResourceUse]:
@@ -265,7 +298,11 @@ class _Ways:
         for path, engines in self.engines.items():
             number = self._numbers.get((path, -1))
             if number is not None:
-                parts = [(t, c.multiplicity) for t, c in zip(tally, self.classes, strict=True)]
+                parts = [
+                    (t, c.multiplicity)
+                    for t, c in zip(tally, self.classes, strict=True)
+                    if c.device == 0
+                ]
             elif (path, busiest) in self._numbers:
                 number, parts = self._numbers[path, busiest], [(tally[busiest], 1)]
             else:
@@ -280,7 +317,22 @@ class _Ways:
             capacity = self.capacities[number]
             busy = ceil(total * 10**12 / Fraction(capacity))
             found[path] = ResourceUse(capacity, ceil(total), busy)
-        return found
+        return found | self._linked(tally)
+
+    def _linked(self, tally: Sequence[_Tally]) -> dict[str, ResourceUse]:
+        """The use of the busiest way of the links between devices."""
+        if self.group is None:
+            return {}
+        carried: dict[Way, Fraction] = {}
+        for entry, of in zip(tally, self.classes, strict=True):
+            for relation, count in entry.sent.items():
+                for (way, device), part in self._route(of.device, relation).items():
+                    key = way, 0 if self.folded else device
+                    carried[key] = carried.get(key, Fraction()) + part * count * of.multiplicity
+        most = max(carried.values(), default=Fraction())
+        capacity = self.group.capacity
+        busy = ceil(most * 10**12 / Fraction(capacity))
+        return {f"links.{self.group.name}": ResourceUse(capacity, ceil(most), busy)}
 
     def rates(
         self, log: Sequence[tuple[int, Mapping[int, int]]], launch: int
@@ -288,7 +340,7 @@ class _Ways:
         """Bytes a second of each resource over time: the chip's, or the first class's own."""
         found: dict[str, list[tuple[int, float]]] = {}
         for (path, core), number in self._numbers.items():
-            if core > 0 or not log:
+            if core > 0 or core < -1 or not log:
                 continue
             points = found[path] = [(0, 0.0)]
             for at, used in log:
@@ -346,6 +398,10 @@ def _bound(
     for path, use in resources.items():
         kind: Bound = "memory" if path.startswith(("memories", "dma")) else "link"
         parts[kind] = max(parts[kind], use.busy)
+    linked = max((u.busy for p, u in resources.items() if p.startswith("links")), default=0)
+    if linked >= BOUND * total:
+        # The queue that sends is busy as long as the link is, and for that reason.
+        parts["memory"] = 0
     bound = max(parts, key=lambda kind: parts[kind])
     return bound if parts[bound] >= BOUND * total else "latency"
 

@@ -18,6 +18,7 @@ import numpy as np
 from dure.errors import IRError, TargetError
 from dure.ir.blocks import Blocks
 from dure.ir.core import Function, Op, Value, walk
+from dure.ir.devices import device_id, devices_of
 from dure.ir.dtypes import Array
 from dure.ir.interpret import Frame, RuntimeValue, bind_sizes, check_index_values
 from dure.machine.chip import Chip
@@ -59,12 +60,17 @@ def run_values(
     groups = [cores] if together else [[core] for core in cores]
     with np.errstate(all="ignore"):
         for group in groups:
-            machine.power_up([number for number, _ in group])
+            machine.power_up({number: _device(function, ids) for number, ids in group})
             interleaving.run(
                 {number: expand(function, {**sizes, **ids}, indices) for number, ids in group}
             )
         for home in machine.homes.values():
             home.finish()
+
+
+def _device(function: Function, core: Mapping[str, int]) -> int:
+    device = device_id(function)
+    return 0 if device is None else core[device.name]
 
 
 def _indices(
@@ -77,7 +83,9 @@ def _indices(
             assert isinstance(array, np.ndarray)
             # What the program itself makes is checked where it is read.
             if param.access == "in":
-                check_index_values(param.value.name, kind, array, sizes)
+                # Elements that are unique are so on each device.
+                for own in np.split(array, devices_of(function)):
+                    check_index_values(param.value.name, kind, own, sizes)
             found[param.value.name] = array
     return found
 
@@ -144,13 +152,15 @@ class _Machine:
         self.buffers = {op.result: self._storage(op) for op in declared(function, "buffer")}
         self.sizes = self._sizes()
         self.own: dict[int, dict[str, Bytes]] = {}
-        self.shared = self._memories("chip")
+        #: The memories that a device's cores share, by device, and the device of each core.
+        self.shared = [self._memories("chip") for _ in range(devices_of(function))]
+        self.devices: Mapping[int, int] = {}
         self._windows: dict[Op, Window] = {}
 
     @property
     def shares_scratchpad(self) -> bool:
         """Whether a buffer is in a memory that the cores share."""
-        return bool(self.shared)
+        return any(self.shared)
 
     def _storage(self, op: Op) -> _Storage:
         name: str = op.attr("memory")
@@ -190,8 +200,11 @@ class _Machine:
             if self.chip.memories[name].scope == scope
         }
 
-    def power_up(self, cores: Sequence[int]) -> None:
-        """Fresh memories for these cores, which take the place of those before."""
+    def power_up(self, cores: Mapping[int, int]) -> None:
+        """Fresh memories for these cores, which take the place of those before, given the device of
+        each.
+        """
+        self.devices = cores
         self.own = {core: self._memories("core") for core in cores}
 
     # Instructions ---------------------------------------------------------------------------------
@@ -218,7 +231,7 @@ class _Machine:
         buffer = self.buffers[value]
         memory = self.own[core].get(buffer.memory)
         if memory is None:
-            memory = self.shared[buffer.memory]
+            memory = self.shared[self.devices[core]][buffer.memory]
         return buffer, memory, buffer.offset + (slot or 0) * buffer.pitch
 
     def _values(self, core: int, value: Value, slot: int | None) -> Array | Blocks:

@@ -20,7 +20,18 @@ from typing import TypeAlias
 from dure.compiler.chip.allocate import bytes_of, capacity
 from dure.errors import IRError
 from dure.ir.core import Function, Op, Param, Region, Value, infer
-from dure.ir.expr import Expr, IntLike, as_expr, compare, const, evaluate, minimum, symbol
+from dure.ir.devices import devices_of, over_devices, own_device
+from dure.ir.expr import (
+    Expr,
+    IntLike,
+    Symbol,
+    as_expr,
+    compare,
+    const,
+    evaluate,
+    minimum,
+    symbol,
+)
 from dure.ir.machine.compute import ops_of
 from dure.ir.machine.phase import phases_of
 from dure.ir.rewrite import clone_region
@@ -65,7 +76,7 @@ class Repeat:
     """Kernels that run ``count`` times in turn; ``counter`` is the turn in their views."""
 
     count: int
-    counter: Expr
+    counter: Symbol
     body: tuple[Kernel, ...]
 
 
@@ -78,36 +89,48 @@ def compose(
     items: Sequence[Item],
     chip: Chip,
     *,
+    devices: int = 1,
     prefetch: bool = True,
 ) -> Function:
-    """The program of all kernels; ``tensors`` are the types of its arguments by name.
+    """The program of all kernels, which so many devices run together; ``tensors`` are the types of
+    its arguments by name.  In views, the number of a device is :func:`~dure.ir.devices.own_device`.
 
     Without ``prefetch`` no queue runs ahead.  Raises :class:`IRError` for an argument whose tensor
     has another type.
     """
-    work = _Composer(tensors, items, chip)
+    work = _Composer(tensors, items, chip, devices)
     body = work.region()
     if prefetch:
         body = _Lags(chip, body).applied()
     stored = work.stored
     params = [Param(v, "inout" if n in stored else "in") for n, v in work.values.items()]
-    return Function(
+    ids = {work.device: devices, work.core: work.cores}
+    ids = {program_id: count for program_id, count in ids.items() if count > 1}
+    function = Function(
         name,
         "machine",
         tuple(params),
         body,
-        grid=(const(work.cores),) if work.cores > 1 else (),
-        program_ids=(work.core,) if work.cores > 1 else (),
+        grid=tuple(map(const, ids.values())),
+        program_ids=tuple(ids),
         attrs={"target": chip.name},
     )
+    return over_devices(function, devices)
 
 
 class _Composer:
     def __init__(
-        self, tensors: Mapping[str, TensorType], items: Sequence[Item], chip: Chip
+        self,
+        tensors: Mapping[str, TensorType],
+        items: Sequence[Item],
+        chip: Chip,
+        devices: int,
     ) -> None:
         self.items = items
         self.chip = chip
+        self.device = own_device(devices)
+        #: What a phase has seen in another shape.
+        self.seen: dict[tuple[str, tuple[int, ...]], Value] = {}
         self.values = {name: Value(kind, name) for name, kind in tensors.items()}
         kernels = [k for item in items for k in _kernels(item)]
         self.cores = max((_cores(k.function) for k in kernels), default=1)
@@ -129,7 +152,7 @@ class _Composer:
             inner = [self.phase(kernel) for kernel in _kernels(item)]
             if isinstance(item, Repeat):
                 attrs = {"start": 0, "stop": item.count, "step": 1}
-                body = Region((), tuple(inner), (), (item.counter,))  # type: ignore[arg-type]
+                body = Region((), tuple(inner), (), (item.counter,))
                 ops.append(Op("for", (), (), attrs, (body,)))
             else:
                 ops += inner
@@ -138,6 +161,7 @@ class _Composer:
     def phase(self, kernel: Kernel) -> Op:
         """A kernel as a phase."""
         self.number += 1
+        self.seen.clear()
         function = kernel.function
         views: list[Op] = []
         values: dict[Value, Value] = {}
@@ -165,9 +189,12 @@ class _Composer:
         """The value that an argument is; what it takes to see it so goes to ``ops``."""
         value, wanted = self.values[binding.tensor], param.value.tensor
         if value.tensor.shape != tuple(map(const, binding.shape)):
-            made = infer("reshaped", [value], {"shape": binding.shape}, hint=param.value.name)
-            ops.append(made)
-            value = made.result
+            key = binding.tensor, binding.shape
+            if key not in self.seen:
+                made = infer("reshaped", [value], {"shape": binding.shape}, hint=param.value.name)
+                ops.append(made)
+                self.seen[key] = made.result
+            value = self.seen[key]
         for view in binding.views:
             attrs = {"axis": view.axis, "start": as_expr(view.start), "stop": as_expr(view.stop)}
             made = infer("view", [value], attrs, hint=param.value.name)
@@ -183,9 +210,13 @@ class _Composer:
         return value
 
     def ids(self, function: Function) -> Iterator[tuple[Expr, IntLike]]:
-        """The kernel's core ids as expressions of the core id."""
+        """The kernel's ids as expressions of the device's and the core's."""
         extents = [evaluate(e, {}) for e in function.grid]
-        for place, program_id in enumerate(function.program_ids):
+        ids = list(function.program_ids)
+        if devices_of(function) > 1:
+            yield ids.pop(0), self.device
+            extents.pop(0)
+        for place, program_id in enumerate(ids):
             inner = prod(extents[place + 1 :])
             found = as_expr(self.core) // inner if inner > 1 else as_expr(self.core)
             if place:
@@ -240,7 +271,8 @@ def _kernels(item: Item) -> tuple[Kernel, ...]:
 
 
 def _cores(function: Function) -> int:
-    return prod(evaluate(e, {}) for e in function.grid)
+    """The cores of a device that run a kernel."""
+    return prod(evaluate(e, {}) for e in function.grid) // devices_of(function)
 
 
 def _bytes(op: Op, chip: Chip) -> tuple[str, int, int]:

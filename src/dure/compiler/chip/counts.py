@@ -15,6 +15,7 @@ import numpy as np
 from dure.compiler.chip.tree import Block, Branch, Loop, Step, Structure
 from dure.errors import DureError
 from dure.ir.core import Function, Value
+from dure.ir.devices import device_id
 from dure.ir.dtypes import Array
 from dure.ir.expr import Compare, Expr, Symbol, as_expr, bounds, evaluate, symbols
 from dure.ir.rewrite import expressions_in
@@ -27,7 +28,8 @@ _SAMPLES = 256
 class Counts:
     """The cores of a program, and what its views and loops depend on.
 
-    ``cores`` are the extents of the core grid by program id; ``roots`` the argument behind each
+    ``cores`` are the extents of a device's core grid by program id, ``device`` the id of the device
+    where there are several; ``roots`` the argument behind each
     view, filled in as blocks are walked.
     """
 
@@ -42,12 +44,14 @@ class Counts:
     samples: dict[Symbol, Array] = field(default_factory=dict[Symbol, "Array"])
     #: Values of index arguments by name: a scalar that is read counts as their mean.
     indices: Mapping[str, Array] = field(default_factory=dict[str, "Array"])
+    device: Symbol | None = None
 
     @classmethod
     def of(cls, function: Function, indices: Mapping[str, Array] | None = None) -> Counts:
         """The counts of a tile program whose grid counts cores."""
-        ids = zip(function.program_ids, function.grid, strict=True)
-        return cls({s: evaluate(e, {}) for s, e in ids}, indices=indices or {})
+        ids, device = zip(function.program_ids, function.grid, strict=True), device_id(function)
+        cores = {s: evaluate(e, {}) for s, e in ids if s is not device}
+        return cls(cores, indices=indices or {}, device=device)
 
     @property
     def total(self) -> int:
@@ -59,7 +63,8 @@ class Counts:
 
     def start(self) -> dict[str, int]:
         """The first core's coordinates."""
-        return {s.name: 0 for s in self.cores}
+        first = {s.name: 0 for s in self.cores}
+        return first if self.device is None else {self.device.name: 0, **first}
 
     def structure(self, item: Structure, known: dict[str, int]) -> None:
         """Note a view, or a scalar that is read, and what it counts as."""

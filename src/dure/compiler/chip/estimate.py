@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 from dure.compiler.chip.counts import Counts, direct, number, usual
 from dure.compiler.chip.ring import Ring
 from dure.compiler.chip.tree import Block, Branch, Buffer, Loop, Step, Structure, Tree, steps
 from dure.ir.core import Function, Op
+from dure.ir.devices import devices_of
 from dure.ir.dtypes import Array
 from dure.machine.chip import Chip, Dma
+from dure.machine.group import Group, group_of
 from dure.sim.cost import Costs, duration
 from dure.sim.footprint import Footprint, Reach, footprint
 
@@ -65,6 +68,18 @@ class Bound:
         self.resources[name] = self.resources.get(name, 0.0) + ps
 
 
+class Links:
+    """A group's links as a program loads them that sends as much to every device."""
+
+    def __init__(self, group: Group) -> None:
+        load: dict[str, Fraction] = {}
+        for relation in range(group.count):
+            for (way, _), part in group.route(0, relation).items():
+                load[way] = load.get(way, Fraction()) + part
+        self.latency = group.farthest * duration(group.chip, group.link.latency)
+        self.seconds_a_byte = float(max(load.values()) / group.count) / group.capacity
+
+
 def estimate(
     tree: Tree,
     function: Function,
@@ -75,7 +90,7 @@ def estimate(
     """The bound of a lowered program with its slots and shares; ``function`` is the tile program of
     one core, and ``indices`` are values of index arguments that trips depend on.
     """
-    work = _Estimate(chip, costs, Counts.of(function, indices))
+    work = _Estimate(chip, costs, Counts.of(function, indices), devices_of(function))
     work.block(tree.body, 1, work.counts.start())
     work.contend()
     work.fill(tree.body)
@@ -84,8 +99,9 @@ def estimate(
 
 
 class _Estimate:
-    def __init__(self, chip: Chip, costs: Costs, counts: Counts) -> None:
+    def __init__(self, chip: Chip, costs: Costs, counts: Counts, devices: int = 1) -> None:
         self.chip = chip
+        self.links = Links(group_of(chip, devices)) if devices > 1 else None
         self.costs = costs
         self.counts = counts
         self.dma = {queue: d for d in chip.dma.values() for queue in d.queues}
@@ -176,7 +192,7 @@ class _Estimate:
             slots=slots,
             turn=turn,
             issue=len(transfers) * duration(self.chip, dma.issue),
-            latency=duration(self.chip, dma.latency),
+            latency=duration(self.chip, dma.latency) + max(map(self.way, transfers)),
             flow=max(flow, together),
             alone=max(m.bytes / self.rate(dma, m, 1) for m in moved) * 1e12,
             serial=dma.serial,
@@ -260,6 +276,22 @@ class _Estimate:
             amount = times * (moved.granules * self._part(step) if at_home else moved.bytes)
             cores = self.counts.total if scope == "chip" else 1
             self.bound.resource(name, amount * cores / rate * 1e12)
+        if self.way(step) and self.links is not None:
+            amount = times * moved.bytes * self.counts.total
+            # So many are under way together, and those that share a link also arrive together: the
+            # next ones' way to the other device is not hidden.
+            under_way = duration(self.chip, dma.latency) + self.way(step)
+            self.bound.resource(
+                "links",
+                amount * self.links.seconds_a_byte * 1e12
+                + times * under_way / dma.outstanding.base,
+            )
+
+    def way(self, step: Step) -> int:
+        """Picoseconds of latency that a transfer has beside its DMA engine's: 0 in a device."""
+        if self.links is None or step.attrs["index"][0] is self.counts.device:
+            return 0
+        return self.links.latency
 
     def compute(self, step: Step) -> float:
         """Picoseconds of a compute instruction."""
@@ -323,7 +355,7 @@ class _Estimate:
                 arrived += took
                 latency = max(latency, duration(self.chip, dma.latency))
             elif step.kind == "dma_store":
-                left = max(left, duration(self.chip, dma.latency) + took)
+                left = max(left, duration(self.chip, dma.latency) + self.way(step) + took)
         self.bound.fill = latency + arrived + left
 
     def drain(self, body: Block) -> None:

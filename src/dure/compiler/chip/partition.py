@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from dure.errors import TargetError
 from dure.ir.core import Function, Op, Region
+from dure.ir.devices import devices_of
 from dure.ir.expr import Expr, IntLike, as_expr, const, evaluate, symbol
 from dure.ir.rewrite import clone_region
 
@@ -56,6 +57,16 @@ def core_splits(grid: Sequence[int], cores: int) -> Iterator[tuple[int, ...]]:
         return most, sum(c for c in split)
 
     yield from sorted(found, key=busiest)
+
+
+def splits_of(function: Function, cores: int) -> Iterator[tuple[int, ...]]:
+    """Ways to put a function's grid on so many cores of a device, the best balanced first.  The
+    axis of devices is not cut.
+    """
+    grid, devices = grid_extents(function), devices_of(function)
+    if devices == 1:
+        return core_splits(grid, cores)
+    return ((devices, *split) for split in core_splits(grid[1:], cores))
 
 
 def _factors(axes: int, cores: int) -> Iterator[tuple[int, ...]]:

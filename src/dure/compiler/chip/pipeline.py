@@ -11,7 +11,8 @@ from dure.compiler.chip.hoist import hoist
 from dure.compiler.chip.legalise import Conversion, legalise
 from dure.compiler.chip.lower import lower
 from dure.compiler.chip.orient import orient
-from dure.compiler.chip.partition import Partition, core_splits, grid_extents, partition
+from dure.compiler.chip.partition import Partition, partition, splits_of
+from dure.compiler.chip.pushes import check_pushes
 from dure.compiler.chip.resident import Reuse, keep, stage
 from dure.compiler.chip.share import share_reads
 from dure.compiler.chip.stages import choose_stages
@@ -68,9 +69,8 @@ class Compiled:
 
 def default_plan(function: Function, chip: Chip) -> Partition:
     """The best balanced split over the cores, loops in the order of the grid."""
-    grid = grid_extents(function)
-    split = next(core_splits(grid, int(chip.cores.base)))
-    return Partition(split, tuple(range(len(grid))))
+    split = next(splits_of(function, int(chip.cores.base)))
+    return Partition(split, tuple(range(len(split))))
 
 
 def compile_for(function: Function, chip: Chip, options: Options | None = None) -> Compiled:
@@ -80,6 +80,7 @@ def compile_for(function: Function, chip: Chip, options: Options | None = None) 
     :class:`~dure.compiler.chip.allocate.ScratchpadError` for tiles that don't fit.
     """
     options = options or Options()
+    check_pushes(function)
     plan = options.plan or default_plan(function, chip)
     prepared = prepare(function, chip, plan, options)
     tree = lower(prepared.function, chip, options.ahead)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from dure.compiler.chip.counts import Counts
 from dure.compiler.chip.tree import Step, Tree
 from dure.ir.core import Function, Value
+from dure.ir.devices import devices_of
 from dure.ir.types import TensorType, static_extent
 from dure.machine.chip import Chip
 
@@ -41,7 +42,8 @@ def share_reads(tree: Tree, function: Function, chip: Chip) -> None:
         sharers = counts.sharers(step) if home.shared_reads else 1
         sharers = sharers if readers is None else min(sharers, readers)
         root = counts.root(step.tensor)
-        found = reads.setdefault(root, _Reads(_bytes(root.tensor), 0, 0.0, []))
+        size = _bytes(root.tensor) // devices_of(function)
+        found = reads.setdefault(root, _Reads(size, 0, 0.0, []))
         there = _there(step, root.tensor)
         moved = round(times * counts.total * step.writes[0].type.bytes * there)
         found.moved += moved

@@ -13,11 +13,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
-from dure.compiler.chip.partition import Partition, core_splits, grid_extents, loop_orders
+from dure.compiler.chip.partition import Partition, grid_extents, loop_orders, splits_of
 from dure.compiler.chip.resident import Reuse
 from dure.compiler.chip.sizes import Tiled, tiled_by
 from dure.errors import DureError
 from dure.ir.core import Function
+from dure.ir.devices import devices_of
 from dure.machine.chip import Chip
 
 #: Tile sizes from which a search starts, all open names alike.
@@ -110,7 +111,7 @@ class Space:
         orders = loop_orders(len(grid))
         if point.order >= len(orders):
             return None
-        splits = itertools.islice(core_splits(grid, int(self.chip.cores.base)), SPLITS)
+        splits = itertools.islice(splits_of(function, int(self.chip.cores.base)), SPLITS)
         split = next(itertools.islice(splits, point.split, None), None)
         return None if split is None else Partition(split, orders[point.order])
 
@@ -162,9 +163,9 @@ class Space:
             tiled, function = self.tiled(place), self.function(point.tiles)
             plan = None if function is None else self.plan(function, point)
             axis, extent = tiled.axis, tiled.largest
-            if axis is None or extent is None or plan is None:
+            if axis is None or extent is None or plan is None or function is None:
                 return None
-            others = math.prod(plan.cores) // plan.cores[axis]
+            others = math.prod(plan.cores) // plan.cores[axis] // devices_of(function)
             cores, size = int(self.chip.cores.base) // others, point.tiles[place]
             count = -(-extent // (size * cores))
             even = _rounded(-(-extent // (cores * count)))

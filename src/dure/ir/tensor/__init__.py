@@ -2,6 +2,7 @@
 
 from dure.ir.tensor import (
     attention,
+    collectives,
     elementwise,
     experts,
     matrix,
@@ -9,6 +10,18 @@ from dure.ir.tensor import (
     program,
     rows,
     run,
+    shards,
 )
 
-__all__ = ["attention", "elementwise", "experts", "matrix", "norms", "program", "rows", "run"]
+__all__ = [
+    "attention",
+    "collectives",
+    "elementwise",
+    "experts",
+    "matrix",
+    "norms",
+    "program",
+    "rows",
+    "run",
+    "shards",
+]

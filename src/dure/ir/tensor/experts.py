@@ -91,24 +91,37 @@ declare(
 def _dispatch_typing(
     operands: Sequence[Type], attrs: Mapping[str, Any], regions: Sequence[Region]
 ) -> Sequence[Type]:
-    (experts,) = count(operands, 1, "dispatch")
+    parts: int = attrs["parts"]
+    experts, *part = count(operands, 1 + (parts > 1), "dispatch")
     rank(experts, 2, "the experts of dispatch")
     if experts.dtype is not dtypes.int32:
         raise broken(f"dispatch of {experts}", "experts are int32")
     if attrs["experts"] < 1:
         raise broken(f"dispatch to {attrs['experts']} experts", "there is at least one expert")
+    if parts < 1 or attrs["experts"] % parts:
+        raise broken(
+            f"dispatch to {attrs['experts']} experts in {parts} parts",
+            "each part has as many experts",
+        )
+    for which in part:
+        index(which, "the part of dispatch")
     rows = experts.shape[0] * static(experts.shape[1], "the experts of a token")
-    zero = as_expr(0)
-    places = TensorType(experts.shape, dtypes.int32, index=(zero, rows - 1), unique=True)
-    ends = TensorType((const(attrs["experts"]),), dtypes.int32, index=(zero, rows))
+    least, zero = as_expr(-1 if part else 0), as_expr(0)
+    places = TensorType(experts.shape, dtypes.int32, index=(least, rows - 1), unique=True)
+    ends = TensorType((const(attrs["experts"] // parts),), dtypes.int32, index=(zero, rows))
     return [places, ends, ends]
 
 
-def _dispatch(attrs: Mapping[str, Any], experts: Indices) -> tuple[Array, Array, Array]:
+def _dispatch(
+    attrs: Mapping[str, Any], experts: Indices, *part: Indices
+) -> tuple[Array, Array, Array]:
+    held = attrs["experts"] // attrs["parts"]
     owner = np.clip(experts.reshape(-1), 0, attrs["experts"] - 1)
-    places = np.empty(owner.size, np.int32)
-    places[np.argsort(owner, kind="stable")] = np.arange(owner.size, dtype=np.int32)
-    stops = np.cumsum(np.bincount(owner, minlength=attrs["experts"])).astype(np.int32)
+    owner = owner - held * (int(part[0][0]) if part else 0)
+    here = np.flatnonzero((owner >= 0) & (owner < held))
+    places = np.full(owner.size, -1, np.int32)
+    places[here[np.argsort(owner[here], kind="stable")]] = np.arange(here.size, dtype=np.int32)
+    stops = np.cumsum(np.bincount(owner[here], minlength=held)).astype(np.int32)
     starts = np.concatenate([np.zeros(1, np.int32), stops[:-1]])
     return places.reshape(experts.shape), starts, stops
 
@@ -126,9 +139,11 @@ declare(
         _dispatch_typing,
         _dispatch,
         _dispatch_cost,
-        doc="dispatch(experts (T, k)) {experts}: places (T, k), a permutation of 0 .. T * k - 1"
-        " that sorts choices by expert, stably; starts and stops (E) of each expert's rows; numbers"
-        " outside 0 .. E - 1 count as the nearest expert",
+        defaults={"parts": 1},
+        doc="dispatch(experts (T, k), [part (1)]) {experts, parts}: places (T, k), a permutation of"
+        " 0 .. T * k - 1 that sorts choices by expert, stably; starts and stops (E) of each"
+        " expert's rows; numbers outside 0 .. E - 1 count as the nearest expert.  Of several equal"
+        " parts of the experts only one counts: choices of the others have the place -1",
     )
 )
 
@@ -152,7 +167,8 @@ def _rows_typing(
 
 def _rows(attrs: Mapping[str, Any], x: Array, places: Indices) -> Array:
     result = np.zeros((places.size, x.shape[1]), x.dtype)
-    result[places.reshape(-1)] = np.repeat(x, places.shape[1], axis=0)
+    to = places.reshape(-1)
+    result[to[to >= 0]] = np.repeat(x, places.shape[1], axis=0)[to >= 0]
     return result
 
 
@@ -163,7 +179,8 @@ declare(
         _rows_typing,
         _rows,
         moves,
-        doc="expert_rows(x (T, D), places (T, k)): (T * k, D) whose row places[t, j] is x[t]",
+        doc="expert_rows(x (T, D), places (T, k)): (T * k, D) whose row places[t, j] is x[t];"
+        " places of -1 are absent",
     )
 )
 
@@ -245,6 +262,7 @@ def _sum_typing(
 
 def _sum(attrs: Mapping[str, Any], y: Operand, places: Indices, weights: Operand) -> Operand:
     chosen = take(doubles(y), places)
+    chosen[places < 0] = 0
     return finish(np.einsum("tkn,tk->tn", chosen, doubles(weights)), attrs)
 
 
@@ -258,6 +276,6 @@ declare(
         exact=False,
         error_bound=4.0,
         doc="expert_sum(y (P, N), places (T, k), weights (T, k)): (T, N), the sum over j of"
-        " weights[t, j] * y[places[t, j]]",
+        " weights[t, j] * y[places[t, j]]; places of -1 are absent",
     )
 )

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dure.ir.core import Function, Op, Value, walk
+from dure.ir.devices import devices_of
 from dure.ir.expr import evaluate
 from dure.machine.chip import Chip, Memory
 from dure.sim.sanitizer.findings import Finding, Place
@@ -23,9 +24,7 @@ def malformed(function: Function, chip: Chip) -> Iterator[Finding]:
                 yield _bad(f"buffer '{op.result.name}' in unknown memory '{op.attr('memory')}'", op)
         elif "queue" in op.attrs:
             yield from _queue(op, chip)
-    cores = 1
-    for extent in function.grid:
-        cores *= evaluate(extent, {})
+    cores = _cores(function)
     if cores > round(chip.cores.base):
         yield _bad(f"a program for {cores} cores; the chip has {round(chip.cores.base)}")
     yield from _semaphores(function, chip)
@@ -36,11 +35,17 @@ def malformed(function: Function, chip: Chip) -> Iterator[Finding]:
             yield from _compute(op, chip, buffers)
 
 
-def outside(function: Function, chip: Chip) -> Iterator[Finding]:
-    """Buffers that don't lie in their memory, or in one that other cores use too."""
+def _cores(function: Function) -> int:
+    """The cores of a device that the program is for."""
     cores = 1
     for extent in function.grid:
         cores *= evaluate(extent, {})
+    return cores // devices_of(function)
+
+
+def outside(function: Function, chip: Chip) -> Iterator[Finding]:
+    """Buffers that don't lie in their memory, or in one that other cores use too."""
+    cores = _cores(function)
     for op in walk(function.body):
         if op.name != "buffer":
             continue

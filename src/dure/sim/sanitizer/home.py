@@ -9,13 +9,19 @@ instances, which the tile level has proved disjoint; so are cores.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import product
+from math import prod
 
 from dure.ir.core import Op, Region
 from dure.ir.expr import Expr, Symbol, bounds, linear, proves, substitute, symbol, symbols
+from dure.ir.expr_code import compile_expr
 from dure.sim.sanitizer.control import slope
 from dure.sim.sanitizer.findings import Finding, Place
 from dure.sim.sanitizer.model import Model
 from dure.sim.sanitizer.pieces import Transfer
+
+#: Values of symbols that are tried together at most.
+_TRIED = 1 << 15
 
 
 class HomeRules:
@@ -94,6 +100,8 @@ class HomeRules:
             same = start is other and a.reach[n] == b.reach[n]
             if same and counter is not None and _moves(start, a.reach[n], counter, fixed):
                 return False
+            if a.reach[n] == b.reach[n] == 1 and _differ(start, other, counter, fixed):
+                return False
         return True
 
     def _fixed(self, common: Sequence[Op]) -> frozenset[Symbol]:
@@ -165,3 +173,44 @@ def _moves(start: Expr, span: int, counter: Symbol, fixed: frozenset[Symbol]) ->
             return False
         room -= abs(factor) * (high - low)
     return room >= span
+
+
+def _differ(a: Expr, b: Expr, counter: Symbol | None, fixed: frozenset[Symbol]) -> bool:
+    """Whether two elements differ for all values of the symbols, which are tried: those that are
+    fixed are the same for both, and the counter, where there is one, isn't.
+
+    That is how devices are told apart: their numbers are few, and go round.
+    """
+    names = symbols(a) | symbols(b)
+    if counter is not None and counter not in names:
+        return False
+    held = [s for s in names if s in fixed and s is not counter]
+    free = [s for s in names if s not in fixed and s is not counter]
+    ranges = {s: _values(s) for s in names}
+    if prod(max(1, len(found)) for found in ranges.values()) > _TRIED:
+        return False
+    if not all(ranges.values()):
+        return False
+    first, second = compile_expr(a), compile_expr(b)
+    turns = [0] if counter is None else ranges[counter]
+    for values in product(*(ranges[s] for s in held)):
+        known = {s.name: value for s, value in zip(held, values, strict=True)}
+        taken: dict[int, set[int]] = {}
+        others: dict[int, set[int]] = {}
+        for turn, *rest in product(turns, *(ranges[s] for s in free)):
+            here = known | {s.name: value for s, value in zip(free, rest, strict=True)}
+            if counter is not None:
+                here[counter.name] = turn
+            taken.setdefault(first(here), set()).add(turn)
+            others.setdefault(second(here), set()).add(turn)
+        for element, when in taken.items():
+            met = others.get(element, set())
+            if met and (counter is None or len(when | met) > 1):
+                return False
+    return True
+
+
+def _values(entry: Symbol) -> range:
+    """The values of a symbol, none where its bounds aren't numbers."""
+    low, high = bounds(entry)
+    return range(0) if low is None or high is None else range(low, high + 1)

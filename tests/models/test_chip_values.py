@@ -1,0 +1,65 @@
+"""Whole steps on chips' bytes, on one device and on four, against the interpreted program."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+import pytest
+from small_models import DECODERS, arguments, small
+
+from dure.ir.dtypes import DType
+from dure.ir.tensor.shards import run_shards
+from dure.models.batch import Batch, Phase
+from dure.models.chip_answer import step_answer
+from dure.models.chip_step import chip_step, sharded
+from dure.models.chip_values import run_devices
+from dure.models.shards import Shards
+from dure.targets import chip, chip_names
+
+BATCHES: dict[Phase, Batch] = {
+    "decode": Batch("decode", 3, 40),
+    "prefill": Batch("prefill", 2, 21),
+}
+#: What runs by default: chip, model, phase and devices.
+SHORT = {
+    ("rngd", "qwen3-0.6b", "decode", 4),
+    ("tpu-v6e", "gemma-3-4b", "prefill", 1),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "phase", "devices"),
+    [
+        pytest.param(*case, marks=() if case in SHORT else pytest.mark.long)
+        for case in (
+            (name, model, phase, devices)
+            for name in chip_names()
+            for model in DECODERS
+            for phase in BATCHES
+            for devices in ((1, 4) if chip(name).links else (1,))
+        )
+    ],
+)
+def test_a_step_on_bytes(name: str, model: str, phase: Phase, devices: int) -> None:
+    config = small(model, vocabulary=512)
+    experts = config.experts is not None and devices > 1 and len(name) % 2
+    shards = Shards(devices, devices if experts else 1)
+    step = sharded(chip_step(config, BATCHES[phase]), shards)
+    answer = step_answer(step, chip(name))
+    assert answer.verdict.ok and step.program is not None
+    types = {p.value.name: cast(DType, p.value.tensor.dtype).numpy for p in step.program.params}
+    arrays = [
+        {name: array.astype(types[name]) for name, array in own.items()}
+        for own in (
+            arguments(step.program, config, step.inputs, shards, device)
+            for device in range(devices)
+        )
+    ]
+    found = run_devices(step, answer.program, chip(name), arrays)
+    rows = [[own[p.value.name].copy() for p in step.program.params] for own in arrays]
+    wanted = run_shards(step.program, rows, step.sizes)
+    top = max(float(np.abs(w[0]).max()) for w in wanted)
+    for got, expected in zip(found, wanted, strict=True):
+        logits = np.asarray(expected[0], np.float64)
+        assert np.abs(got["logits"].astype(np.float64) - logits).max() < 0.05 * top
