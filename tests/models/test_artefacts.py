@@ -170,9 +170,8 @@ def test_a_loaded_step_is_the_same_program(weights: str, kv: str) -> None:
         chosen: list[Chosen] = []
         for entry, own in zip(which.calls, step.calls, strict=True):
             tiles = dict(own.part.calls[0].tiles)
-            chosen.append(
-                Chosen(entry, 0, build(entry.part.calls[0], target, tiles=tiles, base=options))
-            )
+            call, operands = entry.part.ways(target)[0][0]
+            chosen.append(Chosen(entry, operands, build(call, target, tiles=tiles, base=options)))
         programs.append(step_program(which, target, chosen, prefetch=True))
     live, again = programs
     assert numbered(again.function) == numbered(live.function)

@@ -161,9 +161,9 @@ def test_a_step_runs_as_one_program(file: Path, name: str) -> None:
     options = options_for(step, target, strict=False, prefetch=True)
     chosen: list[Chosen] = []
     for entry in step.calls:
-        call = entry.part.calls[0]
+        call, operands = entry.part.ways(target)[0][0]
         built = build(call, target, tiles=middling(call)[-1], base=options)
-        chosen.append(Chosen(entry, 0, built))
+        chosen.append(Chosen(entry, operands, built))
     program = step_program(step, target, chosen, prefetch=True)
     verify(program.function)
     assert sanitize(program.function, target).ok

@@ -12,7 +12,8 @@ import pytest
 from dure.errors import UsageError
 from dure.machine.chip import Chip
 from dure.models.batch import Batch
-from dure.models.chip_answer import StepAnswer, step_answer
+from dure.models.chip_answer import StepAnswer
+from dure.models.chip_devices import Devices, answer_on
 from dure.models.chip_step import ChipStep
 from dure.models.shapes import names
 from dure.models.tables import cells, matrix, rows, score
@@ -48,11 +49,11 @@ def test_a_cell_is_a_step_and_is_kept(
 ) -> None:
     made: list[StepAnswer] = []
 
-    def noted(step: ChipStep, chip: Chip) -> StepAnswer:
-        made.append(step_answer(step, chip))
+    def noted(step: ChipStep, chip: Chip, devices: Devices) -> StepAnswer:
+        made.append(answer_on(step, chip, devices))
         return made[-1]
 
-    monkeypatch.setattr(cells, "step_answer", noted)
+    monkeypatch.setattr(cells, "answer_on", noted)
     cell = Cell(tiny, rngd, Batch("decode", 2, 40))
     found = outcome(cell)
     (answer,) = made
@@ -63,7 +64,7 @@ def test_a_cell_is_a_step_and_is_kept(
     def never(*_: object) -> None:
         raise AssertionError("it is kept")
 
-    monkeypatch.setattr(cells, "step_answer", never)
+    monkeypatch.setattr(cells, "answer_on", never)
     assert outcome(cell) == found
     # Another batch, another chip or another type is another cell.
     with pytest.raises(AssertionError, match="kept"):
@@ -86,8 +87,9 @@ def test_equal_cells_are_asked_once(tiny: str, rngd: Chip, monkeypatch: pytest.M
 
 
 def test_cells_that_have_no_time(tiny: str, rngd: Chip) -> None:
-    large = outcome(Cell("llama-3.1-70b", rngd, Batch("decode", 1, 16)))
-    assert (large.ps, large.devices, large.why) == (None, 3, "needs 3 devices")
+    alone = rngd.model_copy(update={"links": {}})
+    large = outcome(Cell("llama-3.1-70b", alone, Batch("decode", 1, 16)))
+    assert (large.ps, large.devices) == (None, 1) and "4 devices would hold them" in large.why
     assert large.weight_bytes > 140e9 and 0 < large.attainable < 1
     longer = outcome(Cell(tiny, rngd, Batch("decode", 1, 129)))
     assert longer.ps is None and "129" in longer.why
@@ -123,7 +125,7 @@ def test_the_quotient() -> None:
     assert made.chip("atom") == pytest.approx(0.8)
     # ATOM in 16 bits is shown; what counts is int8. H100 is on no side.
     atom = [c for c in made.cells if c.entry.target == "atom"]
-    assert {c.cell.dtype for c in atom if c.counted} == {"int8"}
+    assert {c.cell.weights for c in atom if c.counted} == {"int8"}
     assert {c.cell.model for c in atom if c.counted} == {"llama-3.1-8b"}
     assert not any(c.counted for c in made.cells if c.entry.target == "h100")
     assert len([c for c in made.cells if c.counted and c.entry.side]) == 6 * 2 * 6 + 6
@@ -280,11 +282,12 @@ def test_a_written_matrix() -> None:
     models, targets = ("llama-3.1-8b",), ("atom", "rngd")
     found = [
         *(_entry("rngd", phase, 13 * 10**9) for phase in matrix.CONTEXTS),
-        *(_entry("atom", phase, None, 2, "needs 2 devices") for phase in matrix.CONTEXTS),
+        *(_entry("atom", phase, 20 * 10**9, 2) for phase in matrix.CONTEXTS),
     ]
     text = matrix.markdown(found, models, targets)
-    assert "| llama-3.1-8b | 2 chips | 13 ms, 50.0%, memory, derived |" in text
-    assert "2 of 4 steps are compiled" in text
+    row = "| llama-3.1-8b | 20 ms on 2, 50.0%, memory, derived | 13 ms, 50.0%, memory, derived |"
+    assert row in text
+    assert "4 of 4 steps are compiled" in text
     assert matrix.out_of_date(text, found, models, targets) == []
     # Times may change; what has one must keep it.
     slower = [_entry("rngd", "decode", 14 * 10**9)]

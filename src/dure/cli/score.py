@@ -89,12 +89,13 @@ def _asked(found: list[Scored], target: str | None) -> list[Scored]:
 def _show(made: Score, beside: Sequence[Attained]) -> None:
     show("Fraction of the published roofline that the compiled step attains\n\n")
     steps = list(dict.fromkeys(_step(cell) for cell in made.cells))
-    head = ("TARGET", "SIDE", "MODEL", "DTYPE", *(step.upper() for step in steps))
+    head = ("TARGET", "SIDE", "MODEL", "WEIGHTS", *(step.upper() for step in steps))
     rows: dict[tuple[str, ...], dict[str, str]] = {}
     for cell in made.cells:
         side = cell.entry.side or "-"
         key = (cell.entry.target, side if cell.counted else f"({side})", cell.cell.model)
-        rows.setdefault((*key, cell.cell.dtype), {})[_step(cell)] = _cell(cell, made.rules.least)
+        stored = cell.cell.weights or cell.cell.dtype
+        rows.setdefault((*key, stored), {})[_step(cell)] = _cell(cell, made.rules.least)
     lines = [(*key, *(mine.get(step, "") for step in steps)) for key, mine in rows.items()]
     table([head, *lines], right=range(4, 4 + len(steps)))
     show("\n*: too little of its own attainable ceiling; (side): shown, and not counted\n\n")
@@ -116,7 +117,7 @@ def _cell(cell: Scored, least: float) -> str:
     if found is None:
         return ""
     if fraction is None or part is None:
-        return f"{found.devices} chips" if found.devices > 1 else "-"
+        return "-"
     return f"{fraction:.3f}{'*' if part < least else ''}"
 
 

@@ -126,7 +126,7 @@ def sim_step(
 def model_step(subject: str, dtype: str, options: StepOptions) -> ChipStep:
     """The step of a model, by its name or config.json."""
     from dure.library.operators_common import FLOATS
-    from dure.models.batch import Batch
+    from dure.models.batch import Batch, phase_of
     from dure.models.chip_step import chip_step
     from dure.models.shapes import any_config
 
@@ -136,13 +136,7 @@ def model_step(subject: str, dtype: str, options: StepOptions) -> ChipStep:
             rule=f"the values between ops are of one of the types {', '.join(FLOATS)}",
             fix="--dtype bf16",
         )
-    phase = options.phase or "decode"
-    if phase not in ("decode", "prefill"):
-        raise UsageError(
-            f"the phase {argument(phase, '--phase')}",
-            rule="a step decodes a token of each sequence, or prefills all of them",
-            fix="--phase decode, or --phase prefill",
-        )
+    phase = phase_of(argument(options.phase or "decode", "--phase"))
     config = any_config(subject)
     context = options.context
     if context is None:

@@ -6,7 +6,7 @@ Pages lie in no order, as a paged cache leaves them; tokens are drawn at random.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,18 @@ PAGE = 64
 QUERY_ROWS = 64
 #: Tokens of a step at most: each has entries in the index arguments.
 MOST_TOKENS = 1 << 20
+
+
+def phase_of(name: str) -> Phase:
+    """The phase of a name.  Raises :class:`UsageError` for another one."""
+    for phase in get_args(Phase):
+        if phase == name:
+            return phase
+    raise UsageError(
+        f"the phase '{name[:40]}'",
+        rule="a step decodes a token of each sequence, or prefills all of them",
+        fix="--phase decode, or --phase prefill",
+    )
 
 
 @dataclass(frozen=True)

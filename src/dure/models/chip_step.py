@@ -143,9 +143,8 @@ class ChipStep:
             where=f"{chip.name}: {chip.home} holds {_gib(size)}",
             rule=f"they lie in {chip.home} together; "
             + (f"{count} devices would hold them" if count else "no number of devices holds them"),
-            fix=f"--chips {count}"
-            if count and chip.links
-            else "give a smaller --batch or --context, or narrower --weights or --kv",
+            fix=(f"--chips {count}, or" if count and chip.links else "give")
+            + " a smaller --batch or --context, or narrower --weights or --kv",
         )
 
 

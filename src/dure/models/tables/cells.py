@@ -23,13 +23,13 @@ from dure.library.answer import roofline_seconds
 from dure.machine.chip import Chip
 from dure.models.attainable import attainable_fraction
 from dure.models.batch import Batch
-from dure.models.chip_answer import StepAnswer, step_answer
+from dure.models.chip_devices import Devices, answer_on
 from dure.models.chip_step import ChipStep, chip_step
 from dure.models.shapes import any_config
 from dure.runtime.cache import object_cache
 
 #: Raised whenever the meaning of what is kept changes.
-FORMAT = 1
+FORMAT = 2
 #: Folders of dure's source that decide an answer.
 _SOURCE = ("ir", "lang", "library", "compiler", "sim", "machine", "models", "targets")
 #: More devices than this aren't asked for.
@@ -40,7 +40,8 @@ MOST_DEVICES = 4096
 class Cell:
     """A step of a model (its name, or the path of a ``config.json``) on a chip.
 
-    ``devices`` of 0 are the fewest that hold the weights and the KV cache.
+    ``devices`` of 0 are the fewest that hold the weights and the KV cache; ``weights`` are of
+    another type than the values between ops, where they are given.
     """
 
     model: str
@@ -48,12 +49,15 @@ class Cell:
     batch: Batch
     dtype: str = "bf16"
     devices: int = 0
+    weights: str = ""
 
     @property
     def name(self) -> str:
         """What is shown of it."""
         batch = self.batch
-        return f"{self.model} {batch.phase} {batch.sequences} x {batch.context} on {self.chip.name}"
+        stored = f" in {self.weights}" if self.weights else ""
+        sizes = f"{batch.phase} {batch.sequences} x {batch.context}"
+        return f"{self.model}{stored} {sizes} on {self.chip.name}"
 
 
 @dataclass(frozen=True)
@@ -121,13 +125,8 @@ def outcomes(cells: Sequence[Cell], jobs: int = 1) -> Iterator[tuple[int, Outcom
 
 def step_of(cell: Cell) -> ChipStep:
     """The step of a cell.  Raises :class:`DureError` for one that there isn't."""
-    return chip_step(any_config(cell.model), cell.batch, cell.dtype, cell.model)
-
-
-def devices_for(step: ChipStep, chip: Chip) -> int:
-    """The fewest devices whose memories hold the weights and the KV cache together."""
-    size = int(chip.memories[chip.home].size.base)
-    return max(1, -(-(step.weight_bytes + step.kv_bytes) // size))
+    config = any_config(cell.model)
+    return chip_step(config, cell.batch, cell.dtype, cell.model, weights=cell.weights)
 
 
 def _outcome(cell: Cell) -> Outcome:
@@ -135,7 +134,7 @@ def _outcome(cell: Cell) -> Outcome:
         step = step_of(cell)
     except DureError as error:
         return Outcome(0, 0.0, 0.0, why=_said(error))
-    devices = cell.devices or devices_for(step, cell.chip)
+    devices = Devices(cell.devices or None).count(step, cell.chip)
     made = Outcome(
         devices,
         roofline_seconds(cell.chip, step.dtype, step.flops, step.bytes) * 1e12 / devices,
@@ -145,11 +144,9 @@ def _outcome(cell: Cell) -> Outcome:
         tokens=step.batch.tokens,
     )
     try:
-        answer = _answer(step, cell.chip, devices)
+        answer = answer_on(step, cell.chip, Devices(devices))
     except DureError as error:
         return dataclasses.replace(made, why=_said(error))
-    if answer is None:
-        return dataclasses.replace(made, why=f"needs {devices} devices")
     return dataclasses.replace(
         made,
         ps=answer.ps,
@@ -159,11 +156,6 @@ def _outcome(cell: Cell) -> Outcome:
         guesses=answer.confidence.guesses,
         joules=answer.joules,
     )
-
-
-def _answer(step: ChipStep, chip: Chip, devices: int) -> StepAnswer | None:
-    """The step on so many devices; None where that isn't compiled yet."""
-    return step_answer(step, chip) if devices == 1 else None
 
 
 def _said(error: DureError) -> str:
@@ -180,7 +172,7 @@ def _key(cell: Cell) -> str:
         config = str(error)
     parts = (f"cell {FORMAT}", source_digest(), repr(cell.chip), config, repr(cell.batch))
     digest = hashlib.sha256()
-    for part in (*parts, cell.model, cell.dtype, str(cell.devices)):
+    for part in (*parts, cell.model, cell.dtype, str(cell.devices), cell.weights):
         data = part.encode("utf-8", "surrogatepass")
         digest.update(len(data).to_bytes(8, "little"))
         digest.update(data)

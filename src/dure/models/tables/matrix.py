@@ -32,7 +32,7 @@ and the prefill of 2,048 tokens (or of as many as the model knows). A cell is th
 that dure compiles and proves, the part of the chip's published roofline that it attains, what
 bounds it, and how far the numbers of the machine file that it rests on are to be trusted:
 published, derived or guessed. A device is what a machine file describes: an ATOM-Max is a card of
-four chips."""
+four chips. A model runs on the fewest devices that hold it and over which its heads can be cut."""
 _FIRST = "model"
 
 
@@ -103,9 +103,9 @@ def shown(entry: Entry | None) -> str:
         return ""
     found = entry.found
     if found.ps is None or found.fraction is None:
-        return f"{found.devices} chips" if found.devices > 1 else "**fails**"
-    parts = (_time(found.ps), f"{found.fraction:.1%}", found.bound, found.confidence)
-    return ", ".join(parts)
+        return "**fails**"
+    time = _time(found.ps) + (f" on {found.devices}" if found.devices > 1 else "")
+    return ", ".join((time, f"{found.fraction:.1%}", found.bound, found.confidence))
 
 
 def _time(ps: int) -> str:
@@ -119,7 +119,7 @@ def failures(found: Sequence[Entry]) -> list[str]:
     """A line for each reason why cells have no time."""
     reasons: dict[str, list[str]] = {}
     for entry in found:
-        if entry.found.ps is None and entry.found.devices < 2:
+        if entry.found.ps is None:
             where = f"{entry.model} {entry.phase} on {entry.target}"
             reasons.setdefault(entry.found.why, []).append(where)
     return [f"{', '.join(where)}: {reason}" for reason, where in reasons.items()]
@@ -128,9 +128,8 @@ def failures(found: Sequence[Entry]) -> list[str]:
 def markdown(found: Sequence[Entry], models: Sequence[str], names: Sequence[str]) -> str:
     """The whole matrix as a document."""
     timed = sum(entry.found.ps is not None for entry in found)
-    several = sum(entry.found.ps is None and entry.found.devices > 1 for entry in found)
-    count = f"{timed} of {len(found)} steps are compiled, proved and timed"
-    parts = [_TITLE, _INTRO, f"{count}; {several} need several chips and aren't compiled yet."]
+    count = f"{timed} of {len(found)} steps are compiled, proved and timed."
+    parts = [_TITLE, _INTRO, count]
     parts += ["## Chips that hold it", _table(devices(found, models, names))]
     parts += ["## Decode", _table(rows(found, models, names, "decode"))]
     parts += ["## Prefill", _table(rows(found, models, names, "prefill"))]

@@ -27,7 +27,7 @@ from pathlib import Path
 from dure.errors import DureError, UsageError
 from dure.library.answer import roofline_seconds
 from dure.machine.chip import Chip
-from dure.models.batch import Batch
+from dure.models.batch import Batch, phase_of
 from dure.models.tables.cells import Cell, Outcome, outcomes, step_of
 from dure.targets import chip_folder
 
@@ -86,7 +86,7 @@ class ModelRow:
         for several requests.
         """
         if self.phase != "serve":
-            return [(self._cell(Batch(self.phase, self.batch, self.context)), 1.0)]  # type: ignore[arg-type]
+            return [(self._cell(Batch(phase_of(self.phase), self.batch, self.context)), 1.0)]
         batch = self.batch or self._largest()
         half = self.context + self.output // 2
         return [

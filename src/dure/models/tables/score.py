@@ -19,7 +19,7 @@ from dure import targets
 from dure.machine.chip import Chip
 from dure.machine.ends import at_end
 from dure.models.attainable import ceiling
-from dure.models.batch import Batch
+from dure.models.batch import Batch, phase_of
 from dure.models.tables.cells import Cell, Outcome, outcomes
 
 #: How a chip's guesses are taken: as the file says, all at the slow end, all at the fast one.
@@ -47,6 +47,7 @@ class Entry:
     target: str
     models: tuple[str, ...]
     dtype: str
+    weights: str = ""
 
 
 @dataclass(frozen=True)
@@ -189,6 +190,7 @@ def _json(scored: Scored) -> dict[str, object]:
         "batch": cell.batch.sequences,
         "context": cell.batch.context,
         "dtype": cell.dtype,
+        "weights": cell.weights or cell.dtype,
         "counted": scored.counted,
         "fraction_of_roofline": {g: scored.fraction(g) for g in GUESSES},
         "of_attainable": scored.of_attainable,
@@ -226,7 +228,9 @@ def rules(short: bool = False) -> Rules:
             entries.append(Entry(side["name"], name, models, table["dtype"]))
             if name in instead:
                 other = instead[name]
-                entries.append(Entry(side["name"], name, tuple(other["models"]), other["dtype"]))
+                stored: str = other["weights"]
+                models_of = tuple(other["models"])
+                entries.append(Entry(side["name"], name, models_of, table["dtype"], stored))
     return Rules(
         tuple(entries),
         tuple(few.get("batches", table["batches"])),
@@ -254,7 +258,8 @@ def questions(given: Rules, chips: Mapping[str, Chip] | None = None) -> list[Sco
         for model in entry.models:
             for phase, context in given.contexts.items():
                 for batch in given.batches:
-                    cell = Cell(model, chip, Batch(phase, batch, context), entry.dtype)  # type: ignore[arg-type]
+                    made = Batch(phase_of(phase), batch, context)
+                    cell = Cell(model, chip, made, entry.dtype, weights=entry.weights)
                     found.append(Scored(entry, cell, counted and bool(entry.side), {}))
     return found
 
