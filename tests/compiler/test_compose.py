@@ -8,11 +8,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+import dure
+import dure.lang as dl
 from dure.compiler.chip.compose import Binding, Kernel, Repeat, View, compose
 from dure.compiler.chip.pipeline import Options, compile_for
 from dure.errors import IRError
 from dure.ir.core import Function, Op, Region
-from dure.ir.dtypes import bfloat16
+from dure.ir.dtypes import bfloat16, int32
 from dure.ir.expr import symbol
 from dure.ir.machine.compute import ops_of
 from dure.ir.machine.phase import phases_of
@@ -20,7 +22,8 @@ from dure.ir.parser import parse_function
 from dure.ir.printer import print_function
 from dure.ir.verifier import verify
 from dure.library.build import tile_function
-from dure.library.call import KernelCall, tensor
+from dure.library.call import KernelCall, index_tensor, tensor
+from dure.library.embedding import embedding
 from dure.library.matmul import matmul_kn
 from dure.machine.chip import Chip
 from dure.sim.sanitizer import sanitize
@@ -175,6 +178,34 @@ def test_only_what_nobody_stores_is_loaded_ahead() -> None:
     verdict = sanitize(program, target)
     assert [f.kind for f in verdict.findings][:1] == ["race"]
     assert "the program stores to it" in verdict.findings[0].message
+
+
+@dure.kernel
+def copy(x: dl.Tensor, y: dl.Tensor, bm: dl.const):
+    """``y = x``."""
+    dl.store(y, (dl.program_id(0),), dl.load(x, (dl.program_id(0),), (bm,)))
+
+
+def test_what_a_program_decides_by_it_does_not_read_ahead() -> None:
+    target, count = chip("rngd"), 4
+    rows = index_tensor(np.zeros(count, np.int32), 0, 7)
+    types = (tensor(bfloat16, 8, 64), rows, tensor(bfloat16, count, 64))
+    gather = KernelCall(embedding, types, {}, {"bd": 64})
+    first = KernelCall(copy, (tensor(int32, count), tensor(int32, count)), {}, {"bm": count})
+    made, read = (
+        compile_for(tile_function(c), target, Options(oriented=False)).function
+        for c in (first, gather)
+    )
+    bound = {n: Binding(n, s) for n, s in (("x", (4,)), ("rows", (4,)), ("table", (8, 64)))}
+    kernels = [
+        Kernel("copy", made, (bound["x"], bound["rows"])),
+        Kernel("gather", read, (bound["table"], bound["rows"], Binding("y", (4, 64))), late=True),
+    ]
+    tensors = {"x": tensor(int32, 4), "rows": rows, "table": types[0], "y": types[2]}
+    program = compose("gather", tensors, kernels, target)
+    assert sanitize(program, target).ok
+    verdict = sanitize(changed(program, ahead=("dma_ahead",), lag=1), target)
+    assert "read ahead of its phase" in verdict.findings[0].message
 
 
 def test_phases_are_the_same_on_all_cores() -> None:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dure.cli import options, text
-from dure.cli.output import print_json, say, show, table
+from dure.cli.output import print_json, show, table, write_document
 from dure.cli.progress import progress
-from dure.errors import DureError, KernelError, UsageError
+from dure.errors import KernelError, UsageError
 
 if TYPE_CHECKING:
     from dure.library.matrix import Cell
@@ -80,7 +80,7 @@ def kernels(
     order = {(one.name, name): n for n, (one, name) in enumerate(itertools.product(cases, names))}
     cells.sort(key=lambda cell: order[cell.case, cell.target])
     if markdown is not None:
-        _write(markdown, report.markdown(cases, cells, names))
+        write_document(markdown, report.markdown(cases, cells, names))
     if as_json:
         print_json({"cells": [_entry(cell) for cell in cells]})
     else:
@@ -129,16 +129,6 @@ def _cases(pattern: str | None, short: bool) -> Sequence[Case]:
     if short and pattern is None:
         return list({case.item: case for case in reversed(found)}.values())[::-1]
     return found
-
-
-def _write(path: Path, content: str) -> None:
-    try:
-        path.write_text(content, encoding="utf-8")
-    except OSError as error:
-        raise DureError(
-            f"{path} can't be written: {error.strerror}", fix="give a file that can be written to"
-        ) from error
-    say(f"wrote {path}")
 
 
 def _entry(cell: Cell) -> dict[str, object]:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dure.cli import options, text
-from dure.cli.output import print_json, say, show, table
+from dure.cli.output import print_json, show, table, write_document
 from dure.cli.progress import progress
 from dure.cli.subject import targets_of
-from dure.errors import DureError, KernelError
+from dure.errors import KernelError
 
 if TYPE_CHECKING:
     from dure.models.tables.matrix import Entry
@@ -79,7 +79,7 @@ def matrix(
             found.append(entry)
             advance(len(found), f"{entry.model} {entry.phase} on {entry.target}")
     if markdown is not None:
-        _write(markdown, tables.markdown(found, models, names))
+        write_document(markdown, tables.markdown(found, models, names))
     if as_json:
         order = {(c.model, c.batch.phase, c.chip.name): n for n, c in enumerate(cells)}
         found.sort(key=lambda e: order[e.model, e.phase, e.target])
@@ -108,16 +108,6 @@ def _models(given: str | None, usual: list[str]) -> list[str]:
     for name in found:
         any_config(name)
     return found
-
-
-def _write(path: Path, content: str) -> None:
-    try:
-        path.write_text(content, encoding="utf-8")
-    except OSError as error:
-        raise DureError(
-            f"{path} can't be written: {error.strerror}", fix="give a file that can be written to"
-        ) from error
-    say(f"wrote {path}")
 
 
 def _entry(entry: Entry) -> dict[str, object]:

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from dure.errors import DureError
 
@@ -28,6 +29,19 @@ def show(text: str) -> None:
 def say(text: str) -> None:
     """Tell the user something that is not the result, on standard error."""
     print(text, file=sys.stderr, flush=True)
+
+
+def write_document(path: Path, text: str) -> None:
+    """Write a page and say so.  Raises :class:`DureError` where it can't be written."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise DureError(
+            f"the page can't be written: {error.strerror}",
+            where=str(path),
+            fix="give the path of a file in a folder that is there",
+        ) from error
+    say(f"wrote {path}")
 
 
 def table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> None:

@@ -11,9 +11,9 @@ import typer
 
 from dure.cli import options
 from dure.cli.chip_options import Set, overrides_of
-from dure.cli.output import print_json, say, show, table
+from dure.cli.output import print_json, say, show, table, write_document
 from dure.cli.progress import progress
-from dure.errors import DureError, UsageError
+from dure.errors import UsageError
 
 if TYPE_CHECKING:
     from dure.library.validation import Measured, Published, Result
@@ -100,7 +100,7 @@ def validate(
     if page is not None:
         unknown = [(o.work, o.result, o.reason, o.source) for o in others]
         more = model_rows.markdown(models, unknown) if models or unknown else ""
-        _write(page, markdown(results) + more)
+        write_document(page, markdown(results) + more)
     if as_json:
         found = results_json(results) if results else {}
         print_json({**found, **_models_json(models, others)})
@@ -208,18 +208,6 @@ def _validated(chip: Chip, measured: Measured, algorithm: str) -> Result:
 
     with progress(len(measured.rows)) as advance:
         return predicted(chip, measured, algorithm, lambda count: advance(count, chip.name))
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise DureError(
-            f"the page can't be written: {error.strerror}",
-            where=str(path),
-            fix="give the path of a file in a folder that is there",
-        ) from error
-    say(f"{path} is written")
 
 
 def _show(result: Result) -> None:

@@ -15,6 +15,7 @@ Embeddings, the head, routers, norms and biases keep the type of the activations
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -100,36 +101,17 @@ WEIGHT_TYPES: dict[str, WeightType] = {
 _HOLDING = ("bf16", "f16", "f32")
 
 
+#: A KV cache's elements: numbers of eight bits, whose scale is one as in caches without a
+#: calibrated one, or codes with a scale for each token and head (a head's D are quantized).
+KV_TYPES = {name: WEIGHT_TYPES[name] for name in ("fp8", "int8")}
+
+
 def weight_type(name: str, activation: str) -> WeightType | None:
     """The scheme of this name, or None for numbers of the activations' own type.
 
     Raises :class:`UsageError` for what is neither, and for activations that don't hold the codes.
     """
-    if name == activation:
-        return None
-    if name not in WEIGHT_TYPES:
-        raise UsageError(
-            f"weights in {name[:40]} with activations in {activation}",
-            rule="weights are of the activations' type or in a scheme: "
-            f"{', '.join(dict.fromkeys((activation, *WEIGHT_TYPES)))}",
-            fix=f"--weights {activation}",
-        )
-    if activation not in _HOLDING:
-        raise UsageError(
-            f"weights in {name} with activations in {activation}",
-            rule="codes are multiplied in the activations' type, which must hold them: "
-            f"{', '.join(_HOLDING)}",
-            fix="--dtype bf16",
-        )
-    return WEIGHT_TYPES[name]
-
-
-#: A KV cache's elements: numbers of eight bits, whose scale is one as in caches without a
-#: calibrated one, or codes with a scale for each token and head (a head's D are quantized).
-KV_TYPES: dict[str, WeightType] = {
-    "fp8": WeightType("fp8", dtypes.float8_e4m3fn, dtypes.float32, 0, 448),
-    "int8": WeightType("int8", dtypes.int8, dtypes.float32, 0, 127),
-}
+    return _chosen(WEIGHT_TYPES, "weights", name, activation)
 
 
 def kv_type(name: str, activation: str) -> WeightType | None:
@@ -137,19 +119,28 @@ def kv_type(name: str, activation: str) -> WeightType | None:
 
     Raises :class:`UsageError` like :func:`weight_type`.
     """
+    return _chosen(KV_TYPES, "kv", name, activation)
+
+
+def _chosen(
+    types: Mapping[str, WeightType], option: str, name: str, activation: str
+) -> WeightType | None:
     if name == activation:
         return None
-    if name not in KV_TYPES:
+    what = {"weights": "weights", "kv": "a KV cache"}[option]
+    asked = f"{what} in {name[:40]} with activations in {activation}"
+    if name not in types:
         raise UsageError(
-            f"a KV cache in {name[:40]} with activations in {activation}",
-            rule=f"it is of the activations' type, or {', '.join(KV_TYPES)}",
-            fix=f"--kv {activation}",
+            asked,
+            rule=f"{what} may be of the activations' type, or "
+            f"{', '.join(dict.fromkeys((activation, *types)))}",
+            fix=f"--{option} {activation}",
         )
     if activation not in _HOLDING:
         raise UsageError(
-            f"a KV cache in {name} with activations in {activation}",
-            rule="keys and values are multiplied in the activations' type, which must hold them: "
+            asked,
+            rule="codes are multiplied in the activations' type, which must hold them: "
             f"{', '.join(_HOLDING)}",
             fix="--dtype bf16",
         )
-    return KV_TYPES[name]
+    return types[name]

@@ -33,7 +33,7 @@ from dure.ir.expr import (
     symbol,
 )
 from dure.ir.machine.compute import ops_of
-from dure.ir.machine.phase import phases_of
+from dure.ir.machine.phase import executed, phases_of
 from dure.ir.rewrite import clone_region
 from dure.ir.types import TensorType
 from dure.machine.chip import Chip
@@ -316,7 +316,8 @@ class _Lags:
         """The body with lags."""
         lags = dict.fromkeys(self.uses, self.most)
         before: deque[Op] = deque(maxlen=self.most)
-        for phase in self.executed(self.body):
+        # Loops for as many turns as tell apart what comes before.
+        for phase in executed(self.body, self.most + 1):
             if not phase.attr("ahead"):
                 lags[phase] = 0
             elif self.uses[phase].ahead:
@@ -334,17 +335,6 @@ class _Lags:
             if other is phase or semaphores > most or _meet(own.ahead, use.buffers):
                 return count
         return self.most
-
-    def executed(self, region: Region) -> Iterator[Op]:
-        """Phases in the order of execution, loops for as many turns as tell apart what comes
-        before.
-        """
-        for op in region.ops:
-            if op.name == "phase":
-                yield op
-            else:
-                for _ in range(min(self.most + 1, int(op.attr("stop")))):
-                    yield from self.executed(op.regions[0])
 
     def rebuilt(self, region: Region, lags: Mapping[Op, int]) -> Region:
         """A region with the phases' lags."""

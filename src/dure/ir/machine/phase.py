@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dure.ir.core import Op, OpDef, Region, declare
+from dure.ir.expr import as_expr, evaluate
 from dure.ir.rules import broken, free
 from dure.ir.types import Type
 
@@ -48,3 +49,14 @@ def phases_of(region: Region) -> Iterator[Op]:
             yield op
         elif op.name == "for":
             yield from phases_of(op.regions[0])
+
+
+def executed(region: Region, most: int) -> Iterator[Op]:
+    """The phases of a program in the order of their execution, loops for at most so many turns."""
+    for op in region.ops:
+        if op.name == "phase":
+            yield op
+        elif op.name == "for":
+            start, stop = (evaluate(as_expr(op.attr(end)), {}) for end in ("start", "stop"))
+            for _ in range(min(most, len(range(start, stop, op.attr("step"))))):
+                yield from executed(op.regions[0], most)

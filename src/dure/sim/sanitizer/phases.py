@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from dure.ir.core import Function, Op, Region, Value
-from dure.ir.expr import Symbol, as_expr, evaluate, symbols
+from dure.ir.expr import Symbol, as_expr, symbols
 from dure.ir.machine.compute import ops_of
-from dure.ir.machine.phase import phases_of
+from dure.ir.machine.phase import executed, phases_of
 from dure.machine.chip import Chip
 from dure.sim.sanitizer.findings import Finding, Verdict
 from dure.sim.storage import place_tile
@@ -168,8 +168,13 @@ class _Order:
                 yield _bad(f"{count} semaphores in use at once; a core has {most}", phase.op)
 
     def loads(self, op: Op) -> Iterator[Finding]:
-        """Queues ahead only load, and nothing that the program stores."""
+        """Queues ahead only load, and nothing that the program stores; nor do numbers that the
+        program stores decide what they do.
+        """
         for inner in ops_of(op.regions[0]):
+            if inner.name == "index_load" and self.root(inner.operands[0]) in self.stored:
+                name = self.root(inner.operands[0]).name
+                yield _bad(f"'{name}', which the program stores, is read ahead of its phase", inner)
             if inner.attrs.get("queue") not in op.attr("ahead"):
                 continue
             lists = inner.operands[2:]
@@ -189,7 +194,7 @@ class _Order:
         """Each phase that may begin early, with those that it may run beside."""
         most = max((int(p.op.attr("lag")) for p in self.phases.values()), default=0)
         recent: deque[_Phase] = deque(maxlen=max(1, most))
-        for op in _executed(self.function.body, most + 2):
+        for op in executed(self.function.body, most + 2):
             phase, lag = self.phases[op], int(op.attr("lag"))
             if lag and phase.ahead:
                 yield phase, list(recent)[-lag:]
@@ -211,14 +216,3 @@ class _Order:
                         load,
                         "other bytes, or a smaller lag",
                     )
-
-
-def _executed(region: Region, most: int) -> Iterator[Op]:
-    """Phases in the order of their execution, loops for as many turns as can tell windows apart."""
-    for op in region.ops:
-        if op.name == "phase":
-            yield op
-        elif op.name == "for":
-            start, stop = (evaluate(as_expr(op.attr(k)), {}) for k in ("start", "stop"))
-            for _ in range(min(most, len(range(start, stop, op.attr("step"))))):
-                yield from _executed(op.regions[0], most)
