@@ -34,7 +34,7 @@ def small(name: str, **changes: Any) -> ModelConfig:
         "kv_heads": 8 if config.heads == config.kv_heads else 2,
         "head_dim": 16,
         "vocabulary": 509,
-        "context": 64,
+        "context": 96,
         "windows": tuple(min(config.windows[i], 9) for i in kinds),
         "rotated": tuple(config.rotated[i] for i in kinds),
         "experts": experts,

@@ -18,13 +18,14 @@ from dure.models.shards import Shards
 from dure.targets import chip, chip_names
 
 BATCHES: dict[Phase, Batch] = {
-    "decode": Batch("decode", 3, 40),
-    "prefill": Batch("prefill", 2, 21),
+    "decode": Batch("decode", 3, 70, contexts=(40, 3, 70)),
+    "prefill": Batch("prefill", 2, 70, chunk=21),
+    "mixed": Batch("mixed", 2, 70, chunk=33),
 }
 #: What runs by default: chip, model, phase and devices.
 SHORT = {
     ("rngd", "qwen3-0.6b", "decode", 4),
-    ("tpu-v6e", "gemma-3-4b", "prefill", 1),
+    ("atom-max", "gemma-3-4b", "mixed", 1),
 }
 
 

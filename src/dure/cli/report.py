@@ -19,6 +19,7 @@ from dure.cli.sim_model import (
     KV,
     Batch,
     Chips,
+    Chunk,
     Context,
     ExpertParallel,
     NoPrefetch,
@@ -79,6 +80,7 @@ def report(
     batch: Batch = None,
     context: Context = None,
     phase: Phase = None,
+    chunk: Chunk = None,
     weights: Weights = None,
     kv: KV = None,
     chips: Chips = None,
@@ -102,7 +104,7 @@ def report(
             fix="name one chip with --target",
         )
     machines = [chip for name in names for chip in targets_of(name, settings)]
-    step = StepOptions(batch, context, phase, weights, kv, chips, tp, ep, no_prefetch)
+    step = StepOptions(batch, context, phase, chunk, weights, kv, chips, tp, ep, no_prefetch)
     look = _looker(asked(subject, dims, dtype, algorithm, arg, const, step), step, strict)
     profiles: list[Profile] = []
     errors: list[DureError] = []

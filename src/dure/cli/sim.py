@@ -17,6 +17,7 @@ from dure.cli.sim_model import (
     KV,
     Batch,
     Chips,
+    Chunk,
     Context,
     ExpertParallel,
     NoPrefetch,
@@ -74,6 +75,7 @@ def sim(
     batch: Batch = None,
     context: Context = None,
     phase: Phase = None,
+    chunk: Chunk = None,
     weights: Weights = None,
     kv: KV = None,
     chips: Chips = None,
@@ -90,7 +92,7 @@ def sim(
     """
     from dure.library.work import Work
 
-    step = StepOptions(batch, context, phase, weights, kv, chips, tp, ep, no_prefetch)
+    step = StepOptions(batch, context, phase, chunk, weights, kv, chips, tp, ep, no_prefetch)
     if is_collective(subject):
         wrong = [given for given in step.given() if not given.startswith("--chips")]
         refuse(subject, {**dict.fromkeys(wrong, wrong), "--arg": arg, "--const": const})
@@ -184,7 +186,7 @@ def refuse(subject: str, given: Mapping[str, object]) -> None:
         if value is not None:
             raise UsageError(
                 f"{argument(subject, 'the subject')} with {name}",
-                rule="a model takes --batch, --context, --phase, --weights, --kv, --chips, --tp, "
+                rule="a model takes --batch, --context, --phase, --chunk, --weights, --kv, --chips, --tp, "
                 "--ep and --no-prefetch; an operator its dims; a collective --chips too; a kernel "
                 "of a file --arg and --const",
                 fix=f"leave out {name}",

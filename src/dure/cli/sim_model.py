@@ -21,14 +21,25 @@ if TYPE_CHECKING:
 
 Batch = Annotated[int | None, typer.Option(help="Sequences of a model's step.  [default: 1]")]
 Context = Annotated[
-    int | None,
+    str | None,
     typer.Option(
-        help="Positions of each sequence when the step is done.  [default: 1024, prefill 2048]"
+        help="Positions of each sequence when the step is done; or one number for each, with "
+        "commas between.  [default: 1024, prefill 2048]"
     ),
 ]
 Phase = Annotated[
     str | None,
-    typer.Option(help="decode: one new token a sequence; prefill: all of them.  [default: decode]"),
+    typer.Option(
+        help="decode: one new token a sequence; prefill: all of them; mixed: a decode while one "
+        "more sequence is prefilled.  [default: decode]"
+    ),
+]
+Chunk = Annotated[
+    int | None,
+    typer.Option(
+        help="Positions that a prefill makes of each sequence, the last of them; those before are "
+        "in the cache.  [default: all]"
+    ),
 ]
 Weights = Annotated[
     str | None,
@@ -65,7 +76,7 @@ NoPrefetch = Annotated[
     ),
 ]
 
-_CONTEXT = {"decode": 1024, "prefill": 2048}
+_CONTEXT = {"decode": 1024, "prefill": 2048, "mixed": 1024}
 _HEADS = ("TARGET", "CHIPS", "STEP", "TOKENS/s", "BOUND", "ROOFLINE", "ENERGY", "CONFIDENCE")
 _PARTS = ("OPERATOR", "TIMES", "EACH", "TOGETHER", "OF STEP", "BOUND", "KERNEL")
 
@@ -75,8 +86,9 @@ class StepOptions:
     """The options of a model's step, as they were given."""
 
     batch: int | None
-    context: int | None
+    context: str | None
     phase: str | None
+    chunk: int | None = None
     weights: str | None = None
     kv: str | None = None
     chips: int | None = None
@@ -86,7 +98,7 @@ class StepOptions:
 
     def given(self) -> list[str]:
         """The options that were given, as they are written."""
-        names = ("batch", "context", "phase", "weights", "kv", "chips", "tp", "ep")
+        names = ("batch", "context", "phase", "chunk", "weights", "kv", "chips", "tp", "ep")
         pairs = [(name, getattr(self, name)) for name in names]
         found = [f"--{name} {value}" for name, value in pairs if value is not None]
         return [*found, "--no-prefetch"] if self.no_prefetch else found
@@ -138,16 +150,29 @@ def model_step(subject: str, dtype: str, options: StepOptions) -> ChipStep:
         )
     phase = phase_of(argument(options.phase or "decode", "--phase"))
     config = any_config(subject)
-    context = options.context
-    if context is None:
-        context = min(_CONTEXT[phase], config.context)
-    sequences = 1 if options.batch is None else options.batch
+    default = str(min(_CONTEXT[phase], config.context))
+    contexts = _contexts(argument(options.context or default, "--context"))
+    several = contexts if len(contexts) > 1 else ()
+    sequences = options.batch
+    if sequences is None:
+        sequences = len(contexts)
     weights, kv = (
         "" if given is None else argument(given, f"--{name}")
         for name, given in (("weights", options.weights), ("kv", options.kv))
     )
-    batch = Batch(phase, sequences, context)
+    batch = Batch(phase, sequences, max(contexts), options.chunk or 0, several)
     return chip_step(config, batch, dtype, subject, weights=weights, kv=kv)
+
+
+def _contexts(given: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(number) for number in given.split(","))
+    except ValueError:
+        raise UsageError(
+            f"--context {given}",
+            rule="it is a number of positions, or several with commas between",
+            fix="--context 1024",
+        ) from None
 
 
 # --- for people ----------------------------------------------------------------------------------
@@ -156,8 +181,7 @@ def model_step(subject: str, dtype: str, options: StepOptions) -> ChipStep:
 def _show(step: ChipStep, found: Sequence[tuple[str, StepAnswer | DureError]]) -> None:
     batch = step.batch
     show(
-        f"{step.name} {step.dtype}: {batch.phase} of {batch.sequences} x {batch.new} tokens at "
-        f"{batch.context} positions; weights {step.weight_bytes / 1e9:.4g} GB"
+        f"{step.name} {step.dtype}: {batch.text}; weights {step.weight_bytes / 1e9:.4g} GB"
         f"{_other(step.weights, step)}, KV cache {step.kv_bytes / 1e9:.3g} GB"
         f"{_other(step.kv, step)}\n\n"
     )

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from dure.errors import TargetError
 from dure.ir.core import Op, Value
 from dure.ir.dtypes import DType, ElementType, float32
@@ -500,7 +502,10 @@ def _seen(op: Op, lists: Mapping[int, tuple[IndexArray, int, int]]) -> tuple[int
     else:
         items = zip(lists[6][0], lists[8][0], strict=True)
         seen = sum(int(lists[5][0][of]) * int(count) for of, count in items)
-    return seen, sum(min(int(c), window or int(c)) for c in lists[5][0])
+    # A window of each new position, which overlap.
+    new = np.bincount(lists[6][0], lists[8][0], len(lists[5][0])).astype(int)
+    pairs = zip(lists[5][0], new, strict=True)
+    return seen, sum(min(int(c), window + int(n) - 1 if window else int(c)) for c, n in pairs)
 
 
 @lowers_on_chips("embedding")

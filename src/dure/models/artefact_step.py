@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import TypeVar
 
-from dure.errors import DureError
+from dure.errors import DureError, UsageError
 from dure.ir.core import Value
 from dure.ir.dtypes import DTYPES
 from dure.ir.expr import const, evaluate
@@ -35,6 +35,12 @@ _T = TypeVar("_T")
 
 def step_manifest(step: ChipStep, writer: Writer) -> dict[str, object]:
     """What the manifest says of a step, whose kernels and index values go to the writer."""
+    if step.chips > 1:
+        raise UsageError(
+            f"a step of {step.name} over {step.chips} devices",
+            rule="a step is stored as one device makes it; what devices exchange hangs on the chip",
+            fix="store the step of one device",
+        )
     values = _Values(step.sizes)
     layers: dict[int, tuple[int, Layers]] = {}
     launches: list[dict[str, object]] = []
@@ -61,6 +67,8 @@ def step_manifest(step: ChipStep, writer: Writer) -> dict[str, object]:
         "phase": step.batch.phase,
         "sequences": step.batch.sequences,
         "context": step.batch.context,
+        "chunk": step.batch.chunk,
+        "contexts": list(step.batch.contexts),
         "weight_bytes": step.weight_bytes,
         "kv_bytes": step.kv_bytes,
         "launches": launches,
@@ -141,7 +149,13 @@ def read_step(
     if entry.dtype not in NAMED:
         raise damaged(f"a step in {entry.dtype[:40]}", where)
     try:
-        batch = Batch(phase_of(entry.phase), entry.sequences, entry.context)
+        batch = Batch(
+            phase_of(entry.phase),
+            entry.sequences,
+            entry.context,
+            entry.chunk,
+            tuple(entry.contexts),
+        )
     except DureError as error:
         raise damaged(error.what, where) from error
     reader = _Reader(entry, calls, lists, where)

@@ -104,6 +104,7 @@ class StepAnswer:
             "phase": step.batch.phase,
             "batch": step.batch.sequences,
             "context": step.batch.context,
+            "tokens": step.batch.tokens,
             "dtype": step.dtype,
             "weights": step.weights or step.dtype,
             "kv": step.kv or step.dtype,

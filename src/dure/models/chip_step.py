@@ -208,7 +208,7 @@ def _step(
         check_shards(config, shards)
         program = _program(config, batch, kinds.activation, shards)
         inputs = batch.inputs(config)
-        sizes = {"T": batch.tokens, "W": len(inputs["work_start"]), "L": batch.sequences}
+        sizes = {"T": batch.tokens, "W": len(inputs["work_start"]), "L": batch.count}
         lowering = ChipLowering(sizes, inputs, kinds.activation)
         specs, name = shard_specs(config, shards), name or config.family
         taken, kept = _held(config, batch, kinds, Shards())
@@ -251,7 +251,7 @@ class _Kinds:
 
 
 def _held(config: ModelConfig, batch: Batch, kinds: _Kinds, shards: Shards) -> tuple[int, int]:
-    slots = batch.sequences * batch.pages * PAGE
+    slots = batch.pool_pages * PAGE
     row = _row_bytes(shard_config(config, shards), kinds.activation, kinds.kv)
     return kinds.weight_bytes(shard_specs(config, shards)), 2 * config.layers * slots * row
 
@@ -315,12 +315,12 @@ def _bytes(spec: WeightSpec, kind: DType, scheme: WeightType | None) -> int:
 
 
 def _encoder(config: EncoderConfig, batch: Batch, kind: DType) -> tuple[Function, ChipLowering]:
-    if batch.phase != "prefill":
+    if batch.phase != "prefill" or batch.chunk or batch.contexts:
         raise UsageError(
-            "a decode step of an encoder",
+            f"a {batch.text} of an encoder",
             where=config.where,
-            rule="an encoder takes whole sequences",
-            fix="--phase prefill",
+            rule="an encoder takes whole sequences, each as long",
+            fix="--phase prefill with one --context",
         )
     pages = batch.sequences * batch.pages
     limits = EncoderLimits(pages, batch.sequences, PAGE, QUERY_ROWS)
@@ -345,13 +345,14 @@ def _program(config: ModelConfig, batch: Batch, kind: DType, shards: Shards) -> 
     types = WeightTypes(names, (layer,) * config.layers)
     limits = StepLimits(
         tokens=batch.tokens,
-        sequences=batch.sequences,
+        sequences=batch.count,
         pages=batch.pages,
-        pool_pages=batch.sequences * batch.pages,
-        logit_rows=batch.sequences,
+        pool_pages=batch.pool_pages,
+        logit_rows=batch.count,
         positions=batch.context,
         page_size=PAGE,
         query_rows=QUERY_ROWS,
+        aligned=True,
     )
     return step_program(config, types, limits, kind.name, shards)
 

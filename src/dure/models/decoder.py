@@ -33,7 +33,8 @@ class StepLimits:
 
     ``tokens`` rows in a step, ``sequences`` in the block table, ``pages`` a sequence,
     ``pool_pages`` in all, ``logit_rows`` rows of logits, ``positions`` a sequence may reach.
-    ``query_rows`` is the most rows of a work item of attention.
+    ``query_rows`` is the most rows of a work item of attention; ``aligned``: those of positions in
+    one run that begins at a multiple of it.
     """
 
     tokens: int
@@ -44,11 +45,15 @@ class StepLimits:
     positions: int
     page_size: int = 16
     query_rows: int = 32
+    aligned: bool = False
 
     @property
     def work_items(self) -> int:
-        """At most so many work items: each sequence starts one, and full ones hold query_rows."""
-        return min(self.tokens, self.sequences + self.tokens // self.query_rows)
+        """At most so many work items: each sequence ends in one that isn't full (and where they are
+        aligned, starts in one), and full ones hold query_rows.
+        """
+        ends = 2 if self.aligned else 1
+        return min(self.tokens, ends * self.sequences + self.tokens // self.query_rows)
 
 
 @dataclass(frozen=True)

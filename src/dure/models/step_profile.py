@@ -65,8 +65,7 @@ def step_profile(answer: StepAnswer) -> Profile:
 
 def _title(answer: StepAnswer) -> str:
     step, batch = answer.step, answer.step.batch
-    tokens = f"{batch.phase} of {batch.sequences} x {batch.new} tokens"
-    return f"{step.name} {step.dtype}: {tokens} at {batch.context} positions"
+    return f"{step.name} {step.dtype}: {batch.text}"
 
 
 def _operator(part: StepPart, answer: StepAnswer) -> Operator:

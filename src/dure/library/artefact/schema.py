@@ -107,6 +107,8 @@ class StepEntry(Entry):
     phase: Text
     sequences: Size
     context: Size
+    chunk: Count = 0
+    contexts: Annotated[list[Size], Field(max_length=_MOST_ENTRIES)] = []
     weight_bytes: Count
     kv_bytes: Count
     launches: Annotated[list[LaunchEntry], Field(min_length=1, max_length=_MOST_ENTRIES)]
