@@ -186,9 +186,9 @@ def refuse(subject: str, given: Mapping[str, object]) -> None:
         if value is not None:
             raise UsageError(
                 f"{argument(subject, 'the subject')} with {name}",
-                rule="a model takes --batch, --context, --phase, --chunk, --weights, --kv, --chips, --tp, "
-                "--ep and --no-prefetch; an operator its dims; a collective --chips too; a kernel "
-                "of a file --arg and --const",
+                rule="a model takes --batch, --context, --phase, --chunk, --weights, --kv, --chips,"
+                " --tp, --ep and --no-prefetch; an operator its dims; a collective --chips too; a "
+                "kernel of a file --arg and --const",
                 fix=f"leave out {name}",
             )
 

@@ -45,16 +45,42 @@ def run_devices(
     seed: int = 0,
 ) -> list[dict[str, Array]]:
     """What each device of a sharded step gives; the rest is :func:`run_step`'s."""
-    found = {
-        name: np.concatenate([_placed(allocation, own) for own in arrays])
-        for name, allocation in program.tensors.items()
-    }
-    run_values(program.function, chip, list(found.values()), seed=seed)
-    parts = {name: np.split(array, step.chips) for name, array in found.items()}
-    return [
-        _given_back(step, program, {name: part[device] for name, part in parts.items()})
-        for device in range(step.chips)
-    ]
+    memory = StepMemory(step, program, chip, arrays)
+    memory.run(seed=seed)
+    return [memory.given(device) for device in range(step.chips)]
+
+
+class StepMemory:
+    """A step's tensors as they lie on its devices, from one run to the next."""
+
+    def __init__(
+        self,
+        step: ChipStep,
+        program: StepProgram,
+        chip: Chip,
+        arrays: Sequence[Mapping[str, Array]],
+    ) -> None:
+        """``arrays`` are each device's; see :func:`run_step`."""
+        self.step, self.program, self.chip = step, program, chip
+        self.placed = {
+            name: np.concatenate([_placed(allocation, own) for own in arrays])
+            for name, allocation in program.tensors.items()
+        }
+
+    def put(self, inputs: Mapping[str, Array]) -> None:
+        """Other values of index inputs, the same on each device."""
+        for name, array in inputs.items():
+            if name in self.placed:
+                self.placed[name][...] = np.concatenate([array] * self.step.chips)
+
+    def run(self, *, seed: int = 0) -> None:
+        """Run the program; pools and outputs are then what it left."""
+        run_values(self.program.function, self.chip, list(self.placed.values()), seed=seed)
+
+    def given(self, device: int = 0) -> dict[str, Array]:
+        """A device's outputs and pools, by name."""
+        found = {n: np.split(a, self.step.chips)[device] for n, a in self.placed.items()}
+        return _given_back(self.step, self.program, found)
 
 
 def _given_back(
