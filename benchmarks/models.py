@@ -7,8 +7,8 @@ int8 weights for the decode and two devices for the prefill): a decode step of o
 positions as a part of its attainable ceiling, and a prefill of 2,048 tokens as a part of the
 published peak, or of the sustained rate where one was measured.  Seconds from the config to the
 timed step are CPU seconds of this host, each question in a process of its own, with the largest
-memory of that process; ``simulate_s`` is the timing of the finished program.  ``--large`` adds Llama
-3.1 70B and 405B on as many devices as hold them.
+memory of that process; ``simulate_s`` is the timing of the finished program.  ``--large`` adds
+Llama 3.1 70B and 405B on as many devices as hold them.
 
 ``onnxim``: one decode layer of the 8B at 2,048 positions, timed in ``simulate_s``, beside the 273
 CPU seconds that ONNXim, a cycle-stepped simulator, takes for one (measured on another host of the

@@ -140,6 +140,15 @@ def test_proofs_that_kernels_need() -> None:
     assert proves(compare("<=", minimum(pid * tile + tile, size), size))
 
 
+def test_the_middle_digit_of_a_core_id_is_below_its_base() -> None:
+    core = symbol("core", "grid", 0, 63)
+    digit = core // 4 % 4
+    assert proves(const(0) <= digit)
+    assert proves(digit * 2 + 1 <= const(7))
+    assert not proves(digit <= const(2))
+    assert not proves(const(1) <= digit)
+
+
 def test_named_errors() -> None:
     with pytest.raises(IRError, match="division by 0"):
         N // 0

@@ -199,6 +199,24 @@ def test_skipping_a_recurrence_changes_nothing(
     assert skipped.busy == replayed.busy
 
 
+def test_turns_of_outer_loops_are_skipped_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The inner loop is skipped in its first turns only, then the loop around it as a whole."""
+    jumps: list[int] = []
+    jump = Recurrence._jump
+
+    def spy(self: Recurrence, kept: Any, now: int, times: int) -> int:
+        jumps.append(times)
+        return jump(self, kept, now, times)
+
+    monkeypatch.setattr(Recurrence, "_jump", spy)
+    function = matmul_program(16 * 40, 16, 16 * 64)
+    skipped = simulate(function, CHIP)
+    assert 1 < len(jumps) < 10
+    replayed = simulate(function, CHIP, record=True)
+    assert (skipped.ps, skipped.events) == (replayed.ps, replayed.events)
+    assert skipped.busy == replayed.busy
+
+
 @settings(max_examples=15, derandomize=True, deadline=None, database=None)
 @given(st.integers(0, 10**9))
 def test_skipping_recurrences_of_nested_loops_changes_nothing(seed: int) -> None:

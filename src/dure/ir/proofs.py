@@ -87,22 +87,35 @@ class Prover:
                 elif not elsewhere:
                     yield from ([case] for case in split)
             case FloorDiv() if isinstance(atom.divisor, Const) and not elsewhere:
-                value = atom.divisor.value
-                # value * floor(n / value) lies in [n - value + 1, n].
-                worst = atom.numerator - (value - 1) if coefficient > 0 else atom.numerator
-                if coefficient % value == 0:
-                    change = worst * (coefficient // value) - atom * coefficient
-                    yield [expr + change * others]
-                else:
-                    # An integer is nonnegative if value times it is above -value.
-                    rest = (expr - atom * coefficient * others) * value
-                    yield [rest + worst * coefficient * others + (value - 1)]
+                for numerator, value in _quotients(expr, atom, atom.divisor.value):
+                    # value * floor(n / value) lies in [n - value + 1, n].
+                    worst = numerator - (value - 1) if coefficient > 0 else numerator
+                    if coefficient % value == 0:
+                        change = worst * (coefficient // value) - atom * coefficient
+                        yield [expr + change * others]
+                    else:
+                        # An integer is nonnegative if value times it is above -value.
+                        rest = (expr - atom * coefficient * others) * value
+                        yield [rest + worst * coefficient * others + (value - 1)]
             case Symbol() if not elsewhere:
                 worst = atom.low if coefficient > 0 else atom.high
                 if worst is not None:
                     yield [substitute(expr, {atom: worst})]
             case _:
                 return
+
+
+def _quotients(expr: Expr, atom: FloorDiv, divisor: int) -> Iterable[tuple[Expr, int]]:
+    """What the atom is the floored quotient of, by which number: n // 12 is also (n // 4) // 3,
+    where n // 4 is in the expression.
+    """
+    for product, _ in linear(expr)[0]:
+        for other in product:
+            if isinstance(other, FloorDiv) and other.numerator is atom.numerator:
+                inner = other.divisor.value if isinstance(other.divisor, Const) else divisor
+                if inner < divisor and divisor % inner == 0:
+                    yield other, divisor // inner
+    yield atom.numerator, divisor
 
 
 def _count_parts(expr: Expr, counts: dict[Expr, int]) -> None:

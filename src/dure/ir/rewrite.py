@@ -219,18 +219,26 @@ def _mentioned(expressions: Iterable[Expr]) -> set[Symbol]:
     return found
 
 
-def expressions_in(value: object) -> Iterable[Expr]:
+def expressions_in(value: object) -> list[Expr]:
     """Every index expression in an attribute or a mapping of attributes."""
+    found: list[Expr] = []
+    _collect(value, found)
+    return found
+
+
+def _collect(value: object, found: list[Expr]) -> None:
+    if isinstance(value, int | str):
+        return
     if isinstance(value, Expr):
-        yield value
-    elif isinstance(value, Mapping):
-        for entry in cast("Mapping[str, object]", value).values():
-            yield from expressions_in(entry)
+        found.append(value)
     elif isinstance(value, tuple | list):
         for entry in cast("Sequence[object]", value):
-            yield from expressions_in(entry)
+            _collect(entry, found)
     elif isinstance(value, Layout | PlaneLayouts):
-        yield from _layout_expressions(value)
+        found += _layout_expressions(value)
+    elif isinstance(value, Mapping):
+        for entry in cast("Mapping[str, object]", value).values():
+            _collect(entry, found)
 
 
 def _layout_expressions(layout: Layout | PlaneLayouts) -> Iterable[Expr]:

@@ -84,9 +84,8 @@ def build(
     :class:`KernelError` for a program that isn't proved.
     """
     started = time.perf_counter()
-    consts, compiled, verdict = _proved(
-        _programs(call, chip, strict=strict, tiles=tiles, options=options, base=base), chip
-    )
+    programs = _programs(call, chip, strict=strict, tiles=tiles, options=options, base=base)
+    consts, compiled, verdict = _proved(programs, chip)
     compile_s = time.perf_counter() - started
     if not verdict.ok:
         raise KernelError(

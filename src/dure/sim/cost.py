@@ -12,9 +12,10 @@ writes; ``rate`` is the highest of the engine's rates for the types that it read
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from math import ceil
 from typing import Any
 
@@ -30,6 +31,11 @@ from dure.machine.quantity import Quantity
 _READERS = frozenset({"reduce", "scan"})
 
 
+@lru_cache(maxsize=1 << 14)
+def _picoseconds_of(amount: float, hertz: float) -> int:
+    return picoseconds(Fraction(amount) / Fraction(hertz))
+
+
 def picoseconds(seconds: Fraction) -> int:
     """A duration as the simulator counts it: rounded to a thousandth of a picosecond, which takes
     away the noise of binary fractions, then up to a whole one.
@@ -39,9 +45,8 @@ def picoseconds(seconds: Fraction) -> int:
 
 def duration(chip: Chip, quantity: Quantity, clock: Quantity | None = None) -> int:
     """A duration of a machine file in picoseconds."""
-    if quantity.kind == "cycles":
-        return picoseconds(Fraction(quantity.base) / Fraction((clock or chip.clock).base))
-    return picoseconds(Fraction(quantity.base))
+    hertz = (clock or chip.clock).base if quantity.kind == "cycles" else 1
+    return _picoseconds_of(quantity.base, hertz)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +67,8 @@ class Costs:
     def __init__(self, chip: Chip) -> None:
         self.chip = chip
         self._instructions: dict[Op, ComputeCost] = {}
+        #: By engines and the cycles of each op.
+        self._sums: dict[tuple[object, ...], ComputeCost] = {}
         self._cycles: dict[tuple[object, ...], float] = {}
         self._numbers: dict[str, dict[str, float]] = {
             name: {n: q.base for n, q in engine.numbers.items()}
@@ -91,8 +98,17 @@ class Costs:
                     rule=f"an instruction of {self.chip.name} occupies engines of its own queue",
                     fix="assign it to one of " + ", ".join(self.chip.engines),
                 )
+        parts = tuple(self._parts(op.regions[0], engines))
+        found = self._sums.get((engines, parts))
+        if found is None:
+            found = self._sums[engines, parts] = self._sum(engines, parts)
+        return found
+
+    def _sum(self, engines: Sequence[str], parts: Sequence[tuple[str, float]]) -> ComputeCost:
+        """The cost of an instruction of these cycles on its engines."""
         cycles = dict.fromkeys(engines, Fraction())
-        self._add(op.regions[0], engines, cycles)
+        for name, count in parts:
+            cycles[name] += Fraction(count)
         times: dict[str, int] = {}
         issue = 0
         for name, count in cycles.items():
@@ -102,7 +118,8 @@ class Costs:
             issue = max(issue, duration(self.chip, engine.issue, engine.clock))
         return ComputeCost(issue + max(times.values()), times)
 
-    def _add(self, region: Region, engines: Sequence[str], cycles: dict[str, Fraction]) -> None:
+    def _parts(self, region: Region, engines: Sequence[str]) -> Iterator[tuple[str, float]]:
+        """The engine of each op of an instruction, and its cycles there."""
         for operation, op in works(region):
             name = next((e for e in engines if operation in self.chip.engines[e].laws), None)
             if name is None:
@@ -112,7 +129,7 @@ class Costs:
                     rule="each op of an instruction runs on an engine that has its operation",
                     fix=f"add an engine of {self.chip.name} that has {operation}",
                 )
-            cycles[name] += Fraction(self.cycles(name, operation, op))
+            yield name, self.cycles(name, operation, op)
 
     def cycles(self, engine: str, operation: Operation, op: Op) -> float:
         """Cycles of one tile op on an engine."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import ceil, prod
 
 from dure.ir.dtypes import BlockFormat, DType
@@ -57,6 +58,11 @@ class _Segment:
 
 def footprint(tensor: TensorType, reach: Sequence[Reach], granule: int = 1) -> Footprint:
     """What the box ``reach`` of a tensor of constant shape touches."""
+    return _footprint(tensor, tuple(reach), granule)
+
+
+@lru_cache(maxsize=1 << 14)
+def _footprint(tensor: TensorType, reach: tuple[Reach, ...], granule: int) -> Footprint:
     if any(r.elements == 0 for r in reach):
         return Footprint(0, 0, 0)
     layout = default_layout(tensor)

@@ -7,31 +7,34 @@ differ in.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
-from dure.ir.core import Op
+from dure.ir.core import Op, Value
 from dure.ir.devices import device_id, sees_devices
-from dure.ir.dtypes import int32
-from dure.ir.expr import Const, Expr, as_expr, bounds
+from dure.ir.expr import Const, Expr, as_expr
 from dure.ir.expr_code import Evaluator, compile_expr, names_of
 from dure.machine.group import Group
 from dure.sim.footprint import Reach
 from dure.sim.items import BEGIN, END, MOVE, Item, Transfer, engine_of, refusal, transfer_maker
 from dure.sim.sites import Env
+from dure.sim.whole_lists import all_there
 
 if TYPE_CHECKING:
     from dure.sim.streams import Streams
 
 
-#: The most instructions of a core that are timed.
+#: The most instructions of a core that are laid out.
 MOST = 4_000_000
 
 
 class Node(ABC):
-    """A step of the walk; ``needs`` are the names of the symbols that it hangs on."""
+    """A step of the walk; ``needs`` are the names of the symbols that it hangs on, ``listed`` says
+    that it also hangs on, or changes, what index lists hold.
+    """
 
     needs: frozenset[str] = frozenset()
+    listed = False
 
     @abstractmethod
     def trace(self, env: Env) -> None:
@@ -39,43 +42,54 @@ class Node(ABC):
 
 
 class Plain(Node):
-    """An instruction that is the same wherever it stands."""
+    """Instructions that are the same wherever they stand: some of each queue, in order."""
 
     def __init__(self, streams: Streams, op: Op, item: Item) -> None:
-        self.out, self.queue, self.item = streams.out, streams.queue(op), item
+        self.out = streams.out
+        self.items = {streams.queue(op): [item]}
+        self.count = 1
+
+    def join(self, other: Plain) -> None:
+        """Go on with another's."""
+        for queue, items in other.items.items():
+            self.items.setdefault(queue, []).extend(items)
+        self.count += other.count
 
     def trace(self, env: Env) -> None:
-        self.out[self.queue].append(self.item)
+        for queue, items in self.items.items():
+            self.out[queue] += items
 
 
 class Loop(Node):
-    """A loop and its body."""
+    """A loop and its body.
+
+    Where nothing in the body hangs on the turn, all turns are the first again.
+    """
 
     def __init__(self, streams: Streams, op: Op) -> None:
         start, stop = as_expr(op.attr("start")), as_expr(op.attr("stop"))
         self.start, self.stop, self.step = compile_expr(start), compile_expr(stop), op.attr("step")
         self.name = op.regions[0].symbols[0].name
+        self.outermost = not streams.depth
+        streams.depth += 1
         with streams.sites.loop(self.name, start, stop, self.step):
             self.body = streams.region(op.regions[0])
-        self.op, self.out = op, streams.out
-        self.each = max(1, sum(isinstance(node, Plain | Move) for node in self.body))
+        streams.depth -= 1
+        self.op, self.streams, self.out = op, streams, streams.out
+        self.each = max(1, sum(_least(node) for node in self.body))
         inside = frozenset[str]().union(*(node.needs for node in self.body))
         self.needs = names_of(start) | names_of(stop) | (inside - {self.name})
+        self.listed = any(node.listed for node in self.body)
         # Phases leave nothing behind that a later one hangs on.
-        self.alike = self.name not in inside and all(isinstance(n, Phase) for n in self.body)
+        apart = all(isinstance(node, Phase) for node in self.body)
+        self.alike = self.name not in inside and (apart or not self.listed)
 
     def trace(self, env: Env) -> None:
         turns = range(self.start(env), self.stop(env), self.step)
         if self.alike and len(turns) > 1:
             self._repeat(env, turns)
             return
-        if len(turns) * self.each + sum(map(len, self.out)) > MOST:
-            raise refusal(
-                self.op,
-                f"a core executes more than {MOST:,} instructions",
-                "a program is timed instruction by instruction",
-                "take larger tiles, or a smaller problem",
-            )
+        self._check(len(turns) * self.each)
         for counter in turns:
             env[self.name] = counter
             for node in self.body:
@@ -83,12 +97,34 @@ class Loop(Node):
 
     def _repeat(self, env: Env, turns: range) -> None:
         """All turns from the first."""
+        if self.outermost:
+            self.streams.close()
         before = [len(stream) for stream in self.out]
         env[self.name] = turns[0]
         for node in self.body:
             node.trace(env)
+        if self.outermost:
+            self.streams.close(len(turns))
+            return
+        more = len(turns) - 1
+        self._check(more * (sum(map(len, self.out)) - sum(before)))
         for stream, start in zip(self.out, before, strict=True):
-            stream += stream[start:] * (len(turns) - 1)
+            if len(stream) > start:
+                stream += stream[start:] * more
+
+    def _check(self, more: int) -> None:
+        if more + self.streams.laid_out > MOST:
+            raise refusal(
+                self.op,
+                f"a core executes more than {MOST:,} instructions that differ",
+                "a program is timed instruction by instruction",
+                "take larger tiles, or a smaller problem",
+            )
+
+
+def _least(node: Node) -> int:
+    """The least number of instructions of a step, about."""
+    return node.count if isinstance(node, Plain) else int(isinstance(node, Move))
 
 
 class Phase(Node):
@@ -102,10 +138,13 @@ class Phase(Node):
         ]
         self.end: Item = (END, op, 0)
         before, streams.by_lists = streams.by_lists, False
+        streams.depth += 1
         self.body = streams.region(op.regions[0])
+        streams.depth -= 1
         if streams.by_lists:
             streams.listing.append(self)
         streams.by_lists |= before
+        self.listed = any(node.listed for node in self.body)
         self.buffers = [inner.result for inner in op.regions[0].ops if inner.name == "buffer"]
         # What is read inside is nobody else's.
         self.needs = frozenset[str]().union(*(node.needs for node in self.body)) - streams.read
@@ -132,6 +171,7 @@ class Branch(Node):
         with streams.sites.branch(condition, False):
             self.otherwise = streams.region(op.regions[1])
         both = (*self.then, *self.otherwise)
+        self.listed = any(node.listed for node in both)
         self.needs = names_of(condition).union(*(node.needs for node in both))
 
     def trace(self, env: Env) -> None:
@@ -140,11 +180,13 @@ class Branch(Node):
 
 
 class Rotate(Node):
-    """Turns buffers; only what index lists hold makes a difference to time."""
+    """Turns buffers of index lists; nothing else makes a difference to time."""
 
-    def __init__(self, streams: Streams, op: Op) -> None:
+    listed = True
+
+    def __init__(self, streams: Streams, buffers: Sequence[Value]) -> None:
         self.lists = streams.lists
-        self.buffers = [b for b in op.operands if b.tile.dtype is int32]
+        self.buffers = buffers
 
     def trace(self, env: Env) -> None:
         for buffer in self.buffers:
@@ -214,15 +256,6 @@ class _Axis:
         return max(0, high - low)
 
 
-def _whole(start: Expr, stride: int, extent: int, size: Expr) -> bool:
-    """Whether all elements of an axis exist, whatever the symbols are."""
-    low, high = bounds(start)
-    least = bounds(size)[0]
-    if low is None or high is None or least is None or stride < 0:
-        return False
-    return low >= 0 and high + (extent - 1) * stride < least
-
-
 class Move(Node):
     """A DMA: its counts, and the transfers that they make."""
 
@@ -236,26 +269,26 @@ class Move(Node):
         self.across = sees_devices(self.root.tensor, starts[0], streams.function)
         if streams.group is not None and self.across:
             self._devices(streams, streams.group)
-        axes: tuple[int, ...] = tuple(op.attr("list_axes"))
-        self.ruled = [(a, v) for a, v in zip(axes, op.operands[2:], strict=True)]
+        axes = dict(zip(tuple[int, ...](op.attr("list_axes")), op.operands[2:], strict=True))
+        self.ruled = [(a, v) for a, v in axes.items() if v not in streams.whole]
         self.fixed: list[Reach] = []
         self.moving: list[tuple[int, _Axis]] = []
         self.limits: list[tuple[int, Evaluator, Evaluator]] = []
         for axis, extent in enumerate(self.buffer.tile.shape):
-            self._axis(streams, axis, extent, axis in axes)
-        self.known: dict[tuple[int, tuple[object, ...]], Item] = {}
+            self._axis(streams, axis, extent, axes.get(axis))
+        self.known: dict[tuple[object, ...], Item] = {}
         engine = engine_of(streams.chip, self.lists.buffers, op)
         memory = str(self.lists.buffers[self.buffer].attr("memory"))
         self.make = transfer_maker(
             streams.chip, engine, op, self.root.tensor, memory, streams.group
         )
-        may_list = self.buffer.tile.dtype is int32 and bool(self.lists.indices)
-        self.fills = op.name == "dma_load" and may_list
+        self.fills = op.name == "dma_load" and streams.follows(self.buffer)
         self.listing: list[tuple[Evaluator, int, Evaluator, Evaluator]] = []
         if self.fills and self.root.name in self.lists.indices and not axes:
             self.listing = _listing(streams, op)
             self.needs |= _listing_names(streams, op)
         streams.by_lists |= bool(self.lists.indices and self.ruled)
+        self.listed = self.fills or bool(self.ruled)
 
     def _devices(self, streams: Streams, group: Group) -> None:
         """Which device's memory is meant, as seen from the core's own."""
@@ -281,14 +314,23 @@ class Move(Node):
         self.relation = relation
         streams.sites.watch((target, own), relation, "device")
 
-    def _axis(self, streams: Streams, axis: int, extent: int, ruled: bool) -> None:
+    @property
+    def constant(self) -> bool:
+        """Whether it is the same wherever it stands."""
+        return not (self.moving or self.listed or self.relation is not None)
+
+    def _axis(self, streams: Streams, axis: int, extent: int, ruled: Value | None) -> None:
         op = self.op
         if axis == 0 and self.across:
             self.fixed.append(Reach(1, 1))
             return
         step, offset = int(op.attr("step")[axis]), as_expr(op.attr("offset")[axis])
         size = as_expr(op.operands[0].tensor.shape[axis])
-        if ruled:
+        if ruled in streams.whole:
+            count = ruled.tile.shape[0]
+            self.fixed.append(Reach(count * step, 1, count))
+            return
+        if ruled is not None:
             self.fixed.append(Reach(extent, 1, extent // step))
             self.limits.append((step, compile_expr(offset), compile_expr(size)))
             self.needs |= names_of(offset) | names_of(size)
@@ -302,13 +344,17 @@ class Move(Node):
             self.fixed.append(Reach(count({}), stride))
             return
         self.fixed.append(Reach(extent, stride))
-        if _whole(start, stride, extent, size):
+        if all_there(start, stride, extent, size):
             return
         self.moving.append((axis, count))
         self.needs |= names_of(start) | names_of(size)
         streams.sites.watch((start, size), count, stride, extent)
 
     def trace(self, env: Env) -> None:
+        self.out[self.queue].append(self.item(env))
+
+    def item(self, env: Env) -> Item:
+        """The transfer that it makes."""
         key: tuple[object, ...] = tuple([axis(env) for _, axis in self.moving])
         if self.ruled:
             key = (*key, *self._entries(env))
@@ -318,7 +364,7 @@ class Move(Node):
         item = self.known.get((relation, key))
         if item is None:
             item = self.known[relation, key] = (MOVE, self.op, self._transfer(key, relation))
-        self.out[self.queue].append(item)
+        return item
 
     def _transfer(self, key: tuple[object, ...], relation: int) -> Transfer:
         reach = list(self.fixed)

@@ -8,18 +8,17 @@ it: where each queue stands, what is in flight and how much of it is left, what 
 and what is on its way to them.  A time that has passed counts as now, since whatever may still ask
 for it happens later.
 
-States are compared whenever one and the same transfer lands, with one kept from before, which is
-replaced after 1, 2, 4, ... comparisons (Brent's cycle detection).  Of a program of phases, states
-are also compared whenever one and the same phase is complete, a turn of its loop apart.
+States are looked at whenever one and the same transfer lands; after 1, 2, 4, ... of these looks
+(as in Brent's cycle detection) the state is kept, and each is compared with those that were.  They
+stay kept over a jump: the turns of an inner loop having been skipped, the next turn of the outer
+one comes to the same states, and then all its turns are.  Of a program of phases, states are also
+compared whenever one and the same phase is complete, a turn of its loop apart.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, deque
 from dataclasses import dataclass
-from itertools import compress, count, islice
-from operator import is_not
 from typing import TYPE_CHECKING, TypeAlias
 
 from dure.ir.core import Op
@@ -31,9 +30,11 @@ if TYPE_CHECKING:
 
 _State: TypeAlias = tuple[object, ...]
 
-#: The least number of events that is worth a jump.  A loop inside a loop repeats itself seldom
-#: enough to stay below; the kept state is then met again a turn of the outer loop later.
+#: The least number of events that is worth a jump.
 WORTHWHILE = 100
+#: Queues and semaphores of kept states, all together, and the fewest states; those that a state is
+#: compared with at most.
+_PARTS, _FEWEST, _COMPARED = 100_000, 64, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,9 @@ class Recurrence:
         self.queues: list[Queue] = [q for queues in replay.queues for q in queues]
         self.due = False
         self._anchor: tuple[Queue, Transfer] | None = None
-        self._kept: _Kept | None = None
+        self._kept: dict[_State, deque[_Kept]] = {}
+        parts = len(self.queues) + sum(map(len, replay.semaphores))
+        self._most = max(_FEWEST, _PARTS // max(parts, 1))
         self._seen = 0
         self._next = 1
         #: The phase at whose end states are compared, and the state at its last one.
@@ -69,7 +72,7 @@ class Recurrence:
     def landed(self, flight: Flight) -> None:
         """A transfer has landed: the state is looked at when all that follows now has happened."""
         if self._anchor is None:
-            longest = max(self.queues, key=lambda q: len(q.stream) - q.at if q.flying else -1)
+            longest = max(self.queues, key=lambda q: q.left if q.flying else -1)
             if flight.queue is longest:
                 self._anchor = (longest, flight.transfer)
         self.due = self.due or self._anchor == (flight.queue, flight.transfer)
@@ -82,6 +85,7 @@ class Recurrence:
         if phases.complete == self._complete:
             return now
         self._complete = phases.complete
+        self._start_over()
         op = phases.latest
         if self._phase is None and op in self._once:
             self._phase = op
@@ -99,22 +103,35 @@ class Recurrence:
         return self._jump(before, now, times)
 
     def look(self, now: int) -> int:
-        """Compare the state with the kept one; gives the time after a jump, if there was one."""
+        """Compare the state with kept ones; gives the time after a jump, if there was one."""
         self.due = False
-        kept = self._kept
         quick = self._quick(now)
-        if kept is not None and quick == kept.quick and self._whole(now) == kept.whole:
-            times = self._repetitions(kept)
-            if times * (self.replay.events - kept.events) >= WORTHWHILE:
-                return self._jump(kept, now, times)
+        known = self._kept.get(quick)
+        if known is not None:
+            whole = self._whole(now)
+            best, most, turns = None, 0, 0
+            for kept in known:
+                if kept.whole == whole:
+                    times = self._repetitions(kept)
+                    gain = times * (self.replay.events - kept.events)
+                    if gain > most:
+                        best, most, turns = kept, gain, times
+            if best is not None and most >= WORTHWHILE:
+                return self._jump(best, now, turns)
         self._seen += 1
         if self._seen >= self._next:
             self._keep(quick, now)
         return now
 
     def _keep(self, quick: _State, now: int) -> None:
-        self._kept = self._state(quick, now)
+        self._kept.setdefault(quick, deque(maxlen=_COMPARED)).append(self._state(quick, now))
         self._next = 2 * max(self._seen, self._next, 1)
+        if len(self._kept) > self._most:
+            del self._kept[next(iter(self._kept))]
+
+    def _start_over(self) -> None:
+        """What follows is something else: count anew from the next transfer that lands."""
+        self._anchor, self._seen, self._next = None, 0, 1
 
     def _state(self, quick: _State, now: int) -> _Kept:
         return _Kept(
@@ -122,7 +139,7 @@ class Recurrence:
             self._whole(now),
             now,
             self.replay.events,
-            tuple([q.at for q in self.queues]),
+            tuple([q.position for q in self.queues]),
             tuple([_busy(q, now) for q in self.queues]),
             Counter(self.replay.phases.spent),
         )
@@ -155,24 +172,32 @@ class Recurrence:
 
     def _repetitions(self, kept: _Kept) -> int:
         """How often more all queues do what they did since then."""
-        times = 1 << 62
-        for queue, at in zip(self.queues, kept.at, strict=True):
-            period = queue.at - at
-            if period:
-                same = _repeats(queue.stream, at, period)
+        moved = [
+            (queue, at, queue.position - at)
+            for queue, at in zip(self.queues, kept.at, strict=True)
+            if queue.position != at
+        ]
+        # One queue may do the same much longer than another, so that none is followed to its end.
+        times = most = 1
+        while moved and times == most:
+            times = most = 8 * most
+            for queue, at, period in moved:
                 # A queue looks at the instruction that it stands at, so that must be the same too.
+                same = queue.stream.alike(at, queue.position, times * period + 1)
                 times = min(times, (same - 1) // period)
-        return max(times, 0) if times < 1 << 62 else 0
+                if times <= 0:
+                    return 0
+        return times if moved else 0
 
     def _jump(self, kept: _Kept, now: int, times: int) -> int:
         replay, shift = self.replay, times * (now - kept.now)
         replay.events += times * (replay.events - kept.events)
         for queue, at, busy in zip(self.queues, kept.at, kept.busy, strict=True):
             queue.busy += times * (_busy(queue, now) - busy)
-            if queue.at < len(queue.stream) or queue.flying:
+            if queue.left or queue.flying:
                 queue.time += shift
                 queue.done += shift
-            queue.at += times * (queue.at - at)
+            queue.go_to(queue.position + times * (queue.position - at))
             queue.since += shift
             for flight in queue.flying:
                 flight.start += shift
@@ -190,7 +215,7 @@ class Recurrence:
         replay.flows.now += shift
         if replay.contention is not None:
             replay.contention.shift(shift)
-        self._kept, self._anchor, self._seen, self._next = None, None, 0, 1
+        self._start_over()
         return now + shift
 
 
@@ -211,10 +236,3 @@ def _flight(flight: Flight, now: int) -> _State:
     if flight.group is None:
         return (-2, max(flight.start - now, 0), signals)
     return (flight.group.number, flight.finish - flight.group.service, signals)
-
-
-def _repeats(stream: Sequence[object], start: int, period: int) -> int:
-    """How many entries from ``start`` on are the same as those a period later."""
-    later = islice(stream, start + period, None)
-    differ = map(is_not, islice(stream, start, None), later)
-    return next(compress(count(), differ), max(0, len(stream) - start - period))

@@ -35,6 +35,7 @@ from dure.sim.flows import Flows, Group
 from dure.sim.items import BEGIN, COMPUTE, END, MOVE, WAIT, Item, Transfer
 from dure.sim.phases import Phases
 from dure.sim.recurrence import Recurrence
+from dure.sim.stream import Stream
 
 
 @dataclass(slots=True)
@@ -52,7 +53,8 @@ class Happened:
 
 @dataclass(eq=False, slots=True)
 class Queue:
-    """A queue of a core class, and how far it has come.
+    """A queue of a core class, and how far it has come: it is at ``items[at]``, where the items
+    are those of a turn of a run of its stream, and the first has the position ``start`` there.
 
     ``time``: when it is done with what it has executed; ``done``: when its last transfer completed;
     ``busy``: picoseconds of computing, or with bytes flowing; ``begun`` and ``ended``: phases.
@@ -60,7 +62,9 @@ class Queue:
 
     core: int
     number: int
-    stream: list[Item]
+    stream: Stream
+    items: list[Item] = field(default_factory=list[Item])
+    start: int = 0
     at: int = 0
     time: int = 0
     done: int = 0
@@ -74,6 +78,24 @@ class Queue:
     computing: Computing | None = None
     begun: int = 0
     ended: int = 0
+
+    def __post_init__(self) -> None:
+        self.go_to(0)
+
+    @property
+    def position(self) -> int:
+        """How many instructions it has executed."""
+        return self.start + self.at
+
+    @property
+    def left(self) -> int:
+        """How many it has not."""
+        return len(self.stream) - self.start - self.at
+
+    def go_to(self, position: int) -> None:
+        """Stand at a position of the stream."""
+        self.items, self.at = self.stream.at(position)
+        self.start = position - self.at
 
 
 #: In the place of a semaphore: the end of a phase.
@@ -121,7 +143,7 @@ class Replay:
 
     def __init__(
         self,
-        streams: Sequence[Sequence[list[Item]]],
+        streams: Sequence[Sequence[Stream]],
         initial: Sequence[int],
         latency: int,
         outstanding: dict[str, int],
@@ -186,15 +208,21 @@ class Replay:
 
     def stuck(self) -> list[Queue]:
         """The queues that did not come to their end."""
-        return [q for queues in self.queues for q in queues if q.at < len(q.stream)]
+        return [q for queues in self.queues for q in queues if q.left]
 
     def _go_on(self, queue: Queue) -> None:
         """Execute a queue's instructions until one can't be yet."""
-        stream, at, time = queue.stream, queue.at, queue.time
-        count, record = len(stream), self.record
+        items, at, time = queue.items, queue.at, queue.time
+        count, record = len(items), self.record
         semaphores = self.semaphores[queue.core]
-        while at < count:
-            item = stream[at]
+        while True:
+            if at == count:
+                queue.at = at
+                if not queue.left:
+                    break
+                queue.go_to(queue.position)
+                items, at, count = queue.items, queue.at, len(queue.items)
+            item = items[at]
             kind, _, more = item
             if kind == COMPUTE:
                 cost = cast(ComputeCost, more)
@@ -245,7 +273,7 @@ class Replay:
         """An instruction that may have contended has ended."""
         queue = computing.queue
         if self.record:
-            self._happened(queue, queue.stream[queue.at], computing.start, now)
+            self._happened(queue, queue.items[queue.at], computing.start, now)
         queue.busy += now - computing.start
         queue.at += 1
         queue.time = now
@@ -388,8 +416,8 @@ def deadlock(stuck: Sequence[Queue], queues: Sequence[str], semaphores: Sequence
     for queue in stuck:
         if queue.core != stuck[0].core:
             continue
-        kind, op, more = queue.stream[queue.at]
-        place = f"instruction {queue.at + 1} of {len(queue.stream)}"
+        kind, op, more = queue.items[queue.at]
+        place = f"instruction {queue.position + 1} of {len(queue.stream)}"
         known = kind in (MOVE, BEGIN)
         what = f"'{op.name}'" if known else f"wait for {_taken(more, semaphores)}"
         where = where or _where(op)

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from dure.ir.core import Function, Op, Region, Value
 from dure.ir.devices import devices_of
-from dure.ir.dtypes import Array
+from dure.ir.dtypes import Array, int32
 from dure.ir.expr import Expr, as_expr
 from dure.ir.machine.compute import ops_of
 from dure.machine.chip import Chip
@@ -22,6 +22,8 @@ from dure.sim.items import COMPUTE, SIGNAL, WAIT, Item, refusal
 from dure.sim.lists import Lists
 from dure.sim.nodes import Branch, Loop, Move, Node, Phase, Plain, Rotate, Scalar
 from dure.sim.sites import Sites
+from dure.sim.stream import Stream
+from dure.sim.whole_lists import whole_lists
 
 
 class Streams:
@@ -41,6 +43,11 @@ class Streams:
         self.out: list[list[Item]] = []
         self.lists = Lists(indices)
         self.losses = losses_of(chip)
+        #: Index lists that needn't be followed.
+        self.whole = whole_lists(function, self.lists.indices) if indices else frozenset[Value]()
+        #: Loops and phases around what is made ready, and the runs that are laid out already.
+        self.depth = 0
+        self._runs: list[list[tuple[list[Item], int]]] = []
         self._views: dict[Value, tuple[Value, tuple[Expr, ...]]] = {}
         self.sites = Sites(frozenset(s.name for s in function.program_ids))
         #: Whether transfers hang on what index lists hold.
@@ -56,18 +63,33 @@ class Streams:
 
     # --- walking ---------------------------------------------------------------------------------
 
-    def trace(
-        self, core: Mapping[str, int], nodes: Sequence[Node] | None = None
-    ) -> list[list[Item]]:
+    def trace(self, core: Mapping[str, int], nodes: Sequence[Node] | None = None) -> list[Stream]:
         """What each queue of a core executes (of these nodes only, where they are given); equal
         instructions are one object.
         """
         self.out[:] = [[] for _ in self.queues]
+        self._runs = [[] for _ in self.queues]
         self.lists.clear()
         env = dict(core)
         for node in self._nodes if nodes is None else nodes:
             node.trace(env)
-        return list(self.out)
+        self.close()
+        return [Stream(runs) for runs in self._runs]
+
+    def close(self, times: int = 1) -> None:
+        """What was traced since the last call is a run of each queue."""
+        for runs, items in zip(self._runs, self.out, strict=True):
+            runs.append((items, times))
+        self.out[:] = [[] for _ in self.queues]
+
+    @property
+    def laid_out(self) -> int:
+        """Instructions traced so far, equal turns once."""
+        return sum(map(len, self.out)) + sum(len(i) for runs in self._runs for i, _ in runs)
+
+    def follows(self, buffer: Value) -> bool:
+        """Whether what a buffer holds is an index list that must be followed."""
+        return buffer.tile.dtype is int32 and bool(self.lists.indices) and buffer not in self.whole
 
     @property
     def varies(self) -> bool:
@@ -80,7 +102,7 @@ class Streams:
             # Of a program of phases, those that read lists show what the lists change.
             apart = bool(self.listing) and all(n.needs <= core.keys() for n in self.listing)
             traced = self.trace(core, self.listing if apart else None)
-            found = tuple([tuple(map(id, stream)) for stream in traced])
+            found = tuple([stream.key for stream in traced])
             return (*found, *self.sites.tables(core)) if apart else found
         return self.sites.tables(core)
 
@@ -109,8 +131,16 @@ class Streams:
 
     def region(self, region: Region) -> list[Node]:
         """The steps of a body."""
-        nodes = [self._node(op) for op in region.ops]
-        return [node for node in nodes if node is not None]
+        found: list[Node] = []
+        for op in region.ops:
+            node = self._node(op)
+            if isinstance(node, Move) and node.constant:
+                node = Plain(self, op, node.item({}))
+            if isinstance(node, Plain) and found and isinstance(found[-1], Plain):
+                found[-1].join(node)
+            elif node is not None:
+                found.append(node)
+        return found
 
     def _cost(self, op: Op) -> ComputeCost:
         """The cost of a compute, with the memories in which it contends with transfers."""
@@ -133,7 +163,8 @@ class Streams:
                 self.semaphores.append(op.result)
                 self.semaphore_ops.append(op)
             case "rotate":
-                return Rotate(self, op) if self.lists.indices else None
+                followed = [buffer for buffer in op.operands if self.follows(buffer)]
+                return Rotate(self, followed) if followed else None
             case "view":
                 root, starts = self.place(op.operands[0])
                 axis = op.attr("axis")

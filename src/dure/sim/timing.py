@@ -35,6 +35,7 @@ from dure.sim.expand import core_ids
 from dure.sim.flows import UNIT, WEIGHT, Flows, units_a_picosecond, weight_of
 from dure.sim.items import COMPUTE, MOVE, Item, Transfer
 from dure.sim.replay import Flight, Groups, Happened, Queue, Replay, deadlock
+from dure.sim.stream import Stream
 from dure.sim.streams import Streams
 
 Bound: TypeAlias = Literal["compute", "memory", "link", "latency"]
@@ -192,7 +193,7 @@ def simulate(
 class _Tally:
     """What a core's streams amount to, whenever it happens."""
 
-    def __init__(self, queues: Sequence[list[Item]]) -> None:
+    def __init__(self, queues: Sequence[Stream]) -> None:
         self.engines: Counter[str] = Counter()
         self.flops = 0
         self.home = Fraction()
@@ -202,8 +203,13 @@ class _Tally:
         self.sent: Counter[int] = Counter()
         self.homes: dict[str, Fraction] = {}
         for queue in queues:
-            items = dict(zip(map(id, queue), queue, strict=True))
-            for key, times in Counter(map(id, queue)).items():
+            items: dict[int, Item] = {}
+            counts: Counter[int] = Counter()
+            for run, turns in queue.runs:
+                items |= dict(zip(map(id, run), run, strict=True))
+                for key, count in Counter(map(id, run)).items():
+                    counts[key] += count * turns
+            for key, times in counts.items():
                 kind, op, more = items[key]
                 if kind == COMPUTE:
                     cost: ComputeCost = more

@@ -280,7 +280,7 @@ class _Search:
             return math.inf
         try:
             compiled = self.compile(point)
-            timing = simulate(compiled.function, self.chip, indices=self.indices)
+            timing = simulate(compiled.function, self.chip, indices=self.indices, costs=self.costs)
         except DureError as error:
             self.error = error
             self.failed.add(point)

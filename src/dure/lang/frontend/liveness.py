@@ -28,6 +28,11 @@ def reads(nodes: Iterable[ast.AST | None]) -> Names:
 
 def assigned(statements: Sequence[ast.stmt]) -> list[str]:
     """Every name that is bound inside of these statements, in order; nested functions excluded."""
+    return list(_assigned(tuple(statements)))
+
+
+@lru_cache(maxsize=4096)
+def _assigned(statements: tuple[ast.stmt, ...]) -> tuple[str, ...]:
     found: dict[str, None] = {}
     pending: list[ast.AST] = list(reversed(statements))
     while pending:
@@ -40,7 +45,7 @@ def assigned(statements: Sequence[ast.stmt]) -> list[str]:
         if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
             found[node.id] = None
         pending.extend(reversed(list(ast.iter_child_nodes(node))))
-    return list(found)
+    return tuple(found)
 
 
 @lru_cache(maxsize=1024)

@@ -28,6 +28,10 @@ class Source:
     node: FunctionNode
     globals: dict[str, Any]
     cells: dict[str, types.CellType] = field(default_factory=dict[str, types.CellType])
+    #: By node and caller, which is kept alive by the span.
+    _spans: dict[tuple[ast.AST, int], Span] = field(
+        default_factory=dict[tuple[ast.AST, int], Span], repr=False
+    )
 
     @cached_property
     def shown(self) -> str:
@@ -36,6 +40,12 @@ class Source:
 
     def span(self, node: ast.AST, caller: Span | None) -> Span:
         """Where ``node`` stands."""
+        found = self._spans.get((node, id(caller)))
+        if found is None or found.caller is not caller:
+            found = self._spans[node, id(caller)] = self._span(node, caller)
+        return found
+
+    def _span(self, node: ast.AST, caller: Span | None) -> Span:
         line = int(getattr(node, "lineno", 1))
         text = self.lines[line - 1].rstrip("\n") if line <= len(self.lines) else ""
         start = _characters(text, int(getattr(node, "col_offset", 0)))

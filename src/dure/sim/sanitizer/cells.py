@@ -48,6 +48,18 @@ def part(
     found: list[Rectangle] = []
     for first, stop in runs:
         found += _run(plane, memory, address, first, stop, inward)
+    return _beside(found)
+
+
+def _beside(rectangles: Sequence[Rectangle]) -> list[Rectangle]:
+    """The rectangles with those of neighbouring partitions and the same bytes as one."""
+    found: list[Rectangle] = []
+    for memory, low, high, first, stop in sorted(rectangles, key=lambda r: (r[0], *r[3:], r[1])):
+        last = found[-1] if found else None
+        if last is not None and (last[0], *last[2:]) == (memory, low, first, stop):
+            found[-1] = memory, last[1], high, first, stop
+        else:
+            found.append((memory, low, high, first, stop))
     return found
 
 
