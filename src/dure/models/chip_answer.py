@@ -7,6 +7,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from dure.errors import KernelError
 from dure.ir.core import Function
@@ -186,11 +187,20 @@ def step_answer(
 def _parts(
     chosen: Sequence[Chosen], function: Function, timing: Timing, chip: Chip
 ) -> Iterator[StepPart]:
-    """Each launch with its time in the program, whose phases are the launches in their order."""
+    """Each launch with its time in the program, whose phases are the launches in their order, some
+    of them together.
+    """
     launch = duration(chip, chip.launch)
-    for entry, phase in zip(chosen, phases_of(function.body), strict=True):
-        alone = entry.built.timing.ps - launch
-        yield StepPart(entry.step, entry.built, timing.phases.get(phase, 0), alone)
+    entries = iter(chosen)
+    for phase in phases_of(function.body):
+        # Kernels of one phase run side by side: each has its part of the time.
+        run = list(islice(entries, int(phase.attr("kernels"))))
+        alone = [entry.built.timing.ps - launch for entry in run]
+        left, rest = timing.phases.get(phase, 0), sum(alone)
+        for entry, own in zip(run, alone, strict=True):
+            share = left * own // max(rest, 1)
+            left, rest = left - share, rest - own
+            yield StepPart(entry.step, entry.built, share, own)
 
 
 def _programs(parts: Sequence[StepPart]) -> list[tuple[Built, int]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import accumulate
 
 from dure.errors import UsageError
 from dure.ir.machine.phase import phases_of
@@ -45,7 +46,9 @@ def step_profile(answer: StepAnswer) -> Profile:
         timing = simulate(program.function, chip, indices=program.indices, record=True)
     text = Program(step.name, print_function(program.function), _program_facts(answer))
     made, turns = recorded(program.function, chip, program.indices, timing, text)
-    numbers = {phase: n for n, phase in enumerate(phases_of(program.function.body))}
+    phases = list(phases_of(program.function.body))
+    before = accumulate((int(phase.attr("kernels")) for phase in phases), initial=0)
+    numbers = dict(zip(phases, before, strict=False))
     ran = tuple((numbers[t.phase], t.start, t.end) for t in turns)
     made = replace(
         made,

@@ -17,6 +17,7 @@ from dure.compiler.chip.share import share_reads
 from dure.compiler.chip.stages import choose_stages
 from dure.compiler.chip.synchronise import synchronise
 from dure.compiler.chip.trim import trim
+from dure.compiler.chip.turn import turn
 from dure.ir.core import Function, Value
 from dure.ir.printer import print_function
 from dure.ir.simplify import simplify
@@ -110,6 +111,7 @@ def prepare(
     function = trim(simplify(partition(function, plan)))
     if options.oriented:
         function = orient(function, chip)
+    function = simplify(turn(function, chip))
     legal = legalise(function, chip, strict=options.strict)
     return Prepared(hoist(legal.function), legal.conversions)
 
