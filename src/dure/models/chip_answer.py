@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from dure.errors import KernelError
@@ -17,6 +17,7 @@ from dure.library.answer import Confidence, bound_of, confidence, roofline_secon
 from dure.library.build import Built, build
 from dure.library.call import KernelCall
 from dure.machine.chip import Chip
+from dure.models.chip_layouts import standing, standing_values
 from dure.models.chip_program import Chosen, StepProgram, options_for, step_program
 from dure.models.chip_step import ChipStep, StepCall
 from dure.sim.cost import duration
@@ -157,12 +158,18 @@ def step_answer(
     options = options_for(step, chip, strict=strict, prefetch=prefetch)
     made: dict[object, Built] = {}
     chosen: list[Chosen] = []
+    values = standing_values(step, chip)
     for entry in step.calls:
-        for call in entry.part.calls:
-            if _key(call) not in made:
-                made[_key(call)] = build(call, chip, base=options)
-        found = [made[_key(call)] for call in entry.part.calls]
-        place = min(range(len(found)), key=lambda n: found[n].timing.ps)
+        found: dict[int, Built] = {}
+        for place, call in enumerate(entry.part.calls):
+            names = standing(call, entry.part.operands[place], values, chip)
+            if names is None:
+                continue
+            key = _key(call), names
+            if key not in made:
+                made[key] = build(call, chip, base=replace(options, standing=names))
+            found[place] = made[key]
+        place = min(found, key=lambda n: found[n].timing.ps)
         chosen.append(Chosen(entry, place, found[place]))
     program = step_program(step, chip, chosen, prefetch=prefetch)
     verify(program.function)

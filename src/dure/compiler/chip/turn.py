@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from dure.compiler.chip.legalise import dot_engine
 from dure.errors import DureError
-from dure.ir.core import Function, Op, Region, Value, declared_ops, infer
+from dure.ir.core import Function, Op, Region, Value, declared_ops, infer, walk
 from dure.ir.expr import as_expr, evaluate
 from dure.ir.rewrite import Pattern, Rewritten, Scope, rewrite
 from dure.ir.types import TileType
@@ -28,7 +28,7 @@ def turn(function: Function, chip: Chip, costs: Costs | None = None) -> Function
     """The same program, with such products turned."""
     if not any(e.dot is not None and e.dot.stationary_k_first for e in chip.engines.values()):
         return function
-    work = _Turn(chip, costs or Costs(chip))
+    work = _Turn(chip, costs or Costs(chip), _wanted(function))
     found = rewrite(function, [("for", work.loop)])
     if found is function:
         return function
@@ -38,8 +38,9 @@ def turn(function: Function, chip: Chip, costs: Costs | None = None) -> Function
 
 
 class _Turn:
-    def __init__(self, chip: Chip, costs: Costs) -> None:
+    def __init__(self, chip: Chip, costs: Costs, wanted: set[Value]) -> None:
         self.chip = chip
+        self.wanted = wanted
         self.costs = costs
 
     def loop(self, op: Op, scope: Scope) -> Rewritten | None:
@@ -84,10 +85,12 @@ class _Turn:
             return False
         if scope.uses(argument) != 1 or scope.uses(dot.result) != 1:
             return False
-        return self._gains(loop, dot)
+        return self._gains(loop, dot, loop.results[place] in self.wanted)
 
-    def _gains(self, loop: Op, dot: Op) -> bool:
-        """Whether the turned product takes less of its engine, with the transpose behind it."""
+    def _gains(self, loop: Op, dot: Op, wanted: bool) -> bool:
+        """Whether the turned product takes less of its engine, with the transpose behind it, or
+        with the one that it saves where the turned result is ``wanted``.
+        """
         left, right = dot.operands[0].tile, dot.operands[1].tile
         name = dot_engine(self.chip, str(left.dtype))
         rules = self.chip.engines[name].dot if name is not None else None
@@ -103,7 +106,23 @@ class _Turn:
         back = infer("transpose", [Value(_swapped(dot.result.tile))], {"order": _SWAPPED})
         both = _product(dot)[-1]
         saved = self.costs.cycles(name, "dot", dot) - self.costs.cycles(name, "dot", both)
-        return turns * saved > self.costs.cycles(name, "transpose", back)
+        more = self.costs.cycles(name, "transpose", back)
+        return turns * saved > (-more if wanted else more)
+
+
+def _wanted(function: Function) -> set[Value]:
+    """Values of which, or of what is computed of them element by element, a transpose is taken."""
+    makers = {result: op for op in walk(function.body) for result in op.results}
+    found: set[Value] = set()
+    open_ = [op.operands[0] for op in walk(function.body) if _turns(op)]
+    while open_:
+        value = open_.pop()
+        maker = makers.get(value)
+        if value not in found and value.type.rank == 2:  # type: ignore[union-attr]
+            found.add(value)
+            if maker is not None and maker.definition.elementwise:
+                open_ += [v for v in maker.operands if v.type == value.type or maker.name == "cast"]
+    return found
 
 
 def _swapped(kind: TileType) -> TileType:
