@@ -52,19 +52,13 @@ def standing(
 
 
 def _names(call: KernelCall, operands: Sequence[Operand | None]) -> dict[str, Value]:
-    """The values that a launch's parameters are, by their names."""
+    """The (first) values that a launch's parameters are, by their names."""
     present = [n for n, kind in enumerate(call.types) if kind is not None]
-    found: dict[str, Value] = {}
-    for param, number in zip(tile_function(call).params, present, strict=True):
-        operand = operands[number]
-        if operand is not None:
-            found |= {param.value.name: v for v in operand.stored.values}
-    return found
+    pairs = zip(tile_function(call).params, (operands[n] for n in present), strict=True)
+    return {p.value.name: o.stored.values[0] for p, o in pairs if o is not None}
 
 
-def _able(
-    call: KernelCall, operands: Sequence[Operand | None], value: Value, chip: Chip
-) -> bool:
+def _able(call: KernelCall, operands: Sequence[Operand | None], value: Value, chip: Chip) -> bool:
     function = tile_function(call)
     able = orientable(function, chip)
     names = [name for name, other in _names(call, operands).items() if other is value]

@@ -142,8 +142,8 @@ class Writer:
         return made
 
     def _transposed(self, value: Value, made: Buffer, block: Block, maker: Op | None) -> None:
-        """Transpose into a buffer, the fastest way: at once, or on an engine that writes elsewhere
-        with a copy from there.
+        """Transpose into a buffer, the fastest way: at once, or, a matrix, on an engine that writes
+        elsewhere with a copy from there.
         """
         source = self.stored.get(self.usage.base(value), [None])[0]
         found: list[tuple[float, str, str, str]] = []
@@ -151,11 +151,12 @@ class Writer:
             if source is not None and source.memory not in self.engines.reads(queue):
                 continue
             cost = _cost(self.engines, value, queue, "transpose")
+            plain = value.tile.rank == 2
             for memory in sorted(self.engines.writes(queue)):
                 if memory == made.memory:
                     found.append((cost, queue, "", memory))
                     continue
-                for other in self.engines.able(["copy"]):
+                for other in self.engines.able(["copy"]) if plain else ():
                     near = memory in self.engines.reads(other)
                     if near and made.memory in self.engines.writes(other):
                         more = _cost(self.engines, value, other, "copy")

@@ -31,12 +31,13 @@ def orientable(
     operands, of an engine that wants these so, and those that are only stored.
     """
     usage = usage_of(function)
-    fits = {"in": lambda v: _always_left(v, function, usage, chip), "out": lambda v: _stored(v, function)}
-    return frozenset(
-        p.value.name
-        for p in function.params
-        if p.access in accesses and p.access in fits and fits[p.access](p.value)
-    )
+
+    def fits(param: Param) -> bool:
+        if param.access == "in":
+            return _always_left(param.value, function, usage, chip)
+        return param.access == "out" and _stored(param.value, function)
+
+    return frozenset(p.value.name for p in function.params if p.access in accesses and fits(p))
 
 
 def laid(function: Function, names: frozenset[str]) -> Function:
@@ -54,8 +55,8 @@ def laid(function: Function, names: frozenset[str]) -> Function:
             param = Param(value, param.access)
         params.append(param)
     body = _turned(function.body, values)
-    names = tuple(v.name for v in turned)
-    attrs = {**function.attrs, "transposed": names}
+    turned_names = tuple(v.name for v in turned)
+    attrs = {**function.attrs, "transposed": turned_names}
     return replace(function, params=tuple(params), body=body, attrs=attrs)
 
 
