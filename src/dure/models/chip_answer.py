@@ -6,17 +6,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 
 from dure.compiler.chip.pipeline import Options
 from dure.errors import KernelError
-from dure.ir.core import Function
+from dure.ir.core import Function, Value
 from dure.ir.machine.phase import phases_of
 from dure.ir.verifier import verify
 from dure.library.answer import Confidence, bound_of, confidence, roofline_seconds
 from dure.library.build import Built, build
 from dure.library.call import KernelCall
+from dure.library.chip_lowering import Launch
+from dure.library.chip_tensors import Operand
 from dure.machine.chip import Chip
+from dure.models.chip_layouts import standing, standing_values
 from dure.models.chip_program import Chosen, StepProgram, options_for, step_program
 from dure.models.chip_step import ChipStep, StepCall
 from dure.sim.cost import duration
@@ -167,6 +171,7 @@ def step_answer(
         chip,
         options_for(step, chip, strict=strict, prefetch=prefetch),
         {} if made is None else made,
+        standing_values(step, chip),
     )
     chosen = [launch for entry in step.calls for launch in work.chosen(entry)]
     program = step_program(step, chip, chosen, prefetch=prefetch)
@@ -196,13 +201,13 @@ class _Launches:
     chip: Chip
     options: Options
     made: dict[object, Built]
+    #: Values that lie transposed.
+    standing: frozenset[Value]
 
     def chosen(self, entry: StepCall) -> list[Chosen]:
         """The launches of an entry, by the fastest of the ways to it."""
-        found = [
-            [(self.build(call), operands) for call, operands in way]
-            for way in entry.part.ways(self.chip)
-        ]
+        ways = [self.built(way) for way in entry.part.ways(self.chip)]
+        found = [way for way in ways if way is not None]
         best = min(found, key=lambda way: sum(built.timing.ps for built, _ in way))
         stages = [f"{n + 1}/{len(best)}" if len(best) > 1 else "" for n in range(len(best))]
         return [
@@ -210,22 +215,38 @@ class _Launches:
             for (built, operands), stage in zip(best, stages, strict=True)
         ]
 
-    def build(self, call: KernelCall) -> Built:
-        """The program of a launch."""
-        key = _key(call), self.options
-        if key not in self.made:
-            self.made[key] = build(call, self.chip, base=self.options)
-        return self.made[key]
+    def built(self, way: Sequence[Launch]) -> list[tuple[Built, tuple[Operand | None, ...]]] | None:
+        """The programs of a way's launches; None where one can't have its values as they lie."""
+        found: list[tuple[Built, tuple[Operand | None, ...]]] = []
+        for call, operands in way:
+            names = standing(call, operands, self.standing, self.chip)
+            if names is None:
+                return None
+            options = replace(self.options, standing=names)
+            key = _key(call), options
+            if key not in self.made:
+                self.made[key] = build(call, self.chip, base=options)
+            found.append((self.made[key], operands))
+        return found
 
 
 def _parts(
     chosen: Sequence[Chosen], function: Function, timing: Timing, chip: Chip
 ) -> Iterator[StepPart]:
-    """Each launch with its time in the program, whose phases are the launches in their order."""
+    """Each launch with its time in the program, whose phases are the launches in their order, some
+    of them together.
+    """
     launch = duration(chip, chip.launch)
-    for entry, phase in zip(chosen, phases_of(function.body), strict=True):
-        alone = entry.built.timing.ps - launch
-        yield StepPart(entry.step, entry.name, entry.built, timing.phases.get(phase, 0), alone)
+    entries = iter(chosen)
+    for phase in phases_of(function.body):
+        # Kernels of one phase run side by side: each has its part of the time.
+        run = list(islice(entries, int(phase.attr("kernels"))))
+        alone = [entry.built.timing.ps - launch for entry in run]
+        left, rest = timing.phases.get(phase, 0), sum(alone)
+        for entry, own in zip(run, alone, strict=True):
+            share = left * own // max(rest, 1)
+            left, rest = left - share, rest - own
+            yield StepPart(entry.step, entry.name, entry.built, share, own)
 
 
 def _programs(parts: Sequence[StepPart]) -> list[tuple[Built, int]]:

@@ -7,8 +7,10 @@ scratchpad with the one before and after, and weights are on the way while that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
+from math import ceil
 
 import numpy as np
 
@@ -24,10 +26,13 @@ from dure.library.build import Built, tile_function
 from dure.library.call import IndexArray
 from dure.library.chip_tensors import WEIGHTS, Operand, Stored
 from dure.machine.chip import Chip
+from dure.models.chip_rings import Ring, Streamed, Turn, demand, placed, streamed
 from dure.models.chip_step import ChipStep, Layers, StepCall
 
 #: Slots that a ring of weights has at most.
 _SLOTS = 16
+#: Turns of equal layers after which the far memory is as far ahead as it gets.
+_TURNS = 4
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,8 @@ def step_program(
 ) -> StepProgram:
     """The program of a step whose launches were chosen."""
     work = _Assembly(step, chip, prefetch and streams(step, chip))
+    if work.ahead:
+        work.plan(chosen)
     items: list[Item] = []
     place = 0
     while place < len(chosen):
@@ -108,6 +115,8 @@ class _Assembly:
     indices: dict[str, IndexArray] = field(default_factory=dict[str, "IndexArray"])
     names: dict[Value, str] = field(default_factory=dict[Value, str])
     compiled: dict[int, Compiled] = field(default_factory=dict[int, Compiled])
+    #: Launches whose weights are loaded ahead, and the slots of their rings.
+    rings: dict[int, Ring] = field(default_factory=dict[int, "Ring"])
 
     def item(self, layers: Layers | None, chosen: Sequence[Chosen]) -> Item:
         """A launch, or the launches of equal layers."""
@@ -134,7 +143,9 @@ class _Assembly:
                 every = [call.indices[number]] * self.step.chips
                 self.indices[binding.tensor] = np.concatenate(every)
             arguments.append(binding)
-        return Kernel(chosen.name, compiled.function, tuple(arguments), late)
+        ring = self.rings.get(id(chosen.built))
+        place = None if ring is None else ring.offset
+        return Kernel(chosen.name, compiled.function, tuple(arguments), late, place)
 
     def is_made(self, operand: Operand | None) -> bool:
         """Whether an index argument is what the program itself gives."""
@@ -154,18 +165,58 @@ class _Assembly:
         if not self.ahead or late:
             return found
         if id(chosen.built) not in self.compiled:
-            names = [p.value.name for p in found.function.params]
-            weights = frozenset(
-                name
-                for name, number in zip(names, present, strict=True)
-                if (operand := operands[number]) is not None and operand.stored.form in WEIGHTS
-            )
-            if weights:
+            weights = self.weights(chosen)
+            if id(chosen.built) in self.rings:
+                ring = self.rings[id(chosen.built)]
+                found = ring.streamed.compiled(self.chip, ring.slots)
+            elif weights:
                 tile = tile_function(chosen.built.call, dict(chosen.built.consts))
                 options = replace(found.options, ahead=weights, slots=_SLOTS)
                 found = compile_for(tile, self.chip, options)
             self.compiled[id(chosen.built)] = found
         return self.compiled[id(chosen.built)]
+
+    # --- rings of weights ------------------------------------------------------------------------
+
+    def weights(self, chosen: Chosen) -> frozenset[str]:
+        """The names of a launch's parameters that are weights."""
+        call, operands = chosen.built.call, chosen.operands
+        present = [n for n, kind in enumerate(call.types) if kind is not None]
+        names = [p.value.name for p in chosen.built.compiled.function.params]
+        return frozenset(
+            name
+            for name, number in zip(names, present, strict=True)
+            if (operand := operands[number]) is not None and operand.stored.form in WEIGHTS
+        )
+
+    def plan(self, chosen: Sequence[Chosen]) -> None:
+        """Give the weights' rings tiles, slots and places, where there is room for all that arrives
+        early.
+        """
+        turns: dict[int, Turn] = {}
+        tiles: dict[Streamed, int] = {}
+        memory = self.chip.memories[self.chip.scratchpad]
+        parts = 1 if memory.partitions is None else int(memory.partitions.base)
+        bottom = 0
+        for entry in chosen:
+            built, weights = entry.built, self.weights(entry)
+            operands = entry.operands
+            if id(built) in turns:
+                continue
+            if not weights or any(self.is_made(operands[n]) for n in built.call.indices):
+                turns[id(built)] = Turn(built.timing.ps - built.timing.launch)
+                bottom = max(bottom, built.compiled.used[self.chip.scratchpad])
+                continue
+            ring = streamed(built, self.chip, weights)
+            moved = entry.step.part.weight_bytes
+            load = int(moved / self.chip.peaks.bandwidth.base * 1e12)
+            turns[id(built)] = Turn(ring.chain, load, ring)
+            tiles[ring] = ceil(moved / (ring.cores * ring.slot * parts))
+            bottom = max(bottom, ring.rest)
+        outstanding = max(int(d.outstanding.base) for d in self.chip.dma.values() if d.ahead)
+        needed = demand([turns[id(e.built)] for e in _executed(chosen)], tiles, outstanding)
+        found = placed(needed, capacity(memory) - bottom)
+        self.rings = {id(ring.streamed.built): ring for ring in found or ()}
 
     # --- tensors ---------------------------------------------------------------------------------
 
@@ -227,6 +278,16 @@ class _Assembly:
         for shape in turned:
             stored.turn(shape)
         return (*turned[0][:-1], sum(s[-1] for s in turned))
+
+
+def _executed(chosen: Sequence[Chosen]) -> Iterator[Chosen]:
+    """Launches in the order of execution, equal layers for as many turns as tell how far the far
+    memory gets ahead.
+    """
+    for layers, group in groupby(chosen, key=lambda entry: entry.step.layers):
+        entries = list(group)
+        for _ in range(1 if layers is None else min(_TURNS, layers.count)):
+            yield from entries
 
 
 def _shape(kind: TensorType) -> tuple[int, ...]:

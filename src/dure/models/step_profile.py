@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import accumulate
 
 from dure.errors import UsageError
 from dure.ir.machine.phase import phases_of
 from dure.ir.printer import print_function
 from dure.library.answer import peak, roofline_seconds
-from dure.library.profile import recorded
+from dure.library.profile import Turn, recorded
 from dure.models.chip_answer import StepAnswer, StepPart
 from dure.prof.analysis import occupancy
 from dure.prof.condense import EXACT
@@ -45,8 +46,12 @@ def step_profile(answer: StepAnswer) -> Profile:
         timing = simulate(program.function, chip, indices=program.indices, record=True)
     text = Program(step.name, print_function(program.function), _program_facts(answer))
     made, turns = recorded(program.function, chip, program.indices, timing, text)
-    numbers = {phase: n for n, phase in enumerate(phases_of(program.function.body))}
-    ran = tuple((numbers[t.phase], t.start, t.end) for t in turns)
+    phases = list(phases_of(program.function.body))
+    before = accumulate((int(phase.attr("kernels")) for phase in phases), initial=0)
+    numbers = dict(zip(phases, before, strict=False))
+    ran = tuple(
+        shown for turn in turns for shown in _side_by_side(answer.parts, numbers[turn.phase], turn)
+    )
     made = replace(
         made,
         title=_title(answer),
@@ -61,6 +66,19 @@ def step_profile(answer: StepAnswer) -> Profile:
     window = _layers(answer, ran) if len(made.instructions) > EXACT else None
     shown = made if window is None else windowed(made, *window)
     return replace(shown, notes=tuple(_notes(shown)))
+
+
+def _side_by_side(
+    parts: Sequence[StepPart], first: int, turn: Turn
+) -> Iterator[tuple[int, int, int]]:
+    """The operators of a phase, which run side by side, each with its part of a turn's time."""
+    run = range(first, first + int(turn.phase.attr("kernels")))
+    start, rest = turn.start, sum(parts[n].alone_ps for n in run)
+    for number in run:
+        own = parts[number].alone_ps
+        end = start + (turn.end - start) * own // max(rest, 1)
+        yield number, start, end
+        start, rest = end, rest - own
 
 
 def _title(answer: StepAnswer) -> str:

@@ -62,13 +62,15 @@ class Kernel:
     """A kernel's machine program in the whole, and its arguments in the order of its parameters.
 
     ``late`` says that its control hangs on what an earlier one has computed, so that nothing of it
-    may run ahead.
+    may run ahead.  ``place`` is where its tiles that are loaded ahead lie in the bytes that all of
+    them go round; None: behind those of the kernel before.
     """
 
     name: str
     function: Function
     arguments: tuple[Binding, ...]
     late: bool = False
+    place: int | None = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,16 @@ def compose(
     return over_devices(function, devices)
 
 
+@dataclass(frozen=True)
+class _Member:
+    """A kernel of a phase; its buffers lie ``below`` so many bytes of each memory that others of
+    the phase have.
+    """
+
+    kernel: Kernel
+    below: Mapping[str, int]
+
+
 class _Composer:
     def __init__(
         self,
@@ -142,14 +154,17 @@ class _Composer:
         self.alignment = int(memory.alignment.base)
         self.top = capacity(memory)
         #: Where tiles that are loaded ahead begin, and where the next of them go.
-        self.bottom = max((self.shared_end(k.function) for k in kernels), default=0)
+        self.bottom = max(
+            (self.shared_end(m) for item in items for run in self.runs(item) for m in run),
+            default=0,
+        )
         self.next = self.bottom
 
     def region(self) -> Region:
         """The body."""
         ops: list[Op] = []
         for item in self.items:
-            inner = [self.phase(kernel) for kernel in _kernels(item)]
+            inner = [self.phase(run) for run in self.runs(item)]
             if isinstance(item, Repeat):
                 attrs = {"start": 0, "stop": item.count, "step": 1}
                 body = Region((), tuple(inner), (), (item.counter,))
@@ -158,11 +173,28 @@ class _Composer:
                 ops += inner
         return Region((), tuple(ops))
 
-    def phase(self, kernel: Kernel) -> Op:
-        """A kernel as a phase."""
+    def phase(self, run: Sequence[_Member]) -> Op:
+        """Kernels that don't depend on one another as a phase."""
+        ops: list[Op] = []
+        body: list[Op] = []
+        for member in run:
+            declared, rest = self.inside(member)
+            ops += declared
+            body += rest
+        late = any(member.kernel.late for member in run)
+        attrs = {
+            "name": " | ".join(member.kernel.name for member in run),
+            "kernels": len(run),
+            "ahead": () if late else self.ahead,
+            "lag": 0,
+        }
+        return Op("phase", (), (), attrs, (Region((), (*ops, *body)),))
+
+    def inside(self, member: _Member) -> tuple[list[Op], list[Op]]:
+        """A kernel's views, buffers and semaphores, and what it does."""
+        kernel, function = member.kernel, member.kernel.function
         self.number += 1
         self.seen.clear()
-        function = kernel.function
         views: list[Op] = []
         values: dict[Value, Value] = {}
         for param, binding in zip(function.params, kernel.arguments, strict=True):
@@ -173,17 +205,55 @@ class _Composer:
         region = clone_region(function.body, values, ids, prefix=f"k{self.number}_")
         declared = [op for op in region.ops if op.name in ("buffer", "semaphore")]
         rest = [op for op in region.ops if op.name not in ("buffer", "semaphore")]
-        declared = self.placed(declared, self.loaded_ahead(region))
+        declared = self.placed(declared, self.loaded_ahead(region), kernel.place)
+        declared = [_moved(op, member.below) for op in declared]
         count = _cores(function)
         if count < self.cores:
             condition = {"condition": compare("<", self.core, count)}
             rest = [Op("if", (), (), condition, (Region((), tuple(rest)), Region((), ())))]
-        attrs = {
-            "name": kernel.name,
-            "ahead": () if kernel.late else self.ahead,
-            "lag": 0,
-        }
-        return Op("phase", (), (), attrs, (Region((), (*views, *declared, *rest)),))
+        return [*views, *declared], rest
+
+    def runs(self, item: Item) -> list[list[_Member]]:
+        """The kernels in order, those together that touch nothing which another of them stores and
+        have room side by side.
+        """
+        found: list[list[_Member]] = []
+        for kernel in _kernels(item):
+            run = found[-1] if found else []
+            below = self.below(run)
+            if run and self.joins(kernel, run, below):
+                run.append(_Member(kernel, below))
+            else:
+                found.append([_Member(kernel, {})])
+        return found
+
+    def joins(self, kernel: Kernel, run: Sequence[_Member], below: Mapping[str, int]) -> bool:
+        """Whether a kernel may be of one phase with these."""
+        kernels = [*(member.kernel for member in run), kernel]
+        if any(self.loaded_ahead(k.function.body) or k.late for k in kernels):
+            return False
+        if any(
+            _stored(k) & _touched(kernel) or _stored(kernel) & _touched(k) for k in kernels[:-1]
+        ):
+            return False
+        ends = self.below([*run, _Member(kernel, below)])
+        if any(end > capacity(self.chip.memories[name]) for name, end in ends.items()):
+            return False
+        count = sum(op.name == "semaphore" for k in kernels for op in k.function.body.ops)
+        return count <= int(self.chip.sync.semaphores.base)
+
+    def below(self, run: Sequence[_Member]) -> dict[str, int]:
+        """Where the buffers of these kernels end, by memory."""
+        found: dict[str, int] = {}
+        for member in run:
+            for op in member.kernel.function.body.ops:
+                if op.name != "buffer":
+                    continue
+                name, _, end = _bytes(op, self.chip)
+                alignment = int(self.chip.memories[name].alignment.base)
+                end = -(-(end + member.below.get(name, 0)) // alignment) * alignment
+                found[name] = max(found.get(name, 0), end)
+        return found
 
     def bound(self, param: Param, binding: Binding, ops: list[Op]) -> Value:
         """The value that an argument is; what it takes to see it so goes to ``ops``."""
@@ -236,18 +306,23 @@ class _Composer:
         """Whether an op is a buffer in the scratchpad."""
         return op.name == "buffer" and op.attr("memory") == self.chip.scratchpad
 
-    def shared_end(self, function: Function) -> int:
+    def shared_end(self, member: _Member) -> int:
         """The end of the tiles that a kernel doesn't load ahead."""
+        function, below = member.kernel.function, member.below.get(self.chip.scratchpad, 0)
         ahead = self.loaded_ahead(function.body)
         ends = [
             _bytes(op, self.chip)[2]
             for op in function.body.ops
             if self.is_tile(op) and (op.attr("offset"), op.attr("pitch")) not in ahead
         ]
-        return -(-max(ends, default=0) // self.alignment) * self.alignment
+        return below - (-max(ends, default=0) // self.alignment) * self.alignment
 
-    def placed(self, declared: Sequence[Op], ahead: set[tuple[int, int]]) -> list[Op]:
-        """The buffers with those that are loaded ahead behind the last ones that were."""
+    def placed(
+        self, declared: Sequence[Op], ahead: set[tuple[int, int]], place: int | None
+    ) -> list[Op]:
+        """The buffers with those that are loaded ahead in their place, or behind the last ones that
+        were.
+        """
         if not ahead:
             return list(declared)
         found: list[Op] = []
@@ -255,6 +330,8 @@ class _Composer:
         moving = [o for o in declared if self.is_tile(o)]
         moving = [o for o in moving if (o.attr("offset"), o.attr("pitch")) in ahead]
         size = max(_bytes(op, self.chip)[2] for op in moving) - first
+        if place is not None:
+            self.next = self.bottom + place
         if self.next + size > self.top:
             self.next = self.bottom
         for op in declared:
@@ -268,6 +345,25 @@ class _Composer:
 
 def _kernels(item: Item) -> tuple[Kernel, ...]:
     return item.body if isinstance(item, Repeat) else (item,)
+
+
+def _stored(kernel: Kernel) -> set[str]:
+    """The tensors that a kernel stores to."""
+    pairs = zip(kernel.function.params, kernel.arguments, strict=True)
+    return {binding.tensor for param, binding in pairs if param.access != "in"}
+
+
+def _touched(kernel: Kernel) -> set[str]:
+    """The tensors that a kernel loads or stores."""
+    return {binding.tensor for binding in kernel.arguments}
+
+
+def _moved(op: Op, below: Mapping[str, int]) -> Op:
+    """A buffer behind the bytes that others of its phase have."""
+    by = below.get(str(op.attrs.get("memory")), 0)
+    if op.name != "buffer" or not by:
+        return op
+    return replace(op, attrs={**op.attrs, "offset": op.attr("offset") + by})
 
 
 def _cores(function: Function) -> int:

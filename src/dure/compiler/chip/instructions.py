@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import Literal
 
 from dure.compiler.chip.engines import Engines
 from dure.compiler.chip.tree import Block, Buffer, Step
@@ -141,13 +142,35 @@ class Writer:
         return made
 
     def _transposed(self, value: Value, made: Buffer, block: Block, maker: Op | None) -> None:
+        """Transpose into a buffer, the fastest way: at once, or, a matrix, on an engine that writes
+        elsewhere with a copy from there.
+        """
         source = self.stored.get(self.usage.base(value), [None])[0]
+        found: list[tuple[float, str, str, str]] = []
         for queue in self.engines.able(["transpose"]):
-            reads = source is None or source.memory in self.engines.reads(queue)
-            if reads and made.memory in self.engines.writes(queue):
-                self.compute(block, (), [(value, made)], queue)
-                return
-        raise self.engines.missing(f"transpose into {made.memory}", maker)
+            if source is not None and source.memory not in self.engines.reads(queue):
+                continue
+            cost = _cost(self.engines, value, queue, "transpose")
+            plain = value.tile.rank == 2
+            for memory in sorted(self.engines.writes(queue)):
+                if memory == made.memory:
+                    found.append((cost, queue, "", memory))
+                    continue
+                for other in self.engines.able(["copy"]) if plain else ():
+                    near = memory in self.engines.reads(other)
+                    if near and made.memory in self.engines.writes(other):
+                        more = _cost(self.engines, value, other, "copy")
+                        found.append((cost + more, queue, other, memory))
+        if not found:
+            raise self.engines.missing(f"transpose into {made.memory}", maker)
+        _, queue, other, memory = min(found)
+        if not other:
+            self.compute(block, (), [(value, made)], queue)
+            return
+        between = self.buffer(value.tile, memory, block, made.name, made.span)
+        self.compute(block, (), [(value, between)], queue)
+        self.place(value, between)
+        self.compute(block, (), [(value, made)], other)
 
     def _nearest(self, memories: frozenset[str]) -> str:
         scratchpad = self.engines.chip.scratchpad
@@ -301,11 +324,18 @@ def _run_costs(writer: Writer, queue: str, ops: Sequence[Op]) -> Iterator[float]
 
 def _copy_cost(engines: Engines, value: Value, queue: str) -> float:
     """The picoseconds of copying a tile on a queue that can."""
+    return _cost(engines, value, queue, "copy")
+
+
+def _cost(
+    engines: Engines, value: Value, queue: str, operation: Literal["copy", "transpose"]
+) -> float:
+    """The picoseconds of copying a tile, or of transposing one into it, on a queue that can."""
     chip = engines.chip
-    name = engines.doer(queue, "copy")
+    name = engines.doer(queue, operation)
     assert name is not None
+    cycles = engines.costs.cycles(name, operation, Op("reshape", (value,), (value,)))
     engine = chip.engines[name]
-    cycles = engines.costs.cycles(name, "copy", Op("reshape", (value,), (value,)))
     issue = float(duration(chip, engine.issue, engine.clock))
     return issue + cycles / float((engine.clock or chip.clock).base) * 1e12
 

@@ -8,7 +8,7 @@ program then says so in its attribute ``transposed``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,12 +21,28 @@ from dure.machine.chip import Chip
 
 def orient(function: Function, chip: Chip) -> Function:
     """The same program, with such arguments transposed."""
+    return laid(function, orientable(function, chip, ("in",)))
+
+
+def orientable(
+    function: Function, chip: Chip, accesses: Sequence[str] = ("in", "out")
+) -> frozenset[str]:
+    """The names of the arguments that may lie transposed: those that are only loaded as left
+    operands, of an engine that wants these so, and those that are only stored.
+    """
     usage = usage_of(function)
-    turned = [
-        p.value
-        for p in function.params
-        if p.access == "in" and _always_left(p.value, function, usage, chip)
-    ]
+
+    def fits(param: Param) -> bool:
+        if param.access == "in":
+            return _always_left(param.value, function, usage, chip)
+        return param.access == "out" and _stored(param.value, function)
+
+    return frozenset(p.value.name for p in function.params if p.access in accesses and fits(p))
+
+
+def laid(function: Function, names: frozenset[str]) -> Function:
+    """The same program with these arguments transposed."""
+    turned = [p.value for p in function.params if p.value.name in names]
     if not turned:
         return function
     values: dict[Value, Value] = {}
@@ -39,9 +55,20 @@ def orient(function: Function, chip: Chip) -> Function:
             param = Param(value, param.access)
         params.append(param)
     body = _turned(function.body, values)
-    names = tuple(v.name for v in turned)
-    attrs = {**function.attrs, "transposed": names}
+    turned_names = tuple(v.name for v in turned)
+    attrs = {**function.attrs, "transposed": turned_names}
     return replace(function, params=tuple(params), body=body, attrs=attrs)
+
+
+def _stored(tensor: Value, function: Function) -> bool:
+    kind = tensor.tensor
+    plain = kind.layout is None and not isinstance(kind.dtype, BlockFormat) and kind.index is None
+    uses = [op for op in walk(function.body) if tensor in op.operands]
+    return (
+        kind.rank == 2
+        and plain
+        and all(op.name == "store" and len(op.operands) == 2 for op in uses)
+    )
 
 
 def _always_left(tensor: Value, function: Function, usage: Usage, chip: Chip) -> bool:
@@ -83,6 +110,12 @@ def _ops(region: Region, values: dict[Value, Value]) -> Iterator[Op]:
             made = infer("load", [values[op.operands[0]]], attrs, span=op.span)
             yield made
             yield Op("transpose", made.results, op.results, {"order": (1, 0)}, span=op.span)
+        elif op.name == "store" and op.operands[0] in values:
+            attrs = dict(op.attrs)
+            attrs.update((k, tuple(reversed(attrs[k]))) for k in swapped if k in attrs)
+            back = infer("transpose", [op.operands[1]], {"order": (1, 0)}, span=op.span)
+            yield back
+            yield infer("store", [values[op.operands[0]], back.result], attrs, span=op.span)
         elif op.regions:
             yield replace(op, regions=tuple(_turned(r, values) for r in op.regions))
         else:

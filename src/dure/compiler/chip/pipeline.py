@@ -10,7 +10,7 @@ from dure.compiler.chip.emit import emit
 from dure.compiler.chip.hoist import hoist
 from dure.compiler.chip.legalise import Conversion, legalise
 from dure.compiler.chip.lower import lower
-from dure.compiler.chip.orient import orient
+from dure.compiler.chip.orient import laid, orient
 from dure.compiler.chip.partition import Partition, partition, splits_of
 from dure.compiler.chip.pushes import check_pushes
 from dure.compiler.chip.resident import Reuse, keep, stage
@@ -18,6 +18,7 @@ from dure.compiler.chip.share import share_reads
 from dure.compiler.chip.stages import choose_stages
 from dure.compiler.chip.synchronise import synchronise
 from dure.compiler.chip.trim import trim
+from dure.compiler.chip.turn import turn
 from dure.ir.core import Function, Value
 from dure.ir.printer import print_function
 from dure.ir.simplify import simplify
@@ -34,6 +35,7 @@ class Options:
     ``oriented``: arguments may be kept the way round that the matrix engine wants, which another
     program that writes them knows nothing of.  ``ahead`` are arguments that are loaded on queues of
     their own, where the chip has such queues, into as many as ``slots`` slots.
+    ``standing`` are arguments that lie transposed, for whoever writes and reads them.
     """
 
     plan: Partition | None = None
@@ -45,6 +47,7 @@ class Options:
     oriented: bool = True
     ahead: frozenset[str] = frozenset()
     slots: int = 0
+    standing: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,8 @@ def prepare(
     function = trim(simplify(partition(function, plan)))
     if options.oriented:
         function = orient(function, chip)
+    function = laid(function, options.standing)
+    function = simplify(turn(function, chip))
     legal = legalise(function, chip, strict=options.strict)
     return Prepared(hoist(legal.function), legal.conversions)
 

@@ -1,10 +1,11 @@
 """Phases: the programs of a step, one after another over all cores.
 
-``phase() {name, ahead, lag} (region)``: a program of its own, with its buffers and semaphores at
-the top of the region.  It is complete when every queue of every core has executed it and all that
-it issued has completed.  A queue begins a phase when all phases before it are complete; a queue in
-``ahead``, once all but the last ``lag`` of those are.  Every core executes the same phases, so a
-phase stands in no branch, and in loops only whose trips are the same on all cores.
+``phase() {name, kernels, ahead, lag} (region)``: a program of its own, of so many ``kernels``, with
+its buffers and semaphores at the top of the region.  It is complete when every queue of every core
+has executed it and all that it issued has completed.  A queue begins a phase when all phases before
+it are complete; a queue in ``ahead``, once all but the last ``lag`` of those are.  Every core
+executes the same phases, so a phase stands in no branch, and in loops only whose trips are the same
+on all cores.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ declare(
         _phase_typing,
         None,
         free,
-        defaults={"name": "", "ahead": (), "lag": 0},
-        doc="phase() {name, ahead, lag} (region): a program that begins when those before it are "
-        "complete on all cores; queues in ahead may still run beside the last lag of them",
+        defaults={"name": "", "kernels": 1, "ahead": (), "lag": 0},
+        doc="phase() {name, kernels, ahead, lag} (region): a program that begins when those before "
+        "it are complete on all cores; queues in ahead may still run beside the last lag of them",
     )
 )
 
