@@ -17,6 +17,7 @@ from dure.ir import dtypes
 from dure.ir.dtypes import Array
 from dure.ir.types import TileType
 from dure.sim.arithmetic import FloatFormat
+from dure.sim.sanitizer.cells import part
 from dure.sim.storage import new_memory, place_tile, to_raws, to_values
 from dure.sim.values import run_values
 
@@ -167,3 +168,11 @@ def test_a_format_must_fit_its_type() -> None:
         run_values(matmul_program(8, 8, 8, (8, 8, 8), dtype="float16"), chip, arrays)
     with pytest.raises(TargetError, match="2 to 8 exponent"):
         FloatFormat(9, 6)
+
+
+def test_a_part_of_rows_in_neighbouring_partitions_is_one_rectangle() -> None:
+    place = place_tile(TileType((256, 512), dtypes.bfloat16), 128)
+    found = part(place, "sram", 64, ((0, 256), (0, 100)), inward=False)
+    assert found == [("sram", 0, 128, 64, 264), ("sram", 0, 128, 64 + 1024, 264 + 1024)]
+    found = part(place, "sram", 0, ((3, 5), (8, 16)), inward=False)
+    assert found == [("sram", 3, 5, 16, 32)]
