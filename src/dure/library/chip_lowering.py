@@ -19,6 +19,7 @@ from dure.ir.expr import Expr, evaluate
 from dure.ir.types import TensorType, static_extent
 from dure.library import elementwise, epilogue
 from dure.library.activation import activation_function
+from dure.library.attention_columns import attention_columns
 from dure.library.attention_grouped import grouped_attention, quantized_attention
 from dure.library.call import IndexArray, KernelCall, stored_bytes, tensor
 from dure.library.chip_tensors import ABSENT, Argument, Form, Operand, Part, Stored
@@ -27,7 +28,7 @@ from dure.library.ffn import gated_linear_kn
 from dure.library.kv_quantized import kv_write_quantized, rope_kv_write_quantized
 from dure.library.matmul import matmul_kn
 from dure.library.matmul_scaled import gated_linear_scaled, matmul_scaled
-from dure.library.norm import layer_norm, rms_norm, rms_norm_folded
+from dure.library.norm import layer_norm, rms_norm, rms_norm_folded, rms_norm_rows
 from dure.library.operators_common import bytes_of, call, power_of_two, tile
 from dure.library.rope import kv_write, rope, rope_kv_write
 from dure.library.weight_types import WeightType
@@ -36,6 +37,8 @@ from dure.library.weight_types import WeightType
 _LANES = 128
 #: Keys of a piece of attention, and queries of a tile, at most; the compiler chooses.
 _PIECE, _QUERIES = 256, 16
+#: Queries of a work item that are enough to lie along columns.
+_COLUMNS = 128
 
 
 #: A launch and what its arguments take.
@@ -345,6 +348,9 @@ def _norm(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
 
     tiles = {"bm": tile(m, 8), "bd": tile(d, 256)}
     launches = [launch(kernel, arguments(d), tiles, {"epsilon": op.attr("eps")})]
+    if kernel is rms_norm and m > 1:
+        consts = {"bd": power_of_two(d), "epsilon": op.attr("eps")}
+        launches.append(launch(rms_norm_rows, arguments(d), {"bm": 1}, consts))
     if kernel is rms_norm and not extra and d % _LANES == 0:
         consts = {"parts": _LANES, "columns": d // _LANES, "epsilon": op.attr("eps")}
         launches.append(launch(rms_norm_folded, arguments(_LANES, d // _LANES), {}, consts))
@@ -471,7 +477,8 @@ def _attention(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     # Keys and values, then the scales of both.
     caches = [part for both in zip(*pools, strict=True) for part in both]
     sink = lowering.given(sinks[0], (groups, group, 1)) if sinks else ABSENT
-    tiles = {"bq": tile(most, _QUERIES), "bh": 1, "piece": max(page, tile(longest, _PIECE))}
+    piece = max(page, op.attr("query_rows"), tile(longest, _PIECE))
+    tiles = {"bq": tile(most, _QUERIES), "bh": 1, "piece": piece}
     places = [lowering.indices(v) for v in op.operands[3:9]]
     y = lowering.given(op.result, heads_shape)
     arguments = [lowering.given(q, heads_shape), *caches, *places, sink, y]
@@ -483,6 +490,10 @@ def _attention(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
         consts["heads_first"] = cached
     forms = (False, True) if longest > page else (False,)
     made = [launch(kernel, arguments, tiles, {**consts, "ahead": ahead}, lists) for ahead in forms]
+    parts = next((n for n in (4, 2) if groups % n == 0), 0)
+    if parts and most >= _COLUMNS and cached and kernel is grouped_attention:
+        del consts["heads_first"]
+        made.append(launch(attention_columns, arguments, tiles, {**consts, "parts": parts}, lists))
     moved = read * sum(map(_row_bytes, caches)) if cached else 0
     return [ChipCall.of("attention", made, 4 * heads * size * seen, 0, moved)]
 

@@ -262,6 +262,9 @@ class Chip(_Table):
     fabrics: dict[str, Fabric] = Field(default_factory=dict)
     links: dict[str, Link] = Field(default_factory=dict)
     sync: Sync
+    # Compute queues whose instructions are bundles: one may hold work of different engines that has
+    # nothing to do with each other.
+    bundles: tuple[str, ...] = ()
     # What a type is converted to where the chip can't compute in it: type -> type.
     conversions: dict[str, str] = Field(default_factory=dict)
     # Groups of cores from the innermost, as a name and the cores that one group has.

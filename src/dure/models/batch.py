@@ -5,7 +5,7 @@ Pages lie in no order, as a paged cache leaves them; tokens are drawn at random.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -20,8 +20,10 @@ Phase: TypeAlias = Literal["decode", "prefill"]
 Int32s: TypeAlias = "npt.NDArray[np.int32]"
 
 PAGE = 64
-#: Rows of a work item of attention, whose positions lie in one aligned run of so many.
-QUERY_ROWS = 64
+#: Rows of a work item of attention, where nothing asks for longer ones, and where something does.
+QUERY_ROWS, _MOST_ROWS = 64, 512
+#: Long work items that each core has at least: they take different times.
+_ITEMS = 4
 #: Tokens of a step at most: each has entries in the index arguments.
 MOST_TOKENS = 1 << 20
 
@@ -29,12 +31,14 @@ MOST_TOKENS = 1 << 20
 @dataclass(frozen=True)
 class Batch:
     """``sequences`` of ``context`` positions each when the step is done.  A decode step gives each
-    its last position, a prefill step all of them.
+    its last position, a prefill step all of them.  ``rows`` are those of a work item of attention,
+    at most, whose positions lie in one aligned run of so many.
     """
 
     phase: Phase
     sequences: int
     context: int
+    rows: int = QUERY_ROWS
 
     def __post_init__(self) -> None:
         for name, value in (("batch", self.sequences), ("context", self.context)):
@@ -66,6 +70,18 @@ class Batch:
         """Pages of a sequence."""
         return -(-self.context // PAGE)
 
+    def cut(self, cores: int, heads: int) -> Batch:
+        """The batch with longer work items, as long as each of ``cores`` still has a few of them,
+        which are each item's for each of ``heads`` KV heads.
+        """
+        rows = self.rows
+        while 2 * rows <= min(_MOST_ROWS, self.new):
+            items = self.sequences * -(-self.new // (2 * rows))
+            if items * heads < _ITEMS * cores:
+                break
+            rows *= 2
+        return replace(self, rows=rows)
+
     def check(self, config: ModelConfig | EncoderConfig) -> None:
         """Raise :class:`UsageError` for more positions than the model knows."""
         if self.context > config.context:
@@ -84,10 +100,10 @@ class Batch:
         positions = np.tile(np.arange(self.context - new, self.context), count)
         rows = np.repeat(np.arange(count), new)
         slots = table[rows, positions // PAGE] * PAGE + positions % PAGE
-        first, last = (self.context - new) // QUERY_ROWS, (self.context - 1) // QUERY_ROWS
+        first, last = (self.context - new) // self.rows, (self.context - 1) // self.rows
         runs = np.array(balanced(list(range(first, last + 1))))
-        begins = np.maximum(runs * QUERY_ROWS, self.context - new)
-        ends = np.minimum((runs + 1) * QUERY_ROWS, self.context)
+        begins = np.maximum(runs * self.rows, self.context - new)
+        ends = np.minimum((runs + 1) * self.rows, self.context)
         starts = np.arange(count)[:, None] * new + begins - (self.context - new)
         found = {
             "tokens": draw.integers(0, config.vocabulary, self.tokens),

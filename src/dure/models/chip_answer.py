@@ -153,6 +153,7 @@ def step_answer(
     """
     step.check_fits(chip)
     started = time.perf_counter()
+    step = step.cut(chip)
     options = options_for(step, chip, strict=strict, prefetch=prefetch)
     made: dict[object, Built] = {}
     chosen: list[Chosen] = []

@@ -21,7 +21,7 @@ from dure.library.chip_lowering import ChipCall, ChipLowering
 from dure.library.operators_common import DTYPES
 from dure.library.weight_types import WeightType, kv_type, weight_type
 from dure.machine.chip import Chip
-from dure.models.batch import PAGE, QUERY_ROWS, Batch
+from dure.models.batch import PAGE, Batch
 from dure.models.config import ModelConfig
 from dure.models.decoder import StepLimits, WeightTypes, step_program
 from dure.models.encoder import (
@@ -100,6 +100,19 @@ class ChipStep:
     def bytes(self) -> int:
         """Compulsory bytes."""
         return sum(c.count * (c.part.weight_bytes + c.part.kv_bytes) for c in self.calls)
+
+    def cut(self, chip: Chip) -> ChipStep:
+        """The step with attention's work cut for a chip: where instructions are bundles, in long
+        items, of which several tiles fill an instruction; else as it is, for keys that nobody sees
+        are skipped by whole items.
+        """
+        config = self.config
+        if not chip.bundles or not isinstance(config, ModelConfig):
+            return self
+        batch = self.batch.cut(int(chip.cores.base), config.kv_heads)
+        if batch == self.batch:
+            return self
+        return chip_step(config, batch, self.dtype, self.name, weights=self.weights, kv=self.kv)
 
     def check_fits(self, chip: Chip) -> None:
         """Raise :class:`TargetError` where weights and KV cache don't fit the chip."""
@@ -203,7 +216,7 @@ def _encoder(config: EncoderConfig, batch: Batch, kind: DType) -> tuple[Function
             fix="--phase prefill",
         )
     pages = batch.sequences * batch.pages
-    limits = EncoderLimits(pages, batch.sequences, PAGE, QUERY_ROWS)
+    limits = EncoderLimits(pages, batch.sequences, PAGE, batch.rows)
     sequences = [[0] * batch.context] * batch.sequences
     made = encoder_batch(config, limits, sequences)
     program = encoder_program(config, encoder_types(config, kind.name), limits)
@@ -231,7 +244,7 @@ def _program(config: ModelConfig, batch: Batch, kind: DType) -> Function:
         logit_rows=batch.sequences,
         positions=batch.context,
         page_size=PAGE,
-        query_rows=QUERY_ROWS,
+        query_rows=batch.rows,
     )
     return step_program(config, types, limits, kind.name)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from dure.compiler.chip.engines import Engines
 from dure.compiler.chip.instructions import Writer, vector_runs
+from dure.compiler.chip.pack import pack
 from dure.compiler.chip.tree import (
     Block,
     Branch,
@@ -47,6 +48,7 @@ def lower(function: Function, chip: Chip, ahead: frozenset[str] = frozenset()) -
     work.region(function.body, work.body)
     work.flush(work.body)
     tree = Tree(work.body, work.writer.buffers)
+    pack(tree, work.engines)
     work.fill_ahead(tree)
     return tree
 

@@ -19,7 +19,7 @@ from dure.compiler.chip.synchronise import synchronise
 from dure.compiler.chip.trim import trim
 from dure.ir.core import Function, Value
 from dure.ir.printer import print_function
-from dure.ir.simplify import simplify
+from dure.ir.simplify import simplify, unrolled_once
 from dure.machine.chip import Chip
 
 
@@ -107,7 +107,7 @@ def prepare(
 ) -> Prepared:
     """The passes on tile IR."""
     options = options or Options()
-    function = trim(simplify(partition(function, plan)))
+    function = trim(simplify(partition(function, plan), (("for", unrolled_once),)))
     if options.oriented:
         function = orient(function, chip)
     legal = legalise(function, chip, strict=options.strict)
