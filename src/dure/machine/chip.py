@@ -280,6 +280,16 @@ class Chip(_Table):
     power: dict[str, Power] = Field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    @property
+    def near(self) -> str:
+        """The memory in front of home that tensors of a program may lie in, as DMA moves between it
+        and the scratchpad; empty where there is none.
+        """
+        name = self.memories[self.home].cached_by
+        moves = {move for dma in self.dma.values() for move in dma.moves}
+        ways = {(name, self.scratchpad), (self.scratchpad, name)}
+        return name if name and ways <= moves else ""
+
     def quantities(self) -> Iterator[tuple[str, Quantity]]:
         """Every number with its dotted path, as in ``memories.hbm.bandwidth``."""
         yield from _quantities(self, "")

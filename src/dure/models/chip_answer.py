@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dure.errors import KernelError
 from dure.ir.core import Function
@@ -18,6 +18,7 @@ from dure.library.call import KernelCall
 from dure.machine.chip import Chip
 from dure.models.chip_program import Chosen, StepProgram, options_for, step_program
 from dure.models.chip_step import ChipStep, StepCall
+from dure.models.near import near_values
 from dure.sim.cost import duration
 from dure.sim.sanitizer import Verdict, sanitize
 from dure.sim.timing import Timing, simulate
@@ -157,11 +158,16 @@ def step_answer(
     options = options_for(step, chip, strict=strict, prefetch=prefetch)
     made: dict[object, Built] = {}
     chosen: list[Chosen] = []
+    near = near_values(step, chip)
+    options = replace(options, reserved=near.reserved)
     for entry in step.calls:
-        for call in entry.part.calls:
-            if _key(call) not in made:
-                made[_key(call)] = build(call, chip, base=options)
-        found = [made[_key(call)] for call in entry.part.calls]
+        found: list[Built] = []
+        for call, operands in zip(entry.part.calls, entry.part.operands, strict=True):
+            arguments = near.arguments(call, operands)
+            key = (_key(call), arguments)
+            if key not in made:
+                made[key] = build(call, chip, base=replace(options, near=arguments))
+            found.append(made[key])
         place = min(range(len(found)), key=lambda n: found[n].timing.ps)
         chosen.append(Chosen(entry, place, found[place]))
     program = step_program(step, chip, chosen, prefetch=prefetch)

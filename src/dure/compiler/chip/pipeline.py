@@ -32,7 +32,9 @@ class Options:
 
     ``oriented``: arguments may be kept the way round that the matrix engine wants, which another
     program that writes them knows nothing of.  ``ahead`` are arguments that are loaded on queues of
-    their own, where the chip has such queues, into as many as ``slots`` slots.
+    their own, where the chip has such queues, into as many as ``slots`` slots.  ``near`` are the
+    arguments (by their number) that lie in the memory in front of home, of which the whole program
+    keeps ``reserved`` bytes for such tensors.
     """
 
     plan: Partition | None = None
@@ -44,6 +46,8 @@ class Options:
     oriented: bool = True
     ahead: frozenset[str] = frozenset()
     slots: int = 0
+    near: frozenset[int] = frozenset()
+    reserved: int = 0
 
 
 @dataclass(frozen=True)
@@ -82,15 +86,16 @@ def compile_for(function: Function, chip: Chip, options: Options | None = None) 
     options = options or Options()
     plan = options.plan or default_plan(function, chip)
     prepared = prepare(function, chip, plan, options)
-    tree = lower(prepared.function, chip, options.ahead)
+    tree = lower(prepared.function, chip, options.ahead, options.near)
     keep(tree, options.resident)
     if options.stage is not None:
         stage(tree, options.stage)
     choose_stages(tree, chip, options.stages, options.budget, options.slots)
-    share_reads(tree, prepared.function, chip)
+    share_reads(tree, prepared.function, chip, options.near, options.reserved)
+
     synchronise(tree, chip, _inout(prepared.function))
     used = allocate(tree, chip, options.budget)
-    made = emit(prepared.function, tree, chip)
+    made = emit(prepared.function, tree, chip, options.near)
     return Compiled(made, prepared.conversions, used, options)
 
 
