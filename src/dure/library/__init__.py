@@ -28,6 +28,7 @@ from dure.library.moe import grouped_matmul, moe_route
 from dure.library.norm import layer_norm, rms_norm, rms_norm_rows, softmax, softmax_rows
 from dure.library.reduction import reduce_last, reduce_middle
 from dure.library.rope import kv_write, rope, rope_kv_write
+from dure.library.rope_whole import rope_whole, rope_whole_kv_write
 from dure.library.sampling import argmax, top_k
 from dure.library.scan import cumulative_sum
 from dure.library.transpose import transpose
@@ -69,6 +70,8 @@ __all__ = [
     "rms_norm_rows",
     "rope",
     "rope_kv_write",
+    "rope_whole",
+    "rope_whole_kv_write",
     "softmax",
     "softmax_rows",
     "top_k",

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 from dure.errors import TargetError
 from dure.ir.core import Op, Value
-from dure.ir.dtypes import DType, ElementType, float32
+from dure.ir.dtypes import BlockFormat, DType, ElementType, float32
 from dure.ir.expr import Expr, evaluate
 from dure.ir.types import TensorType, static_extent
 from dure.library import elementwise, epilogue
@@ -31,6 +31,7 @@ from dure.library.matmul_scaled import gated_linear_scaled, matmul_scaled
 from dure.library.norm import layer_norm, rms_norm, rms_norm_folded, rms_norm_rows
 from dure.library.operators_common import bytes_of, call, power_of_two, tile
 from dure.library.rope import kv_write, rope, rope_kv_write
+from dure.library.rope_whole import rope_whole, rope_whole_kv_write
 from dure.library.weight_types import WeightType
 
 #: Parts of a row that is folded over the lanes of an engine.
@@ -381,8 +382,15 @@ def _rope(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     heads = static_extent(kind.shape[1]) or 1
     tiles = {"bt": 1, "bh": tile(heads, 8)}
     lists = {3: lowering.list(positions)}
-    made = launch(rope, arguments, tiles, _heads(lowering, op, x, cosines), lists)
-    return [ChipCall.of("rope", [made], 3 * _elements(kind))]
+    consts = _heads(lowering, op, x, cosines)
+    made = [launch(rope, arguments, tiles, consts, lists)]
+    if _turns_whole(consts, kind) and weight is ABSENT:
+        arguments.remove(weight)
+        for joined in (1, 2) if heads % 2 == 0 else (1,):
+            consts = {"half": consts["half"], "joined": joined}
+            tiles = {"bt": 1, "bh": max(joined, tile(heads, 8))}
+            made.append(launch(rope_whole, arguments, tiles, consts, lists))
+    return [ChipCall.of("rope", made, 3 * _elements(kind))]
 
 
 @lowers_on_chips("kv_write")
@@ -416,8 +424,22 @@ def _kv_write(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     lists[first + 3] = lowering.list(positions)
     consts |= _heads(lowering, op, x, cosines)
     kernel = rope_kv_write_quantized if quantized else rope_kv_write
-    made = launch(kernel, arguments, tiles, consts, lists, unique=(first,), updates=updates)
-    return [ChipCall.of("rope, kv write", [made], 3 * _elements(kind), 0, written)]
+    made = [launch(kernel, arguments, tiles, consts, lists, unique=(first,), updates=updates)]
+    if not quantized and not norm and _turns_whole(consts, kind):
+        consts = {name: consts[name] for name in ("half", "heads_first")}
+        whole = rope_whole_kv_write, arguments[:-1], tiles, consts, lists
+        made.append(launch(*whole, unique=(first,), updates=updates))
+    return [ChipCall.of("rope, kv write", made, 3 * _elements(kind), 0, written)]
+
+
+def _turns_whole(consts: Mapping[str, object], kind: TensorType) -> bool:
+    """Whether many heads of this type turn as a whole, in 16 bits and the order of halves: one
+    token's few don't make up for a product.
+    """
+    plain = not consts["rest"] and not consts["interleaved"]
+    tokens, _, size = (static_extent(e) or 1 for e in kind.shape)
+    known = not isinstance(kind.dtype, BlockFormat) and kind.dtype.bits == 16
+    return plain and known and tokens >= _LANES and size == power_of_two(size)
 
 
 def _pool(lowering: ChipLowering, pool: Value) -> list[Argument]:

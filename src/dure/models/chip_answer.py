@@ -16,9 +16,9 @@ from dure.library.answer import Confidence, bound_of, confidence, roofline_secon
 from dure.library.build import Built, build
 from dure.library.call import KernelCall
 from dure.machine.chip import Chip
-from dure.models.chip_program import Chosen, StepProgram, options_for, step_program
+from dure.models.chip_program import Chosen, StepProgram, options_for, step_program, streams
 from dure.models.chip_step import ChipStep, StepCall
-from dure.models.near import near_values
+from dure.models.near import Near, near_values
 from dure.sim.cost import duration
 from dure.sim.sanitizer import Verdict, sanitize
 from dure.sim.timing import Timing, simulate
@@ -158,7 +158,8 @@ def step_answer(
     options = options_for(step, chip, strict=strict, prefetch=prefetch)
     made: dict[object, Built] = {}
     chosen: list[Chosen] = []
-    near = near_values(step, chip)
+    # Where weights bound the step, the values between its launches are small beside them.
+    near = Near() if streams(step, chip) else near_values(step, chip)
     options = replace(options, reserved=near.reserved)
     for entry in step.calls:
         found: list[Built] = []

@@ -88,5 +88,5 @@ def _bytes(stored: Stored, sizes: Mapping[str, int]) -> int:
         elements = 1
         for extent in value.tensor.shape:
             elements *= evaluate(extent, sizes)
-        total += elements * value.tensor.dtype.bits // 8
+        total += int(elements * value.tensor.dtype.bits) // 8
     return total
