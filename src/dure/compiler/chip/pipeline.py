@@ -16,6 +16,7 @@ from dure.compiler.chip.resident import Reuse, keep, stage
 from dure.compiler.chip.share import share_reads
 from dure.compiler.chip.stages import choose_stages
 from dure.compiler.chip.synchronise import synchronise
+from dure.compiler.chip.throttle import throttle
 from dure.compiler.chip.trim import trim
 from dure.ir.core import Function, Value
 from dure.ir.printer import print_function
@@ -92,7 +93,8 @@ def compile_for(function: Function, chip: Chip, options: Options | None = None) 
         stage(tree, options.stage)
     choose_stages(tree, chip, options.stages, options.budget, options.slots)
     share_reads(tree, prepared.function, chip, options.near, options.reserved)
-
+    if options.ahead:
+        throttle(tree, chip)
     synchronise(tree, chip, _inout(prepared.function))
     used = allocate(tree, chip, options.budget)
     made = emit(prepared.function, tree, chip, options.near)
