@@ -307,3 +307,17 @@ def test_what_is_stored() -> None:
     assert tuple(shape) == scales.shape
     floats = Stored((value,), "pool_codes", KV_TYPES["fp8"]).placed([1000 * pool])
     assert np.isfinite(floats.astype(np.float32)).all()
+
+
+def test_attention_is_cut_in_long_items_where_instructions_are_bundles() -> None:
+    step = chip_step(TINY, Batch("prefill", 1, 500))
+    assert step.cut(chip("rngd")) is step
+    tpu = chip("tpu-v6e")
+    found = step.cut(tpu)
+    assert found.batch.query_rows == 256 and found.cut(tpu) is found
+    assert sorted(found.inputs["work_rows"]) == [244, 256]
+    kernels = {c.kernel.__name__ for e in found.calls for c in e.part.calls}
+    assert "attention_columns" in kernels
+    assert found.flops == step.flops and found.bytes == step.bytes
+    decode = chip_step(TINY, Batch("decode", 1, 500))
+    assert decode.cut(tpu) is decode

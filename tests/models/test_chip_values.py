@@ -46,8 +46,8 @@ def test_a_step_on_bytes(name: str, model: str, phase: Phase, devices: int) -> N
     config = small(model, vocabulary=512)
     experts = config.experts is not None and devices > 1 and len(name) % 2
     shards = Shards(devices, devices if experts else 1)
-    step = sharded(chip_step(config, BATCHES[phase]), shards)
-    answer = step_answer(step, chip(name))
+    answer = step_answer(sharded(chip_step(config, BATCHES[phase]), shards), chip(name))
+    step = answer.step
     assert answer.verdict.ok and step.program is not None
     types = {p.value.name: cast(DType, p.value.tensor.dtype).numpy for p in step.program.params}
     arrays = [

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dure.ir.core import Function, Op, infer
-from dure.ir.expr import as_expr, compare, proves
+from collections.abc import Sequence
+
+from dure.ir.core import Function, Op, Region, infer
+from dure.ir.expr import Const, as_expr, compare, proves
 from dure.ir.rewrite import (
     Pattern,
     Rewritten,
@@ -65,6 +67,18 @@ def _decided(op: Op, scope: Scope) -> Rewritten | None:
     return Rewritten(inside.ops, inside.yields)
 
 
+def unrolled_once(op: Op, scope: Scope) -> Rewritten | None:
+    """A loop that runs once, from where values of the program say, is its body."""
+    start, stop = as_expr(op.attr("start")), as_expr(op.attr("stop"))
+    (region,) = op.regions
+    if isinstance(start, Const) or not proves(compare("==", stop - start, 1)):
+        return None
+    values = dict(zip(region.args, op.operands, strict=True))
+    inside = Region((), region.ops, region.yields)
+    inside = clone_region(inside, values, {region.symbols[0]: start})
+    return Rewritten(inside.ops, inside.yields)
+
+
 #: Patterns that shorten a program and change no bit of its results.
 PATTERNS: tuple[Pattern, ...] = (
     ("cast", _unchanged),
@@ -79,7 +93,7 @@ PATTERNS: tuple[Pattern, ...] = (
 )
 
 
-def simplify(function: Function) -> Function:
-    """Patterns to a fixpoint, then common subexpressions and dead code."""
-    function = rewrite(function, PATTERNS)
+def simplify(function: Function, more: Sequence[Pattern] = ()) -> Function:
+    """Patterns to a fixpoint, ``more`` of them too, then common subexpressions and dead code."""
+    function = rewrite(function, (*PATTERNS, *more))
     return eliminate_dead_code(eliminate_common_subexpressions(function))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dure.library import lowering as _registers_lowerings
 from dure.library import lowering_moe as _registers_expert_lowerings
 from dure.library.attention import paged_attention
+from dure.library.attention_columns import attention_columns
 from dure.library.attention_dense import attention_scores, dense_attention
 from dure.library.attention_grouped import grouped_attention
 from dure.library.attention_ragged import ragged_attention
@@ -24,15 +25,17 @@ from dure.library.matmul import batched_matmul, gated_linear, matmul, matmul_kn
 from dure.library.matmul_nests import matmul_blocked, matmul_hoisted, matmul_tiled
 from dure.library.matmul_packed import gated_linear_packed, matmul_packed
 from dure.library.moe import grouped_matmul, moe_route
-from dure.library.norm import layer_norm, rms_norm, softmax, softmax_rows
+from dure.library.norm import layer_norm, rms_norm, rms_norm_rows, softmax, softmax_rows
 from dure.library.reduction import reduce_last, reduce_middle
 from dure.library.rope import kv_write, rope, rope_kv_write
+from dure.library.rope_whole import rope_whole, rope_whole_kv_write
 from dure.library.sampling import argmax, top_k
 from dure.library.scan import cumulative_sum
 from dure.library.transpose import transpose
 
 __all__ = [
     "argmax",
+    "attention_columns",
     "attention_scores",
     "batched_matmul",
     "conv2d",
@@ -64,8 +67,11 @@ __all__ = [
     "reduce_last",
     "reduce_middle",
     "rms_norm",
+    "rms_norm_rows",
     "rope",
     "rope_kv_write",
+    "rope_whole",
+    "rope_whole_kv_write",
     "softmax",
     "softmax_rows",
     "top_k",

@@ -16,11 +16,12 @@ import numpy as np
 
 from dure.errors import TargetError
 from dure.ir.core import Op, Value
-from dure.ir.dtypes import DType, ElementType, float32
+from dure.ir.dtypes import BlockFormat, DType, ElementType, float32
 from dure.ir.expr import Expr, evaluate
 from dure.ir.types import TensorType, static_extent
 from dure.library import elementwise, epilogue
 from dure.library.activation import activation_function
+from dure.library.attention_columns import attention_columns
 from dure.library.attention_grouped import grouped_attention, quantized_attention
 from dure.library.call import IndexArray, KernelCall, stored_bytes, tensor
 from dure.library.chip_tensors import ABSENT, Argument, Form, Operand, Part, Stored
@@ -29,9 +30,10 @@ from dure.library.ffn import gated_linear_kn
 from dure.library.kv_quantized import kv_write_quantized, rope_kv_write_quantized
 from dure.library.matmul import matmul_kn
 from dure.library.matmul_scaled import gated_linear_scaled, matmul_scaled
-from dure.library.norm import layer_norm, rms_norm, rms_norm_folded
+from dure.library.norm import layer_norm, rms_norm, rms_norm_folded, rms_norm_rows
 from dure.library.operators_common import bytes_of, call, power_of_two, tile
 from dure.library.rope import kv_write, rope, rope_kv_write
+from dure.library.rope_whole import rope_whole, rope_whole_kv_write
 from dure.library.weight_types import WeightType
 from dure.machine.chip import Chip
 
@@ -39,6 +41,8 @@ from dure.machine.chip import Chip
 _LANES = 128
 #: Keys of a piece of attention, and queries of a tile, at most; the compiler chooses.
 _PIECE, _QUERIES = 256, 16
+#: Queries of a work item that are enough to lie along columns.
+_COLUMNS = 128
 
 
 #: A launch and what its arguments take.
@@ -352,6 +356,9 @@ def _norm(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
 
     tiles = {"bm": tile(m, 8), "bd": tile(d, 256)}
     launches = [launch(kernel, arguments(d), tiles, {"epsilon": op.attr("eps")})]
+    if kernel is rms_norm and m > 1:
+        consts = {"bd": power_of_two(d), "epsilon": op.attr("eps")}
+        launches.append(launch(rms_norm_rows, arguments(d), {"bm": 1}, consts))
     if kernel is rms_norm and not extra and d % _LANES == 0:
         consts = {"parts": _LANES, "columns": d // _LANES, "epsilon": op.attr("eps")}
         launches.append(launch(rms_norm_folded, arguments(_LANES, d // _LANES), {}, consts))
@@ -382,8 +389,15 @@ def _rope(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     heads = static_extent(kind.shape[1]) or 1
     tiles = {"bt": 1, "bh": tile(heads, 8)}
     lists = {3: lowering.list(positions)}
-    made = launch(rope, arguments, tiles, _heads(lowering, op, x, cosines), lists)
-    return [ChipCall.of("rope", [made], 3 * _elements(kind))]
+    consts = _heads(lowering, op, x, cosines)
+    made = [launch(rope, arguments, tiles, consts, lists)]
+    if _turns_whole(consts, kind) and weight is ABSENT:
+        arguments.remove(weight)
+        for joined in (1, 2) if heads % 2 == 0 else (1,):
+            consts = {"half": consts["half"], "joined": joined}
+            tiles = {"bt": 1, "bh": max(joined, tile(heads, 8))}
+            made.append(launch(rope_whole, arguments, tiles, consts, lists))
+    return [ChipCall.of("rope", made, 3 * _elements(kind))]
 
 
 @lowers_on_chips("kv_write")
@@ -417,8 +431,22 @@ def _kv_write(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     lists[first + 3] = lowering.list(positions)
     consts |= _heads(lowering, op, x, cosines)
     kernel = rope_kv_write_quantized if quantized else rope_kv_write
-    made = launch(kernel, arguments, tiles, consts, lists, unique=(first,), updates=updates)
-    return [ChipCall.of("rope, kv write", [made], 3 * _elements(kind), 0, written)]
+    made = [launch(kernel, arguments, tiles, consts, lists, unique=(first,), updates=updates)]
+    if not quantized and not norm and _turns_whole(consts, kind):
+        consts = {name: consts[name] for name in ("half", "heads_first")}
+        whole = rope_whole_kv_write, arguments[:-1], tiles, consts, lists
+        made.append(launch(*whole, unique=(first,), updates=updates))
+    return [ChipCall.of("rope, kv write", made, 3 * _elements(kind), 0, written)]
+
+
+def _turns_whole(consts: Mapping[str, object], kind: TensorType) -> bool:
+    """Whether many heads of this type turn as a whole, in 16 bits and the order of halves: one
+    token's few don't make up for a product.
+    """
+    plain = not consts["rest"] and not consts["interleaved"]
+    tokens, _, size = (static_extent(e) or 1 for e in kind.shape)
+    known = not isinstance(kind.dtype, BlockFormat) and kind.dtype.bits == 16
+    return plain and known and tokens >= _LANES and size == power_of_two(size)
 
 
 def _pool(lowering: ChipLowering, pool: Value) -> list[Argument]:
@@ -478,7 +506,8 @@ def _attention(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     # Keys and values, then the scales of both.
     caches = [part for both in zip(*pools, strict=True) for part in both]
     sink = lowering.given(sinks[0], (groups, group, 1)) if sinks else ABSENT
-    tiles = {"bq": tile(most, _QUERIES), "bh": 1, "piece": max(page, tile(longest, _PIECE))}
+    piece = max(page, op.attr("query_rows"), tile(longest, _PIECE))
+    tiles = {"bq": tile(most, _QUERIES), "bh": 1, "piece": piece}
     places = [lowering.indices(v) for v in op.operands[3:9]]
     y = lowering.given(op.result, heads_shape)
     arguments = [lowering.given(q, heads_shape), *caches, *places, sink, y]
@@ -490,6 +519,10 @@ def _attention(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
         consts["heads_first"] = cached
     forms = (False, True) if longest > page else (False,)
     made = [launch(kernel, arguments, tiles, {**consts, "ahead": ahead}, lists) for ahead in forms]
+    parts = next((n for n in (4, 2) if groups % n == 0), 0)
+    if parts and most >= _COLUMNS and cached and kernel is grouped_attention:
+        del consts["heads_first"]
+        made.append(launch(attention_columns, arguments, tiles, {**consts, "parts": parts}, lists))
     moved = read * sum(map(_row_bytes, caches)) if cached else 0
     return [ChipCall.of("attention", made, 4 * heads * size * seen, 0, moved)]
 

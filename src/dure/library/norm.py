@@ -42,6 +42,28 @@ def rms_norm(
 
 
 @dure.kernel
+def rms_norm_rows(
+    x: dl.Tensor,
+    weight: dl.Tensor | None,
+    residual: dl.Tensor | None,
+    y: dl.Tensor,
+    bm: dl.const,
+    bd: dl.const,
+    epsilon: dl.const,
+):
+    """Like :func:`rms_norm`, with whole rows in a tile: ``bd`` covers D, and x is read once."""
+    i = dl.program_id(0)
+    rows = dl.load(x, (i, 0), (bm, bd)).to(dl.float32)
+    mean = dl.sum(rows * rows, 1, keepdims=True) / dl.full((bm, 1), x.shape[1], dl.float32)
+    out = rows * dl.rsqrt(mean + epsilon)
+    if weight is not None:
+        out = out * dl.load(weight, (0,), (bd,)).to(dl.float32)[None, :]
+    if residual is not None:
+        out = out + dl.load(residual, (i, 0), (bm, bd)).to(dl.float32)
+    dl.store(y, (i, 0), convert(out, y.dtype))
+
+
+@dure.kernel
 def rms_norm_folded(
     x: dl.Tensor,
     weight: dl.Tensor,

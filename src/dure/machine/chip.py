@@ -262,6 +262,9 @@ class Chip(_Table):
     fabrics: dict[str, Fabric] = Field(default_factory=dict)
     links: dict[str, Link] = Field(default_factory=dict)
     sync: Sync
+    # Compute queues whose instructions are bundles: one may hold work of different engines that has
+    # nothing to do with each other.
+    bundles: tuple[str, ...] = ()
     # What a type is converted to where the chip can't compute in it: type -> type.
     conversions: dict[str, str] = Field(default_factory=dict)
     # Groups of cores from the innermost, as a name and the cores that one group has.
@@ -276,6 +279,16 @@ class Chip(_Table):
     toolchain: Toolchain | None = None
     power: dict[str, Power] = Field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @property
+    def near(self) -> str:
+        """The memory in front of home that tensors of a program may lie in, as DMA moves between it
+        and the scratchpad; empty where there is none.
+        """
+        name = self.memories[self.home].cached_by
+        moves = {move for dma in self.dma.values() for move in dma.moves}
+        ways = {(name, self.scratchpad), (self.scratchpad, name)}
+        return name if name and ways <= moves else ""
 
     def quantities(self) -> Iterator[tuple[str, Quantity]]:
         """Every number with its dotted path, as in ``memories.hbm.bandwidth``."""

@@ -408,6 +408,14 @@ def _check_queues(chip: Chip, where: str) -> None:
                     rule="a DMA engine has queues of its own",
                     fix="rename the queue",
                 )
+    for queue in chip.bundles:
+        if queue not in engines:
+            raise TargetError(
+                f"'{queue}' is no queue of an engine",
+                where=f"{where}: bundles",
+                rule="bundles are instructions of compute queues",
+                fix="name one of " + ", ".join(sorted(engines)),
+            )
     for queue in {*engines, *chip.transfer_queues}:
         if not _NAME.fullmatch(queue):
             raise TargetError(

@@ -5,7 +5,7 @@ Pages lie in no order, as a paged cache leaves them; tokens are drawn at random.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
@@ -20,8 +20,10 @@ Phase: TypeAlias = Literal["decode", "prefill", "mixed"]
 Int32s: TypeAlias = "npt.NDArray[np.int32]"
 
 PAGE = 64
-#: Rows of a work item of attention, whose positions lie in one aligned run of so many.
-QUERY_ROWS = 64
+#: Rows of a work item of attention, where nothing asks for longer ones, and where something does.
+QUERY_ROWS, _MOST_ROWS = 64, 512
+#: Long work items that each core has at least: they take different times.
+_ITEMS = 4
 #: Tokens of a step at most: each has entries in the index arguments.
 MOST_TOKENS = 1 << 20
 
@@ -45,6 +47,9 @@ class Batch:
     they differ, ``context`` being the longest.  A decode step gives each its last position, a
     prefill step its last ``chunk`` (0: all, with nothing in the cache before).  A mixed step
     decodes all of them while one more sequence of ``context`` positions is prefilled so.
+
+    ``query_rows`` are those of a work item of attention, at most, whose positions lie in one
+    aligned run of so many.
     """
 
     phase: Phase
@@ -52,6 +57,7 @@ class Batch:
     context: int
     chunk: int = 0
     contexts: tuple[int, ...] = ()
+    query_rows: int = QUERY_ROWS
 
     def __post_init__(self) -> None:
         for name, value in (("batch", self.sequences), ("context", self._shortest)):
@@ -137,6 +143,18 @@ class Batch:
             many = str(self.tokens)
         return f"{self.phase} of {many} tokens{of}"
 
+    def cut(self, cores: int, heads: int) -> Batch:
+        """The batch with longer work items, as long as each of ``cores`` still has a few of them,
+        which are each item's for each of ``heads`` KV heads.
+        """
+        news = [new for _, new in self.rows]
+        rows = self.query_rows
+        while 2 * rows <= min(_MOST_ROWS, max(news)):
+            if sum(-(-new // (2 * rows)) for new in news) * heads < _ITEMS * cores:
+                break
+            rows *= 2
+        return replace(self, query_rows=rows)
+
     def check(self, config: ModelConfig | EncoderConfig) -> None:
         """Raise :class:`UsageError` for more positions than the model knows."""
         if self.context > config.context:
@@ -163,7 +181,7 @@ class Batch:
         work = [
             (number, first[number] + start - (context - new), stop - start)
             for number, (context, new) in enumerate(self.rows)
-            for start, stop in _runs(context, new)
+            for start, stop in _runs(context, new, self.query_rows)
         ]
         found = {
             "tokens": draw.integers(0, config.vocabulary, self.tokens),
@@ -179,10 +197,10 @@ class Batch:
         return {name: values.astype(np.int32) for name, values in found.items()}
 
 
-def _runs(context: int, new: int) -> list[tuple[int, int]]:
-    """The positions of a sequence's work items: those of each aligned run of query rows."""
-    runs = range((context - new) // QUERY_ROWS, (context - 1) // QUERY_ROWS + 1)
+def _runs(context: int, new: int, rows: int) -> list[tuple[int, int]]:
+    """The positions of a sequence's work items: those of each aligned run of so many rows."""
+    runs = range((context - new) // rows, (context - 1) // rows + 1)
     return [
-        (max(run * QUERY_ROWS, context - new), min((run + 1) * QUERY_ROWS, context))
+        (max(run * rows, context - new), min((run + 1) * rows, context))
         for run in balanced(list(runs))
     ]

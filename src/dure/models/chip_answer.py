@@ -21,8 +21,9 @@ from dure.library.chip_lowering import Launch
 from dure.library.chip_tensors import Operand
 from dure.machine.chip import Chip
 from dure.models.chip_layouts import standing, standing_values
-from dure.models.chip_program import Chosen, StepProgram, options_for, step_program
+from dure.models.chip_program import Chosen, StepProgram, options_for, step_program, streams
 from dure.models.chip_step import ChipStep, StepCall
+from dure.models.near import Near, near_values
 from dure.sim.cost import duration
 from dure.sim.sanitizer import Verdict, sanitize
 from dure.sim.timing import Timing, simulate
@@ -167,11 +168,16 @@ def step_answer(
     """
     step.check_fits(chip)
     started = time.perf_counter()
+    step = step.cut(chip)
+    # Where weights bound the step, the values between its launches are small beside them.
+    near = Near() if streams(step, chip) else near_values(step, chip)
+    options = options_for(step, chip, strict=strict, prefetch=prefetch)
     work = _Launches(
         chip,
-        options_for(step, chip, strict=strict, prefetch=prefetch),
+        replace(options, reserved=near.reserved),
         {} if made is None else made,
         standing_values(step, chip),
+        near,
     )
     chosen = [launch for entry in step.calls for launch in work.chosen(entry)]
     program = step_program(step, chip, chosen, prefetch=prefetch)
@@ -203,6 +209,7 @@ class _Launches:
     made: dict[object, Built]
     #: Values that lie transposed.
     standing: frozenset[Value]
+    near: Near
 
     def chosen(self, entry: StepCall) -> list[Chosen]:
         """The launches of an entry, by the fastest of the ways to it."""
@@ -222,7 +229,8 @@ class _Launches:
             names = standing(call, operands, self.standing, self.chip)
             if names is None:
                 return None
-            options = replace(self.options, standing=names)
+            arguments = self.near.arguments(call, operands)
+            options = replace(self.options, standing=names, near=arguments)
             key = _key(call), options
             if key not in self.made:
                 self.made[key] = build(call, self.chip, base=options)

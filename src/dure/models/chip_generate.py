@@ -37,8 +37,9 @@ class ChipModel:
         positions: int = PAGE,
         dtype: str = "bf16",
     ) -> None:
-        self.step = chip_step(config, Batch("decode", 1, positions), dtype)
-        self.answer: StepAnswer = step_answer(self.step, chip)
+        step = chip_step(config, Batch("decode", 1, positions), dtype)
+        self.answer: StepAnswer = step_answer(step, chip)
+        self.step = self.answer.step
         self.positions = positions
         self.length = 0
         self.tables = self.step.inputs

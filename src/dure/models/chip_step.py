@@ -22,7 +22,7 @@ from dure.library.chip_lowering import ChipCall, ChipLowering
 from dure.library.operators_common import DTYPES
 from dure.library.weight_types import WeightType, kv_type, weight_type
 from dure.machine.chip import Chip
-from dure.models.batch import PAGE, QUERY_ROWS, Batch
+from dure.models.batch import PAGE, Batch
 from dure.models.config import ModelConfig
 from dure.models.decoder import StepLimits, WeightTypes, step_program
 from dure.models.encoder import (
@@ -129,6 +129,21 @@ class ChipStep:
         if self.work is not None:
             return self.work[1]
         return sum(c.count * (c.part.weight_bytes + c.part.kv_bytes) for c in self.calls)
+
+    def cut(self, chip: Chip) -> ChipStep:
+        """The step with attention's work cut for a chip: where instructions are bundles, in long
+        items, of which several tiles fill an instruction; else as it is, for keys that nobody sees
+        are skipped by whole items.
+        """
+        config = self.config
+        if not chip.bundles or not isinstance(config, ModelConfig):
+            return self
+        batch = self.batch.cut(int(chip.cores.base), shard_config(config, self.shards).kv_heads)
+        if batch == self.batch:
+            return self
+        names = self.dtype, self.weights, self.kv
+        found = _step(config, batch, names, self.name, self.shards)
+        return replace(found, shards=self.shards, held=self.held, work=self.work)
 
     def check_fits(self, chip: Chip) -> None:
         """Raise :class:`TargetError` where a device's weights and KV cache don't fit it."""
@@ -323,7 +338,7 @@ def _encoder(config: EncoderConfig, batch: Batch, kind: DType) -> tuple[Function
             fix="--phase prefill with one --context",
         )
     pages = batch.sequences * batch.pages
-    limits = EncoderLimits(pages, batch.sequences, PAGE, QUERY_ROWS)
+    limits = EncoderLimits(pages, batch.sequences, PAGE, batch.query_rows)
     sequences = [[0] * batch.context] * batch.sequences
     made = encoder_batch(config, limits, sequences)
     program = encoder_program(config, encoder_types(config, kind.name), limits)
@@ -351,7 +366,7 @@ def _program(config: ModelConfig, batch: Batch, kind: DType, shards: Shards) -> 
         logit_rows=batch.count,
         positions=batch.context,
         page_size=PAGE,
-        query_rows=QUERY_ROWS,
+        query_rows=batch.query_rows,
         aligned=True,
     )
     return step_program(config, types, limits, kind.name, shards)

@@ -51,11 +51,13 @@ class Transfer:
 def engine_of(chip: Chip, buffers: Mapping[Value, Op], op: Op) -> str:
     """The DMA engine of the op's queue that goes its way."""
     memory = str(buffers[op.operands[1]].attr("memory"))
-    way = (chip.home, memory) if op.name == "dma_load" else (memory, chip.home)
     queue = op.attr("queue")
-    for name, dma in chip.dma.items():
-        if queue in dma.queues and way in dma.moves:
-            return name
+    for place in (chip.near, chip.home):
+        way = (place, memory) if op.name == "dma_load" else (memory, place)
+        for name, dma in chip.dma.items():
+            if queue in dma.queues and way in dma.moves:
+                return name
+    way = (chip.home, memory) if op.name == "dma_load" else (memory, chip.home)
     engines = [f"'{d.queue}'" for d in chip.dma.values() if way in d.moves]
     raise refusal(
         op,
@@ -85,8 +87,8 @@ def transfer_maker(
         entries = prod(reach[axis].entries for axis in lists)
         delay = latency + descriptor * (entries - 1) + way
         limit = _limit(chip, dma, found)
-        home = found.granules * share
-        weight = weight_of(home / found.bytes)
+        home = found.granules * share if chip.home in dma.route else Fraction()
+        weight = weight_of(found.granules * share / found.bytes)
         units = found.bytes * UNIT
         return Transfer(
             name, issue, delay, found.bytes, units, limit, weight, home, memory, relation

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import TypeAlias
+from typing import Any, TypeAlias, cast
 
 from dure.compiler.chip.allocate import bytes_of, capacity
 from dure.errors import IRError
@@ -105,6 +105,9 @@ def compose(
     if prefetch:
         body = _Lags(chip, body).applied()
     stored = work.stored
+    attrs: dict[str, Any] = {"target": chip.name}
+    if work.near:
+        attrs["near"] = tuple(name for name in tensors if name in work.near)
     params = [Param(v, "inout" if n in stored else "in") for n, v in work.values.items()]
     ids = {work.device: devices, work.core: work.cores}
     ids = {program_id: count for program_id, count in ids.items() if count > 1}
@@ -115,7 +118,7 @@ def compose(
         body,
         grid=tuple(map(const, ids.values())),
         program_ids=tuple(ids),
-        attrs={"target": chip.name},
+        attrs=attrs,
     )
     return over_devices(function, devices)
 
@@ -149,6 +152,8 @@ class _Composer:
         self.core = symbol("core", "grid", 0, self.cores - 1)
         self.ahead = tuple(sorted({d.ahead for d in chip.dma.values() if d.ahead}))
         self.stored: set[str] = set()
+        #: Tensors that lie in the memory in front of home.
+        self.near: set[str] = set()
         self.number = 0
         memory = chip.memories[chip.scratchpad]
         self.alignment = int(memory.alignment.base)
@@ -201,6 +206,8 @@ class _Composer:
             values[param.value] = self.bound(param, binding, views)
             if param.access != "in":
                 self.stored.add(binding.tensor)
+            if param.value.name in cast("tuple[str, ...]", function.attrs.get("near", ())):
+                self.near.add(binding.tensor)
         ids: dict[Expr, IntLike] = dict(self.ids(function))
         region = clone_region(function.body, values, ids, prefix=f"k{self.number}_")
         declared = [op for op in region.ops if op.name in ("buffer", "semaphore")]

@@ -27,13 +27,19 @@ from dure.machine.chip import Chip
 assert _declares_machine_ops
 
 
-def emit(function: Function, tree: Tree, chip: Chip) -> Function:
-    """The machine function of a tree; ``function`` is the tile program that it came from."""
+def emit(
+    function: Function, tree: Tree, chip: Chip, near: frozenset[int] = frozenset()
+) -> Function:
+    """The machine function of a tree; ``function`` is the tile program that it came from, and
+    ``near`` its arguments that lie in the memory in front of home.
+    """
     work = _Emitter(chip)
     top = [work.buffer(b) for b in tree.buffers if work.is_used(b, tree)]
     top += [work.semaphore(n, s) for n, s in enumerate(tree.semaphores)]
     body = Region((), (*top, *work.block(tree.body)))
     attrs = {**function.attrs, "target": chip.name}
+    if near:
+        attrs["near"] = tuple(function.params[n].value.name for n in sorted(near))
     return replace(function, level="machine", body=body, symbols=(), attrs=attrs)
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 from dure.compiler.chip.engines import Engines
 from dure.compiler.chip.tree import Block, Buffer, Step
 from dure.compiler.chip.usage import Usage, is_cheap
-from dure.errors import KernelError
+from dure.errors import IRError, KernelError
 from dure.ir.core import Op, Region, Span, Value
 from dure.ir.machine.compute import operation_of, works
 from dure.ir.rewrite import clone_region
@@ -150,7 +150,10 @@ class Writer:
         for queue in self.engines.able(["transpose"]):
             if source is not None and source.memory not in self.engines.reads(queue):
                 continue
-            cost = _cost(self.engines, value, queue, "transpose")
+            try:
+                cost = _cost(self.engines, value, queue, "transpose")
+            except IRError:
+                continue  # an engine that doesn't take the type
             plain = value.tile.rank == 2
             for memory in sorted(self.engines.writes(queue)):
                 if memory == made.memory:

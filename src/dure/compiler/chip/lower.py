@@ -13,6 +13,7 @@ from typing import Any
 
 from dure.compiler.chip.engines import Engines
 from dure.compiler.chip.instructions import Writer, vector_runs
+from dure.compiler.chip.pack import pack
 from dure.compiler.chip.tree import (
     Block,
     Branch,
@@ -36,17 +37,25 @@ from dure.machine.chip import Chip
 _DESCRIPTOR = ("index", "step", "offset", "stride", "list_axes")
 
 
-def lower(function: Function, chip: Chip, ahead: frozenset[str] = frozenset()) -> Tree:
+def lower(
+    function: Function,
+    chip: Chip,
+    ahead: frozenset[str] = frozenset(),
+    near: frozenset[int] = frozenset(),
+) -> Tree:
     """The instructions of a legalised tile program whose grid counts cores.
 
-    Arguments named in ``ahead`` are loaded on the queue that a DMA engine has for that.
+    Arguments named in ``ahead`` are loaded on the queue that a DMA engine has for that; those whose
+    numbers are in ``near`` lie in the memory in front of home.
     Raises :class:`~dure.errors.DureError` with the author's line for what the chip can't do.
     """
     function = eliminate_dead_code(function)
-    work = _Lowering(function, Engines(chip), ahead)
+    values = frozenset(function.params[n].value for n in near)
+    work = _Lowering(function, Engines(chip), ahead, values)
     work.region(function.body, work.body)
     work.flush(work.body)
     tree = Tree(work.body, work.writer.buffers)
+    pack(tree, work.engines)
     work.fill_ahead(tree)
     return tree
 
@@ -56,6 +65,7 @@ class _Lowering:
     function: Function
     engines: Engines
     ahead: frozenset[str] = frozenset()
+    near: frozenset[Value] = frozenset()
     usage: Usage = field(init=False)
     writer: Writer = field(init=False)
     body: Block = field(init=False)
@@ -195,7 +205,7 @@ class _Lowering:
             )
         lists = [self.list_of(o, block) for o in op.operands[1:]]
         for memory in memories:
-            engine = chip.dma[self._dma(chip.home, memory, op)]
+            engine = chip.dma[self._dma(self._place(op), memory, op)]
             buffer = self.writer.buffer(
                 value.tile, memory, block, value.name or op.operands[0].name, op.span
             )
@@ -207,6 +217,12 @@ class _Lowering:
             self._transfer(op, queue, lists, buffer, attrs, block, outside)
             self.loaded.add(buffer)
             self.put(value, buffer)
+
+    def _place(self, op: Op) -> str:
+        """The memory in which the tensor of a load or store lies."""
+        tensor = op.operands[0]
+        chip = self.engines.chip
+        return chip.near if self.views.get(tensor, tensor) in self.near else chip.home
 
     def _runs_ahead(self, op: Op) -> bool:
         """Whether a load may go before what its program waits for."""
@@ -359,7 +375,7 @@ class _Lowering:
         self.needs([value], block)
         lists = [self.list_of(o, block) for o in op.operands[2:]]
         buffer = self.writer.in_memory(value, self.engines.storable(), block)
-        dma = self._dma(buffer.memory, self.engines.chip.home, op)
+        dma = self._dma(buffer.memory, self._place(op), op)
         attrs = {k: op.attr(k) for k in (*_DESCRIPTOR, "combine")}
         block.items.append(
             Step(

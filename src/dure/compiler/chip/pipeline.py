@@ -17,11 +17,12 @@ from dure.compiler.chip.resident import Reuse, keep, stage
 from dure.compiler.chip.share import share_reads
 from dure.compiler.chip.stages import choose_stages
 from dure.compiler.chip.synchronise import synchronise
+from dure.compiler.chip.throttle import throttle
 from dure.compiler.chip.trim import trim
 from dure.compiler.chip.turn import turn
 from dure.ir.core import Function, Value
 from dure.ir.printer import print_function
-from dure.ir.simplify import simplify
+from dure.ir.simplify import simplify, unrolled_once
 from dure.machine.chip import Chip
 
 
@@ -34,8 +35,10 @@ class Options:
 
     ``oriented``: arguments may be kept the way round that the matrix engine wants, which another
     program that writes them knows nothing of.  ``ahead`` are arguments that are loaded on queues of
-    their own, where the chip has such queues, into as many as ``slots`` slots.
-    ``standing`` are arguments that lie transposed, for whoever writes and reads them.
+    their own, where the chip has such queues, into as many as ``slots`` slots.  ``standing`` are
+    arguments that lie transposed, for whoever writes and reads them, and ``near`` those (by their
+    number) that lie in the memory in front of home, of which the whole program keeps ``reserved``
+    bytes for such tensors.
     """
 
     plan: Partition | None = None
@@ -48,6 +51,8 @@ class Options:
     ahead: frozenset[str] = frozenset()
     slots: int = 0
     standing: frozenset[str] = frozenset()
+    near: frozenset[int] = frozenset()
+    reserved: int = 0
 
 
 @dataclass(frozen=True)
@@ -86,15 +91,17 @@ def compile_for(function: Function, chip: Chip, options: Options | None = None) 
     check_pushes(function)
     plan = options.plan or default_plan(function, chip)
     prepared = prepare(function, chip, plan, options)
-    tree = lower(prepared.function, chip, options.ahead)
+    tree = lower(prepared.function, chip, options.ahead, options.near)
     keep(tree, options.resident)
     if options.stage is not None:
         stage(tree, options.stage)
     choose_stages(tree, chip, options.stages, options.budget, options.slots)
-    share_reads(tree, prepared.function, chip)
+    share_reads(tree, prepared.function, chip, options.near, options.reserved)
+    if options.ahead:
+        throttle(tree, chip)
     synchronise(tree, chip, _inout(prepared.function))
     used = allocate(tree, chip, options.budget)
-    made = emit(prepared.function, tree, chip)
+    made = emit(prepared.function, tree, chip, options.near)
     return Compiled(made, prepared.conversions, used, options)
 
 
@@ -111,7 +118,7 @@ def prepare(
 ) -> Prepared:
     """The passes on tile IR."""
     options = options or Options()
-    function = trim(simplify(partition(function, plan)))
+    function = trim(simplify(partition(function, plan), (("for", unrolled_once),)))
     if options.oriented:
         function = orient(function, chip)
     function = laid(function, options.standing)

@@ -200,11 +200,11 @@ class _Search:
         if function is None or plan is None:
             return _NONE
         prepared = self.prepared(function, plan)
-        tree = lower(prepared, self.chip)
+        tree = lower(prepared, self.chip, near=self.base.near)
         self.reuses[point] = reuses(tree)
         keep(tree, point.resident)
         choose_stages(tree, self.chip, point.stages, self.base.budget)
-        share_reads(tree, prepared, self.chip)
+        share_reads(tree, prepared, self.chip, self.base.near, self.base.reserved)
         used = allocate(tree, self.chip, self.base.budget)
         bound = estimate(tree, prepared, self.chip, self.costs, self.indices)
         if bound.instructions > _LONGEST:

@@ -28,13 +28,23 @@ class _Reads:
     steps: list[tuple[Step, int]]
 
 
-def share_reads(tree: Tree, function: Function, chip: Chip) -> None:
-    """Set the ``share`` of each load."""
+def share_reads(
+    tree: Tree,
+    function: Function,
+    chip: Chip,
+    near: frozenset[int] = frozenset(),
+    reserved: int = 0,
+) -> None:
+    """Set the ``share`` of each load from home.
+
+    The arguments in ``near`` lie in the memory in between, which keeps ``reserved`` bytes for such.
+    """
     home = chip.memories[chip.home]
     if not home.shared_reads and not home.cached_by:
         return
     readers = None if home.readers is None else int(home.readers.base)
     counts = Counts.of(function)
+    apart = {function.params[n].value for n in near}
     reads: dict[Value, _Reads] = {}
     for step, times in counts.steps(tree.body, 1, counts.start()):
         if step.kind != "dma_load" or step.tensor is None:
@@ -42,6 +52,8 @@ def share_reads(tree: Tree, function: Function, chip: Chip) -> None:
         sharers = counts.sharers(step) if home.shared_reads else 1
         sharers = sharers if readers is None else min(sharers, readers)
         root = counts.root(step.tensor)
+        if root in apart:
+            continue
         size = _bytes(root.tensor) // devices_of(function)
         found = reads.setdefault(root, _Reads(size, 0, 0.0, []))
         there = _there(step, root.tensor)
@@ -49,7 +61,7 @@ def share_reads(tree: Tree, function: Function, chip: Chip) -> None:
         found.moved += moved
         found.delivered += moved / sharers
         found.steps.append((step, sharers))
-    kept = _kept(reads, chip)
+    kept = _kept(reads, chip, reserved)
     for root, found in reads.items():
         for step, sharers in found.steps:
             if root in kept and found.size < found.delivered:
@@ -69,12 +81,12 @@ def _there(step: Step, kind: TensorType) -> float:
     return part
 
 
-def _kept(reads: dict[Value, _Reads], chip: Chip) -> set[Value]:
+def _kept(reads: dict[Value, _Reads], chip: Chip, reserved: int) -> set[Value]:
     """The tensors that the memory in between keeps."""
     name = chip.memories[chip.home].cached_by
     if not name:
         return set()
-    room = int(chip.memories[name].size.base)
+    room = int(chip.memories[name].size.base) - reserved
     kept: set[Value] = set()
     for root, found in sorted(reads.items(), key=lambda e: e[1].size - e[1].delivered):
         if found.size <= room:

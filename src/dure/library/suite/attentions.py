@@ -9,10 +9,14 @@ from functools import partial
 import numpy as np
 
 from dure.library.attention import paged_attention
+from dure.library.attention_columns import attention_columns
 from dure.library.attention_dense import attention_scores, dense_attention
 from dure.library.attention_grouped import grouped_attention
 from dure.library.attention_ragged import ragged_attention
 from dure.library.suite.case import NUMPY, Array, Case, Drawn, Shape, empty, normal, values
+
+#: Parts of the heads whose tiles are worked on side by side.
+_PARTS = 2
 
 _TOLERANCES = {"f32": 1e-4, "f16": 4e-3, "bf16": 3e-2}
 
@@ -193,6 +197,7 @@ class Grouped:
     sinks: bool = False
     causal: bool = True
     ahead: bool = False
+    columns: bool = False
 
     @property
     def name(self) -> str:
@@ -244,8 +249,8 @@ def draw_grouped(form: Grouped, rng: np.random.Generator, size: Shape) -> Drawn:
         "softcap": form.softcap,
         "causal": form.causal,
         # What an encoder's rows give lies as it was made.
-        "heads_first": form.causal,
-        "ahead": form.ahead,
+        **({"parts": _PARTS} if form.columns else {"heads_first": form.causal}),
+        **({} if form.columns else {"ahead": form.ahead}),
     }
     pools = [np.ascontiguousarray(p.swapaxes(0, 1)) if form.causal else p for p in cache.pools]
     lists = [np.array(column, np.int32) for column in zip(*work, strict=True)]
@@ -337,6 +342,12 @@ def paged_cases() -> Iterable[Case]:
             name = f"grouped attention of {kind}{form.name}"
             full, tolerance = ("attn", dims, "bf16"), _TOLERANCES[form.dtype]
             yield Case(name, item, grouped_attention, draw, sizes, tiles, full, tolerance)
+    even: tuple[Shape, ...] = ((2, 2, 1, 1, 1, 1), (4, 2, 3, 9, 12, 2), (8, 4, 7, 21, 16, 3))
+    columns = Grouped("bf16", columns=True)
+    for form in (columns, Grouped("f32", 5, 3.0, sinks=True, columns=True)):
+        draw, tolerance = partial(draw_grouped, form), _TOLERANCES[form.dtype]
+        full, name = ("attn", "32x8x512x2048x128", "bf16"), f"attention by columns{form.name}"
+        yield Case(name, item, attention_columns, draw, even, tiles, full, tolerance)
     for dtype in ("f32", "bf16"):
         draw = partial(draw_ragged, dtype)
         full = ("ragged_attention", "32x8x512x2048x128", "bf16")

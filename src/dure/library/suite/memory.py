@@ -11,6 +11,7 @@ from dure.ir.dtypes import q8_0
 from dure.library.conv import conv2d
 from dure.library.embedding import embedding, gather_rows
 from dure.library.rope import kv_write, rope, rope_kv_write
+from dure.library.rope_whole import rope_whole, rope_whole_kv_write
 from dure.library.suite.case import (
     TOLERANCES,
     Array,
@@ -108,6 +109,18 @@ def draw_rope(
     return Drawn([pool, x, slots, cosines, sines, places, weight], {0: expected}, consts)
 
 
+def draw_rope_whole(write: bool, joined: int, rng: np.random.Generator, size: Shape) -> Drawn:
+    """The same of whole heads, ``joined`` in a row of the product."""
+    drawn = draw_rope(False, False, write, "bf16", rng, (*size, size[-1]))
+    consts: dict[str, object] = {"half": drawn.consts["half"], "joined": joined}
+    if write:
+        consts["heads_first"] = True
+    arguments = list(drawn.arguments)
+    del arguments[6 if write else 4]
+    expected = drawn.expected if write else {4: drawn.expected[5]}
+    return Drawn(arguments, expected, consts)
+
+
 def index_cases() -> Iterable[Case]:
     """Embedding, gather and cache writes."""
     for dtype in ("f32", "bf16", "q8_0"):
@@ -156,6 +169,14 @@ def rope_cases() -> Iterable[Case]:
         name = f"rope {order} to the cache"
         large = ("rope_kv_write", "512x8x128", "bf16")
         yield Case(name, "rope", rope_kv_write, draw, sizes, tiles, large, 1e-4, updates=(0,))
+    whole: tuple[Shape, ...] = ((1, 1, 2), (5, 3, 16), (7, 4, 32))
+    for joined in (1, 2):
+        draw = partial(draw_rope_whole, False, joined)
+        name, large = f"rope of whole heads, {joined} in a row", ("rope", "512x32x128", "bf16")
+        yield Case(name, "rope", rope_whole, draw, whole, tiles, large, 2e-2)
+    draw = partial(draw_rope_whole, True, 1)
+    name, large = "rope of whole heads to the cache", ("rope_kv_write", "512x8x128", "bf16")
+    yield Case(name, "rope", rope_whole_kv_write, draw, whole, tiles, large, 2e-2, updates=(0,))
 
 
 def draw_conv(

@@ -13,7 +13,7 @@ import numpy as np
 
 from dure.library import elementwise
 from dure.library.activation import activation_function
-from dure.library.norm import layer_norm, rms_norm, softmax, softmax_rows
+from dure.library.norm import layer_norm, rms_norm, rms_norm_rows, softmax, softmax_rows
 from dure.library.reduction import reduce_last, reduce_middle
 from dure.library.sampling import argmax, top_k
 from dure.library.scan import cumulative_sum
@@ -54,7 +54,10 @@ def draw_norm(
     z = z if residual is None else z + values(residual)
     weights = [weight, bias] if kernel is layer_norm else [weight]
     arguments = [x, *weights, residual, empty(dtype, m, d)]
-    return Drawn(arguments, {len(arguments) - 1: z}, {"epsilon": 1e-5})
+    consts: dict[str, object] = {"epsilon": 1e-5}
+    if kernel is rms_norm_rows:
+        consts["bd"] = 1 << (d - 1).bit_length()
+    return Drawn(arguments, {len(arguments) - 1: z}, consts)
 
 
 def draw_softmax(kernel: Any, dtype: str, rng: np.random.Generator, size: Shape) -> Drawn:
@@ -76,6 +79,9 @@ def norm_cases() -> Iterable[Case]:
                 draw = partial(draw_norm, kernel, dtype, options)
                 large = (kernel.__name__, "4096x4096", dtype)
                 yield Case(name, item, kernel, draw, _SIZES, _TILES, large, tolerance)
+        draw = partial(draw_norm, rms_norm_rows, dtype, True)
+        large, name = ("rms_norm", "4096x4096", dtype), f"rmsnorm of whole rows {dtype}"
+        yield Case(name, "rmsnorm", rms_norm_rows, draw, _SIZES, {"bm": 2}, large, tolerance)
         for kernel in (softmax, softmax_rows):
             name = f"softmax{' of whole rows' if kernel is softmax_rows else ''} {dtype}"
             tiles = {"bm": 2} if kernel is softmax_rows else _TILES

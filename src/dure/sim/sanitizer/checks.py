@@ -5,6 +5,7 @@ semaphores.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
 from dure.ir.core import Function, Op, Value, walk
 from dure.ir.devices import devices_of
@@ -28,9 +29,13 @@ def malformed(function: Function, chip: Chip) -> Iterator[Finding]:
     if cores > round(chip.cores.base):
         yield _bad(f"a program for {cores} cores; the chip has {round(chip.cores.base)}")
     yield from _semaphores(function, chip)
+    names = cast("tuple[str, ...]", function.attrs.get("near", ()))
+    near = {p.value for p in function.params if p.value.name in names}
     for op in walk(function.body):
+        if op.name in ("view", "reshaped") and op.operands[0] in near:
+            near.update(op.results)
         if op.name in ("dma_load", "dma_store"):
-            yield from _transfer(op, chip, buffers)
+            yield from _transfer(op, chip, buffers, near)
         elif op.name == "compute":
             yield from _compute(op, chip, buffers)
 
@@ -122,9 +127,10 @@ def _semaphores(function: Function, chip: Chip) -> Iterator[Finding]:
             )
 
 
-def _transfer(op: Op, chip: Chip, buffers: dict[Value, Op]) -> Iterator[Finding]:
+def _transfer(op: Op, chip: Chip, buffers: dict[Value, Op], near: set[Value]) -> Iterator[Finding]:
     memory = str(buffers[op.operands[1]].attr("memory"))
-    way = (chip.home, memory) if op.name == "dma_load" else (memory, chip.home)
+    place = chip.near if op.operands[0] in near else chip.home
+    way = (place, memory) if op.name == "dma_load" else (memory, place)
     if not any(way in d.moves for d in chip.dma.values() if op.attrs["queue"] in d.queues):
         text = f"queue '{op.attrs['queue']}' doesn't move from '{way[0]}' to '{way[1]}'"
         yield _bad(text, op)
