@@ -80,19 +80,17 @@ def test_what_score_refuses(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_matrix(tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "models.md"
-    arguments = ["matrix", "--model", f"{tiny},llama-3.1-405b", "--target", "rngd", "--jobs", "1"]
+    arguments = ["matrix", "--model", tiny, "--target", "rngd", "--jobs", "1"]
     assert run([*arguments, "--markdown", str(page), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["cells"]
     assert [(c["model"], c["phase"], c["chips"]) for c in found] == [
         (tiny, "decode", 1),
         (tiny, "prefill", 1),
-        ("llama-3.1-405b", "decode", 17),
-        ("llama-3.1-405b", "prefill", 17),
     ]
     text = page.read_text(encoding="utf-8")
-    assert "| llama-3.1-405b | 17 chips |" in text
+    assert "2 of 2 steps are compiled" in text
     assert run(arguments) == 0
-    assert "17 chips" in capsys.readouterr().out
+    assert tiny in capsys.readouterr().out
     assert run([*arguments, "--markdown", "none/models.md"]) == 2
     assert "can't be written" in capsys.readouterr().err
     # The written matrix has a row that is no model of the package.
