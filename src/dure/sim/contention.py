@@ -2,8 +2,9 @@
 
 A memory with a ``contention`` takes that part of its speed from every instruction that reads or
 writes it, as long as bytes of a DMA of the same core flow into or out of it; the DMA doesn't slow
-down.  Bytes take the memory's ports one by one: those that go over links, which are slower than the
-DMA, take as much less of the speed.  The rounding law (:mod:`dure.sim.flows`) says how that becomes whole numbers.
+down.  What takes the ports is bytes: a transfer over links, which are slower than its DMA, takes as
+much less of the speed.  The rounding law (:mod:`dure.sim.flows`) says how that becomes whole
+numbers.
 
 So the end of such an instruction isn't known when it begins: it is an event of the replay, and
 moves whenever the first transfer begins to flow or the last one ends.

@@ -1,0 +1,180 @@
+"""Ways to a product whose sums devices add up: what is launched, and which ways are worth building.
+
+- *all*: each device's product goes to all of them, and each adds up everything: one latency;
+- *parts*: the columns of the product go to the device that adds them up, which gives its sums to
+  all: the fewest bytes.  In ``pieces`` of rows, sums of one are given beside the product of the
+  next.
+
+What a way takes at least follows from the chip's peaks and links; those that are far behind by that
+aren't built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from dure.compiler.chip.estimate import Links
+from dure.ir.dtypes import DType
+from dure.ir.types import TensorType
+from dure.library import collective_kernels as sums
+from dure.library import collective_products as products
+from dure.library.answer import peak
+from dure.library.call import KernelCall, TileKernel, tensor
+from dure.library.collectives import Stage, Way, whole_bytes
+from dure.library.operators_common import power_of_two, tile
+from dure.machine.group import Group
+from dure.sim.cost import duration
+
+#: Pieces of rows that are worth a look, and rows that one has at least.
+_PIECES = (2, 4)
+_ROWS = 128
+#: By how much what devices wait for one another in a way may exceed that in the best one.
+_WORSE = 1.25
+
+
+@dataclass(frozen=True)
+class SummedProduct:
+    """A product of ``rows`` x ``depth`` with ``depth`` x ``columns``, plus a bias where there is a
+    type of it; ``residual`` says that something is added to the sum of all devices' products.
+    """
+
+    rows: int
+    depth: int
+    columns: int
+    dtype: DType
+    weight: DType
+    bias: DType | None = None
+    residual: bool = False
+
+    def ways(self, group: Group) -> tuple[Way, ...]:
+        """The ways to it that may be the fastest, by the names ``x``, ``w``, ``bias``, ``residual``
+        and ``y``.
+        """
+        law = _Law(self, group)
+        pieces = [p for p in (1, *_PIECES) if p == 1 or self.rows >= p * _ROWS]
+        pieces = [p for p in pieces if self.rows % p == 0 and self.columns % group.count == 0]
+        waits = {0: law.all_waits()} | {p: law.parts_wait(p) for p in pieces}
+        best = min(pieces, key=waits.__getitem__, default=0)
+        kept = [p for p in {0, best} if waits[p] <= _WORSE * min(waits.values())]
+        made = _Stages(self, group)
+        return tuple(way for pieces in kept for way in made.ways(pieces))
+
+
+@dataclass(frozen=True)
+class _Law:
+    """What devices wait for one another at least, in seconds, beyond the product itself."""
+
+    what: SummedProduct
+    group: Group
+
+    @property
+    def bytes(self) -> float:
+        """Of the product."""
+        return self.what.rows * self.what.columns * self.what.dtype.bits / 8
+
+    def product(self, pieces: int = 1) -> float:
+        """The product, with its weights read for each piece."""
+        what, chip = self.what, self.group.chip
+        computed = 2 * what.rows * what.depth * what.columns / peak(chip, what.dtype.name)
+        read = pieces * what.depth * what.columns * what.weight.bits / 8
+        return max(computed, read / chip.peaks.bandwidth.base)
+
+    def all_waits(self) -> float:
+        """Where all get everything."""
+        links, count = Links(self.group), self.group.count
+        sent = count * self.bytes * links.seconds_a_byte
+        added = (count + 2) * self.bytes / self.group.chip.peaks.bandwidth.base
+        longer = max(self.product(), sent) - self.product()
+        return longer + added + links.latency / 1e12
+
+    def parts_wait(self, pieces: int) -> float:
+        """Where each gets its part, of so many pieces one after another."""
+        links = Links(self.group)
+        sent = self.bytes * links.seconds_a_byte / pieces
+        own = self.product(pieces) / pieces
+        taken = max(own, sent) + (pieces - 1) * max(own, 2 * sent) + sent
+        signal = duration(self.group.chip, self.group.chip.sync.latency)
+        return taken - self.product() + (pieces + 1) * (links.latency + signal) / 1e12
+
+
+@dataclass(frozen=True)
+class _Stages:
+    """The launches of a product on known devices."""
+
+    what: SummedProduct
+    group: Group
+
+    def type(self, *shape: int, dtype: DType | None = None) -> TensorType:
+        return tensor(dtype or self.what.dtype, self.group.count, *shape)
+
+    def ways(self, pieces: int) -> tuple[Way, ...]:
+        """In so many pieces, or (0) everything to all."""
+        return (tuple(self.parts(pieces)),) if pieces else self.all()
+
+    def all(self) -> tuple[Way, ...]:
+        """Everything to all of them, which add it up one by one, or at once."""
+        what, count = self.what, self.group.count
+        biases = None if what.bias is None else self.type(1, what.columns, dtype=what.bias)
+        given = self.stage(
+            products.matmul_give_all,
+            x=self.type(1, what.rows, what.depth),
+            w=self.type(1, what.depth, what.columns, dtype=what.weight),
+            bias=biases,
+            parts=self.type(count, what.rows, what.columns),
+        )
+        whole = whole_bytes(what.rows * what.columns)
+        one, everything = self.type(*whole), self.type(count, *whole)
+        residual = one if what.residual else None
+        return tuple(
+            (given, self.stage(kernel, parts=everything, residual=residual, y=one))
+            for kernel in (sums.add_parts, sums.add_at_once)
+        )
+
+    def parts(self, pieces: int) -> Iterator[Stage]:
+        """Each gets its part of the columns, of so many pieces of the rows one after another."""
+        given: dict[str, TensorType | None] = {}
+        for piece in range(pieces):
+            made = self.product(pieces, f"parts{piece % 2}")
+            kernel = products.matmul_give_parts_and_sums if given else products.matmul_give_parts
+            yield self.stage(kernel, (piece, pieces), **made, **given)
+            given = self.sums(pieces, f"parts{piece % 2}")
+        yield self.stage(products.add_and_give_columns, (pieces, pieces), **given)
+
+    def product(self, pieces: int, parts: str) -> dict[str, TensorType | None]:
+        """What a piece of the product takes."""
+        what, count = self.what, self.group.count
+        rows, own = what.rows // pieces, what.columns // count
+        return {
+            "x": self.type(1, rows, what.depth),
+            "w": self.type(1, what.depth, count, own, dtype=what.weight),
+            "bias": None if what.bias is None else self.type(1, count, own, dtype=what.bias),
+            parts: self.type(count, rows, own),
+        }
+
+    def sums(self, pieces: int, parts: str) -> dict[str, TensorType | None]:
+        """What the sums of a piece take."""
+        what, count = self.what, self.group.count
+        rows, own = what.rows // pieces, what.columns // count
+        piece = self.type(1, rows, count, own)
+        residual = piece if what.residual else None
+        return {parts: self.type(count, rows, own), "residual": residual, "y": piece}
+
+    def stage(
+        self, kernel: TileKernel, piece: tuple[int, int] = (0, 1), **arguments: TensorType | None
+    ) -> Stage:
+        """A launch on named arguments."""
+        adds = kernel in (sums.add_parts, sums.add_at_once)
+        last = arguments["parts" if adds else next(n for n in arguments if n.startswith("parts"))]
+        assert last is not None
+        m, n = (int(str(extent)) for extent in last.shape[-2:])
+        tiles = {"bm": tile(m, 16), "bn": tile(n, 256)}
+        if "w" in arguments:
+            tiles = {"bm": tile(m), "bn": tile(n), "bk": tile(self.what.depth)}
+        consts: dict[str, object] = {} if adds else {"shape": self.group.shape}
+        if kernel is sums.add_at_once:
+            consts["bd"] = power_of_two(self.group.count)
+        call = KernelCall(
+            kernel, tuple(arguments.values()), consts, tiles, devices=self.group.count
+        )
+        return Stage(call, tuple(arguments), piece)
