@@ -29,8 +29,16 @@ from dure.sim.cost import duration
 #: Pieces of rows that are worth a look, and rows that one has at least.
 _PIECES = (2, 4)
 _ROWS = 128
+#: Depth of a tile of weights with which a search starts: at most this, and in multiples of these.
+_DEPTH, _LANES = 3072, 128
 #: By how much what devices wait for one another in a way may exceed that in the best one.
-_WORSE = 1.25
+_WORSE = 1.5
+
+
+def _part(depth: int) -> int:
+    """A large size that tiles so many rows of weights evenly, where there is one."""
+    even = [size for size in range(_LANES, _DEPTH + 1, _LANES) if depth % size == 0]
+    return max(even, default=tile(depth, _LANES))
 
 
 @dataclass(frozen=True)
@@ -170,7 +178,8 @@ class _Stages:
         m, n = (int(str(extent)) for extent in last.shape[-2:])
         tiles = {"bm": tile(m, 16), "bn": tile(n, 256)}
         if "w" in arguments:
-            tiles = {"bm": tile(m), "bn": tile(n), "bk": tile(self.what.depth)}
+            # Small enough tiles of the result that the last one's way over a link is short.
+            tiles = {"bm": tile(m, 2048), "bn": tile(n, 512), "bk": _part(self.what.depth)}
         consts: dict[str, object] = {} if adds else {"shape": self.group.shape}
         if kernel is sums.add_at_once:
             consts["bd"] = power_of_two(self.group.count)

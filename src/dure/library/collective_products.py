@@ -110,7 +110,7 @@ def give_sum(x: Any, residual: Any, y: Any, place: Any, sizes: Any, shape: Any) 
     if residual is not None:
         result = result + dl.load(residual, (me, 0, i, me, j), (1, 1, bm, 1, bn)).to(dl.float32)
     tile = convert(result, y.dtype)
-    for c in dl.range(x.shape[0]):
+    for c in dl.range(1, x.shape[0] + 1):
         dl.store(y, (peer(me, c, shape), 0, i, me, j), tile)
 
 
