@@ -26,13 +26,14 @@ from dure.library.operators_common import power_of_two, tile
 from dure.machine.group import Group
 from dure.sim.cost import duration
 
-#: Pieces of rows that are worth a look, and rows that one has at least.
-_PIECES = (2, 4)
+#: Pieces that rows are cut in: more of them read the weights as often, and hide little more.
+_PIECES = 2
+#: Rows that a piece has at least.
 _ROWS = 128
 #: Depth of a tile of weights with which a search starts: at most this, and in multiples of these.
 _DEPTH, _LANES = 3072, 128
 #: By how much what devices wait for one another in a way may exceed that in the best one.
-_WORSE = 1.5
+_WORSE = 1.03
 
 
 def _part(depth: int) -> int:
@@ -60,7 +61,7 @@ class SummedProduct:
         and ``y``.
         """
         law = _Law(self, group)
-        pieces = [p for p in (1, *_PIECES) if p == 1 or self.rows >= p * _ROWS]
+        pieces = [p for p in (1, _PIECES) if p == 1 or self.rows >= p * _ROWS]
         pieces = [p for p in pieces if self.rows % p == 0 and self.columns % group.count == 0]
         waits = {0: law.all_waits()} | {p: law.parts_wait(p) for p in pieces}
         best = min(pieces, key=waits.__getitem__, default=0)
@@ -178,8 +179,10 @@ class _Stages:
         m, n = (int(str(extent)) for extent in last.shape[-2:])
         tiles = {"bm": tile(m, 16), "bn": tile(n, 256)}
         if "w" in arguments:
-            # Small enough tiles of the result that the last one's way over a link is short.
-            tiles = {"bm": tile(m, 2048), "bn": tile(n, 512), "bk": _part(self.what.depth)}
+            tiles = {"bm": tile(m), "bn": tile(n), "bk": tile(self.what.depth)}
+            if m >= _ROWS:
+                # Tiles of the result that are on their way over a link for a short time.
+                tiles = {"bm": tile(m, 2048), "bn": tile(n, 512), "bk": _part(self.what.depth)}
         consts: dict[str, object] = {} if adds else {"shape": self.group.shape}
         if kernel is sums.add_at_once:
             consts["bd"] = power_of_two(self.group.count)

@@ -220,6 +220,9 @@ class _Launches:
         found: list[list[tuple[Built, tuple[Operand | None, ...]]]] = []
         errors: list[DureError] = []
         ways, others = entry.part.ways(self.chip), entry.part.others(self.chip)
+        if self.options.budget is not None:
+            # Launches that load no weights give those of the next the time to arrive.
+            ways, others = others or ways, ()
         for number, way in enumerate((*ways, *others)):
             if found and number >= len(ways):
                 break
