@@ -28,12 +28,16 @@ from dure.sim.cost import duration
 
 #: Pieces that rows are cut in: more of them read the weights as often, and hide little more.
 _PIECES = 2
-#: Rows that a piece has at least.
+#: Elements of a piece's result that a core has at least: with smaller tiles it loads too much.
+_TILE = 256 * 256
+#: What pieces take longer, of the product: their tiles don't fit as well.
+_EACH = 0.05
+#: Rows from which on more than one way is tried.
 _ROWS = 128
 #: Depth of a tile of weights with which a search starts: at most this, and in multiples of these.
 _DEPTH, _LANES = 3072, 128
-#: By how much what devices wait for one another in a way may exceed that in the best one.
-_WORSE = 1.03
+#: By how much what a way takes at least may exceed what the best one does.
+_WORSE = 1.08
 
 
 def _part(depth: int) -> int:
@@ -60,19 +64,31 @@ class SummedProduct:
         """The ways to it that may be the fastest, by the names ``x``, ``w``, ``bias``, ``residual``
         and ``y``.
         """
-        law = _Law(self, group)
-        pieces = [p for p in (1, _PIECES) if p == 1 or self.rows >= p * _ROWS]
-        pieces = [p for p in pieces if self.rows % p == 0 and self.columns % group.count == 0]
-        waits = {0: law.all_waits()} | {p: law.parts_wait(p) for p in pieces}
-        best = min(pieces, key=waits.__getitem__, default=0)
-        kept = [p for p in {0, best} if waits[p] <= _WORSE * min(waits.values())]
         made = _Stages(self, group)
-        return tuple(way for pieces in kept for way in made.ways(pieces))
+        return tuple(way for pieces in self.worth(group) for way in made.ways(pieces))
+
+    def worth(self, group: Group) -> tuple[int, ...]:
+        """The numbers of pieces that may be the fastest; 0 stands for everything to all."""
+        law = _Law(self, group)
+        takes = {0: law.all_takes()}
+        if self.columns % group.count == 0:
+            takes[1] = law.parts_take(1)
+        if 1 in takes and self._goes_in_pieces(group):
+            takes[_PIECES] = law.parts_take(_PIECES) + _EACH * law.product()
+        best = min(takes, key=takes.__getitem__)
+        if best == _PIECES or self.rows < _ROWS:
+            return (best,)
+        return tuple(p for p in (0, 1) if p in takes and takes[p] <= _WORSE * takes[best])
+
+    def _goes_in_pieces(self, group: Group) -> bool:
+        """Whether a piece is enough for all cores."""
+        part = self.rows // _PIECES * (self.columns // group.count)
+        return self.rows % _PIECES == 0 and part >= _TILE * group.chip.cores.base
 
 
 @dataclass(frozen=True)
 class _Law:
-    """What devices wait for one another at least, in seconds, beyond the product itself."""
+    """What ways take at least, in seconds."""
 
     what: SummedProduct
     group: Group
@@ -89,22 +105,21 @@ class _Law:
         read = pieces * what.depth * what.columns * what.weight.bits / 8
         return max(computed, read / chip.peaks.bandwidth.base)
 
-    def all_waits(self) -> float:
-        """Where all get everything."""
+    def all_takes(self) -> float:
+        """Everything to all."""
         links, count = Links(self.group), self.group.count
         sent = count * self.bytes * links.seconds_a_byte
         added = (count + 2) * self.bytes / self.group.chip.peaks.bandwidth.base
-        longer = max(self.product(), sent) - self.product()
-        return longer + added + links.latency / 1e12
+        return max(self.product(), sent) + added + links.latency / 1e12
 
-    def parts_wait(self, pieces: int) -> float:
-        """Where each gets its part, of so many pieces one after another."""
+    def parts_take(self, pieces: int) -> float:
+        """To each its part, of so many pieces one after another."""
         links = Links(self.group)
         sent = self.bytes * links.seconds_a_byte / pieces
         own = self.product(pieces) / pieces
         taken = max(own, sent) + (pieces - 1) * max(own, 2 * sent) + sent
         signal = duration(self.group.chip, self.group.chip.sync.latency)
-        return taken - self.product() + (pieces + 1) * (links.latency + signal) / 1e12
+        return taken + (pieces + 1) * (links.latency + signal) / 1e12
 
 
 @dataclass(frozen=True)
