@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.library.test_validation_cpu import rates
-from tests.small_models import small
+from host_rates import rates
+from small_models import small
 
 import dure.library  # registers the CPU's lowerings
 from dure.cli.main import run
