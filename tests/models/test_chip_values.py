@@ -48,7 +48,9 @@ def test_a_step_on_bytes(name: str, model: str, phase: Phase, devices: int) -> N
     run_step(name, model, phase, devices)
 
 
-@pytest.mark.parametrize("pieces", [0, 1, 2])
+@pytest.mark.parametrize(
+    "pieces", [pytest.param(0, marks=pytest.mark.long), pytest.param(1, marks=pytest.mark.long), 2]
+)
 @pytest.mark.parametrize(
     ("name", "model", "devices"),
     [
