@@ -1,8 +1,8 @@
 """What a compute instruction costs, from the chip's laws.
 
 An instruction takes the largest issue cost of its engines, then as long as its slowest engine.  An
-engine's work is the sum of the laws of its tile ops, in cycles of its clock; an op runs on the
-first of the instruction's engines that has a law for its class of work
+engine's work is the sum of the laws of its tile ops, in cycles of its clock, but that ops which
+elements pass in one go (:class:`Pass`) take as long as the slowest; an op runs on the first of the instruction's engines that has a law for its class of work
 (:func:`dure.ir.machine.compute.works`).
 
 The variables of a law are :data:`dure.machine.law.VARIABLES`, from the op's tile types.  A
@@ -12,7 +12,7 @@ writes; ``rate`` is the highest of the engine's rates for the types that it read
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -20,15 +20,15 @@ from math import ceil
 from typing import Any
 
 from dure.errors import IRError
-from dure.ir.core import Op, Region
-from dure.ir.dtypes import BlockFormat
+from dure.ir.core import Op, Region, Value
+from dure.ir.dtypes import BlockFormat, float32
 from dure.ir.machine.compute import Operation, works
 from dure.ir.types import TileType
-from dure.machine.chip import Chip
+from dure.machine.chip import Chip, Engine
 from dure.machine.quantity import Quantity
 
 #: Reductions and scans: the law is about what they read.
-_READERS = frozenset({"reduce", "scan"})
+_READERS = frozenset({"reduce", "sum", "scan"})
 
 
 @lru_cache(maxsize=1 << 14)
@@ -59,6 +59,50 @@ class ComputeCost:
     ps: int
     engines: Mapping[str, int]
     memories: tuple[str, ...] = ()
+
+
+class Pass:
+    """What elements go through at once on an engine, op by op.
+
+    An op joins the pass if a later stage takes it and it reads what the op before made there, which
+    no one else sees; a reduction ends a pass, beside what it reads.
+    """
+
+    def __init__(self, engine: Engine, makers: Mapping[Value, Op], seen: Iterable[Value]) -> None:
+        self.stages = engine.passes
+        self.engine = engine
+        self.makers = makers
+        self.seen = frozenset(map(self._source, seen))
+        self.stage, self.last, self.longest = 0, Value(TileType(float32, ()), ""), 0.0
+
+    def add(self, operation: Operation, op: Op, cycles: float) -> float:
+        """The cycles that one more op takes, of which it takes so many alone."""
+        if not self.stages:
+            return cycles
+        law, reduces = self.engine.law(operation), operation in _READERS
+        reads = any(self._source(o) is self.last for o in op.operands)
+        joins = reads and (reduces or self.last not in self.seen)
+        start = self.stage if joins else 0
+        found = (n for n in range(start, len(self.stages)) if law in self.stages[n])
+        stage = next(found, None)
+        if stage is None and joins:
+            joins, stage = False, next(
+                (n for n, names in enumerate(self.stages) if law in names), None
+            )
+        before = self.longest if joins else 0.0
+        self.longest = max(before, cycles)
+        self.stage = len(self.stages) if stage is None else stage + 1
+        if not (joins and reduces):
+            self.last = op.results[0]
+        return self.longest - before
+
+    def _source(self, value: Value) -> Value:
+        """The value that one is a reshape of."""
+        maker = self.makers.get(value)
+        while maker is not None and maker.name == "reshape":
+            value = maker.operands[0]
+            maker = self.makers.get(value)
+        return value
 
 
 class Costs:
@@ -120,8 +164,10 @@ class Costs:
 
     def _parts(self, region: Region, engines: Sequence[str]) -> Iterator[tuple[str, float]]:
         """The engine of each op of an instruction, and its cycles there."""
+        makers = {r: op for op in region.ops for r in op.results}
+        passes = {name: Pass(self.chip.engines[name], makers, region.yields) for name in engines}
         for operation, op in works(region):
-            name = next((e for e in engines if operation in self.chip.engines[e].laws), None)
+            name = next((e for e in engines if self.chip.engines[e].law(operation)), None)
             if name is None:
                 raise IRError(
                     f"'{op.name}' on {', '.join(engines)}, which have no law for {operation}",
@@ -129,7 +175,7 @@ class Costs:
                     rule="each op of an instruction runs on an engine that has its operation",
                     fix=f"add an engine of {self.chip.name} that has {operation}",
                 )
-            yield name, self.cycles(name, operation, op)
+            yield name, passes[name].add(operation, op, self.cycles(name, operation, op))
 
     def cycles(self, engine: str, operation: Operation, op: Op) -> float:
         """Cycles of one tile op on an engine."""
@@ -145,7 +191,7 @@ class Costs:
         self, name: str, operation: Operation, op: Op, variables: Mapping[str, float]
     ) -> float:
         engine = self.chip.engines[name]
-        law = engine.laws[operation]
+        law = engine.laws[engine.law(operation)]
         values = {**self._numbers[name], **variables}
         if "rate" in law.names and "rate" not in values:
             values["rate"] = self._rate(name, op)

@@ -18,7 +18,7 @@ from dure.ir.core import Op, Region, Span, Value
 from dure.ir.machine.compute import operation_of, works
 from dure.ir.rewrite import clone_region
 from dure.ir.types import TileType
-from dure.sim.cost import duration
+from dure.sim.cost import Pass, duration
 
 
 class Writer:
@@ -304,17 +304,20 @@ def _run_costs(writer: Writer, queue: str, ops: Sequence[Op]) -> Iterator[float]
 
     issue = 0.0
     works: dict[str, float] = {}
+    makers = writer.usage.makers
+    passes = {n: Pass(chip.engines[n], makers, ()) for n in engines.queues[queue]}
     copies = 0.0
     far: set[Value] = set()
     for op in ops:
-        operation = operation_of(op)
+        operation = operation_of(op, makers)
         name = engines.doer(queue, operation)
         assert name is not None
         engine = chip.engines[name]
         clock = float((engine.clock or chip.clock).base)
         issue = max(issue, float(duration(chip, engine.issue, engine.clock)))
         if operation != "none":
-            work = engines.costs.cycles(name, operation, op) / clock * 1e12
+            cycles = passes[name].add(operation, op, engines.costs.cycles(name, operation, op))
+            work = cycles / clock * 1e12
             works[name] = works.get(name, 0.0) + work
         for value in map(writer.usage.base, op.operands):
             stored = writer.stored.get(value, ())
@@ -351,7 +354,7 @@ def _prefix(writer: Writer, queue: str, ops: Sequence[Op]) -> int:
     count = 0
     limit: float = float("inf")
     for op in ops:
-        name = engines.doer(queue, operation_of(op))
+        name = engines.doer(queue, operation_of(op, writer.usage.makers))
         if name is None:
             break
         chain = engines.chip.engines[name].chain
