@@ -297,6 +297,11 @@ class Chip(_Table):
     notes: tuple[str, ...] = ()
 
     @property
+    def passes(self) -> bool:
+        """Whether some engine does several ops on elements that pass it once."""
+        return any(engine.passes for engine in self.engines.values())
+
+    @property
     def near(self) -> str:
         """The memory in front of home that tensors of a program may lie in, as DMA moves between it
         and the scratchpad; empty where there is none.

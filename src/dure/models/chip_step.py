@@ -136,7 +136,7 @@ class ChipStep:
         are skipped by whole items.
         """
         config = self.config
-        if not chip.bundles or not isinstance(config, ModelConfig):
+        if not (chip.bundles or chip.passes) or not isinstance(config, ModelConfig):
             return self
         batch = self.batch.cut(int(chip.cores.base), shard_config(config, self.shards).kv_heads)
         if batch == self.batch:

@@ -137,6 +137,20 @@ class _Lowering:
             self.done.update(run)
             for value, buffer in outputs:
                 self.put(value, buffer)
+            for value, buffer in outputs:
+                self._fetched(value, buffer, block)
+
+    def _fetched(self, value: Value, buffer: Buffer, block: Block) -> None:
+        """Copy what a dot reads to where its engine does, where it was made: not in each turn of a
+        loop that the dot is in.
+        """
+        for consumer in self.usage.consumers.get(value, ()):
+            if not isinstance(consumer, Op) or consumer.name != "dot":
+                continue
+            reads = frozenset(self.engines.chip.engines[self.engines.dot(consumer)[0]].reads)
+            read = value in map(self.usage.base, consumer.operands[:2])
+            if read and buffer.memory not in reads:
+                self.writer.in_memory(value, reads, block)
 
     def put(self, value: Value, buffer: Buffer) -> None:
         """``value`` takes a buffer over."""
