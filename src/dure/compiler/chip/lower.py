@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from dure.compiler.chip.balance import balance
 from dure.compiler.chip.engines import Engines
 from dure.compiler.chip.instructions import Writer, vector_runs
 from dure.compiler.chip.pack import pack
@@ -56,6 +57,7 @@ def lower(
     work.flush(work.body)
     tree = Tree(work.body, work.writer.buffers)
     pack(tree, work.engines)
+    balance(tree, work.engines)
     work.fill_ahead(tree)
     return tree
 
