@@ -41,7 +41,7 @@ from dure.machine.chip import Chip
 #: Parts of a row that is folded over the lanes of an engine.
 _LANES = 128
 #: Keys of a piece of attention, and queries of a tile, at most; the compiler chooses.
-_PIECE, _QUERIES = 256, 16
+PIECE, _QUERIES = 256, 16
 #: Queries of a work item that are enough to lie along columns.
 _COLUMNS = 128
 
@@ -507,7 +507,7 @@ def _attention(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     # Keys and values, then the scales of both.
     caches = [part for both in zip(*pools, strict=True) for part in both]
     sink = lowering.given(sinks[0], (groups, group, 1)) if sinks else ABSENT
-    piece = max(page, op.attr("query_rows"), tile(longest, _PIECE))
+    piece = max(page, op.attr("query_rows"), tile(longest, PIECE))
     tiles = {"bq": tile(most, _QUERIES), "bh": 1, "piece": piece}
     places = [lowering.indices(v) for v in op.operands[3:9]]
     y = lowering.given(op.result, heads_shape)

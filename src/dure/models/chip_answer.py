@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from dure.compiler.chip.pipeline import Options
+from dure.compiler.chip.allocate import ScratchpadError
 from dure.errors import KernelError
 from dure.ir.core import Function, Value
 from dure.ir.machine.phase import phases_of
@@ -212,9 +213,22 @@ class _Launches:
     near: Near
 
     def chosen(self, entry: StepCall) -> list[Chosen]:
-        """The launches of an entry, by the fastest of the ways to it."""
-        ways = [self.built(way) for way in entry.part.ways(self.chip)]
-        found = [way for way in ways if way is not None]
+        """The launches of an entry, by the fastest of the ways to it that fit.
+
+        Raises the first one's error where none does.
+        """
+        found: list[list[tuple[Built, tuple[Operand | None, ...]]]] = []
+        failed: list[ScratchpadError] = []
+        for way in entry.part.ways(self.chip):
+            try:
+                built = self.built(way)
+            except ScratchpadError as error:
+                failed.append(error)
+                continue
+            if built is not None:
+                found.append(built)
+        if failed and not found:
+            raise failed[0]
         best = min(found, key=lambda way: sum(built.timing.ps for built, _ in way))
         stages = [f"{n + 1}/{len(best)}" if len(best) > 1 else "" for n in range(len(best))]
         return [

@@ -18,7 +18,7 @@ from dure.ir.tensor.program import repeat_tables
 from dure.library import chip_lowering_collectives as _registers_the_collectives
 from dure.library import chip_lowering_moe as _registers_the_experts
 from dure.library.call import IndexArray, stored_bytes, tensor
-from dure.library.chip_lowering import ChipCall, ChipLowering
+from dure.library.chip_lowering import PIECE, ChipCall, ChipLowering
 from dure.library.operators_common import DTYPES
 from dure.library.weight_types import WeightType, kv_type, weight_type
 from dure.machine.chip import Chip
@@ -132,13 +132,15 @@ class ChipStep:
 
     def cut(self, chip: Chip) -> ChipStep:
         """The step with attention's work cut for a chip: where instructions are bundles, in long
-        items, of which several tiles fill an instruction; else as it is, for keys that nobody sees
-        are skipped by whole items.
+        items, of which several tiles fill an instruction; where engines do several ops in one pass,
+        in items of a piece, since large tiles make up for what such an instruction costs to issue;
+        else as it is, for keys that nobody sees are skipped by whole items.
         """
         config = self.config
         if not (chip.bundles or chip.passes) or not isinstance(config, ModelConfig):
             return self
-        batch = self.batch.cut(int(chip.cores.base), shard_config(config, self.shards).kv_heads)
+        heads = shard_config(config, self.shards).kv_heads
+        batch = self.batch.cut(int(chip.cores.base), heads, None if chip.bundles else PIECE)
         if batch == self.batch:
             return self
         names = self.dtype, self.weights, self.kv
