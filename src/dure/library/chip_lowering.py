@@ -22,8 +22,8 @@ from dure.ir.types import TensorType, static_extent
 from dure.library import elementwise, epilogue
 from dure.library.activation import activation_function
 from dure.library.attention_columns import attention_columns
-from dure.library.attention_rows import attention_rows
 from dure.library.attention_grouped import grouped_attention, quantized_attention
+from dure.library.attention_rows import attention_rows
 from dure.library.call import IndexArray, KernelCall, stored_bytes, tensor
 from dure.library.chip_tensors import ABSENT, Argument, Form, Operand, Part, Stored
 from dure.library.embedding import gather_rows
@@ -521,7 +521,7 @@ def _attention(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     forms = (False, True) if longest > page else (False,)
     made = [launch(kernel, arguments, tiles, {**consts, "ahead": ahead}, lists) for ahead in forms]
     if most > page and cached and kernel is grouped_attention:
-        side = {name: value for name, value in consts.items() if name != "heads_first"}
+        side = {name: consts[name] for name in consts if name != "heads_first"}
         made.append(launch(attention_rows, arguments, tiles, side, lists))
     parts = next((n for n in (4, 2) if groups % n == 0), 0)
     if parts and most >= _COLUMNS and cached and kernel is grouped_attention:

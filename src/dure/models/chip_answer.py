@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
-from dure.compiler.chip.pipeline import Options
 from dure.compiler.chip.allocate import ScratchpadError
+from dure.compiler.chip.pipeline import Options
 from dure.errors import KernelError
 from dure.ir.core import Function, Value
 from dure.ir.machine.phase import phases_of

@@ -2,7 +2,8 @@
 
 An instruction takes the largest issue cost of its engines, then as long as its slowest engine.  An
 engine's work is the sum of the laws of its tile ops, in cycles of its clock, but that ops which
-elements pass in one go (:class:`Pass`) take as long as the slowest; an op runs on the first of the instruction's engines that has a law for its class of work
+elements pass in one go (:class:`Pass`) take as long as the slowest; an op runs on the first of the
+instruction's engines that has a law for its class of work
 (:func:`dure.ir.machine.compute.works`).
 
 The variables of a law are :data:`dure.machine.law.VARIABLES`, from the op's tile types.  A
@@ -21,7 +22,7 @@ from typing import Any
 
 from dure.errors import IRError
 from dure.ir.core import Op, Region, Value
-from dure.ir.dtypes import BlockFormat, float32
+from dure.ir.dtypes import BlockFormat
 from dure.ir.machine.compute import Operation, works
 from dure.ir.types import TileType
 from dure.machine.chip import Chip, Engine
@@ -73,7 +74,8 @@ class Pass:
         self.engine = engine
         self.makers = makers
         self.seen = frozenset(map(self._source, seen))
-        self.stage, self.last, self.longest = 0, Value(TileType(float32, ()), ""), 0.0
+        self.stage, self.longest = 0, 0.0
+        self.last: Value | None = None
 
     def add(self, operation: Operation, op: Op, cycles: float) -> float:
         """The cycles that one more op takes, of which it takes so many alone."""
@@ -86,8 +88,9 @@ class Pass:
         found = (n for n in range(start, len(self.stages)) if law in self.stages[n])
         stage = next(found, None)
         if stage is None and joins:
-            joins, stage = False, next(
-                (n for n, names in enumerate(self.stages) if law in names), None
+            joins, stage = (
+                False,
+                next((n for n, names in enumerate(self.stages) if law in names), None),
             )
         before = self.longest if joins else 0.0
         self.longest = max(before, cycles)

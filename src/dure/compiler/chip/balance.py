@@ -7,14 +7,14 @@ can do as a whole goes there, as long as the busier of the two then has less to 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from dure.compiler.chip.engines import Engines
 from dure.compiler.chip.tree import Block, Branch, Loop, Step, Tree, blocks
 from dure.errors import IRError
 from dure.ir.core import Op
-from dure.ir.machine.compute import works
+from dure.ir.machine.compute import Operation, works
 
 #: What a move must save of the busier queue's work: at least one part of so many.
 _LEAST = 32
@@ -78,7 +78,7 @@ class _Balancer:
             except IRError:
                 continue  # a type that the engine has no rate for
 
-    def takes(self, queue: str, done: list[tuple[str, Op]]) -> bool:
+    def takes(self, queue: str, done: Sequence[tuple[Operation, Op]]) -> bool:
         """Whether a queue's engines compute in the types of an instruction, and as many ops."""
         engines = self.engines.chip.engines
         for name in self.engines.queues[queue]:

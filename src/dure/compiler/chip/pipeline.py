@@ -20,6 +20,7 @@ from dure.compiler.chip.synchronise import synchronise
 from dure.compiler.chip.throttle import throttle
 from dure.compiler.chip.trim import trim
 from dure.compiler.chip.turn import turn
+from dure.compiler.chip.widen import widen_apart
 from dure.ir.core import Function, Value
 from dure.ir.printer import print_function
 from dure.ir.simplify import simplify, unrolled_once
@@ -124,7 +125,7 @@ def prepare(
     function = laid(function, options.standing)
     function = simplify(turn(function, chip))
     legal = legalise(function, chip, strict=options.strict)
-    return Prepared(hoist(legal.function), legal.conversions)
+    return Prepared(hoist(widen_apart(legal.function, chip)), legal.conversions)
 
 
 def _inout(function: Function) -> frozenset[Value]:
