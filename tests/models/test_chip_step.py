@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from dure.errors import TargetError, UsageError
 from dure.ir.core import Value
 from dure.ir.dtypes import bfloat16
-from dure.library.build import build
+from dure.library.build import Built, build
 from dure.library.call import KernelCall, tensor
 from dure.library.chip_tensors import Stored
 from dure.library.embedding import gather_rows
 from dure.library.norm import rms_norm_folded
 from dure.library.operators_common import call
 from dure.library.weight_types import KV_TYPES, WEIGHT_TYPES
+from dure.machine.chip import Chip
+from dure.models import chip_answer
 from dure.models.batch import Batch, Phase
 from dure.models.chip_answer import step_answer
 from dure.models.chip_step import chip_step
@@ -321,3 +325,22 @@ def test_attention_is_cut_in_long_items_where_instructions_are_bundles() -> None
     assert found.flops == step.flops and found.bytes == step.bytes
     decode = chip_step(TINY, Batch("decode", 1, 500))
     assert decode.cut(tpu) is decode
+
+
+def test_a_way_that_does_not_build_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the ways to a norm one fails; where all do, the first one's error is told."""
+    broken = {"rms_norm_rows"}
+
+    def some(call: KernelCall, target: Chip, **options: Any) -> Built:
+        if call.kernel.__name__ in broken:
+            raise TargetError(f"no {call.kernel.__name__}")
+        return build(call, target, **options)
+
+    monkeypatch.setattr(chip_answer, "build", some)
+    step = chip_step(TINY, Batch("prefill", 1, 40))
+    found = step_answer(step, chip("rngd"))
+    norms = {p.built.call.kernel.__name__ for p in found.parts if "norm" in p.name}
+    assert norms and norms.isdisjoint(broken)
+    broken.update(("rms_norm", "rms_norm_folded"))
+    with pytest.raises(TargetError, match="no rms_norm"):
+        step_answer(step, chip("rngd"))

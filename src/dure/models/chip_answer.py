@@ -9,9 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
-from dure.compiler.chip.allocate import ScratchpadError
 from dure.compiler.chip.pipeline import Options
-from dure.errors import KernelError
+from dure.errors import DureError, KernelError
 from dure.ir.core import Function, Value
 from dure.ir.machine.phase import phases_of
 from dure.ir.verifier import verify
@@ -213,22 +212,22 @@ class _Launches:
     near: Near
 
     def chosen(self, entry: StepCall) -> list[Chosen]:
-        """The launches of an entry, by the fastest of the ways to it that fit.
+        """The launches of an entry, by the fastest of the ways to it that can be built.
 
-        Raises the first one's error where none does.
+        Raises the first way's error where none can.
         """
         found: list[list[tuple[Built, tuple[Operand | None, ...]]]] = []
-        failed: list[ScratchpadError] = []
+        errors: list[DureError] = []
         for way in entry.part.ways(self.chip):
             try:
-                built = self.built(way)
-            except ScratchpadError as error:
-                failed.append(error)
+                made = self.built(way)
+            except DureError as error:
+                errors.append(error)
                 continue
-            if built is not None:
-                found.append(built)
-        if failed and not found:
-            raise failed[0]
+            if made is not None:
+                found.append(made)
+        if not found:
+            raise errors[0]
         best = min(found, key=lambda way: sum(built.timing.ps for built, _ in way))
         stages = [f"{n + 1}/{len(best)}" if len(best) > 1 else "" for n in range(len(best))]
         return [

@@ -90,7 +90,9 @@ def step_program(
 ) -> StepProgram:
     """The program of a step whose launches were chosen."""
     work = _Assembly(step, chip, prefetch and streams(step, chip))
-    if work.ahead:
+    # On an engine that moves one after another, what waits for a small tile waits for all that is
+    # on its way before: there the rings stay small.
+    if work.ahead and not any(dma.ahead and dma.serial for dma in chip.dma.values()):
         work.plan(chosen)
     items: list[Item] = []
     place = 0
