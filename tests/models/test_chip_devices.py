@@ -7,7 +7,7 @@ import pytest
 from dure import targets
 from dure.errors import TargetError, UsageError
 from dure.models import shapes
-from dure.models.batch import Batch
+from dure.models.batch import Batch, Phase
 from dure.models.chip_answer import StepAnswer, step_answer
 from dure.models.chip_devices import Devices, answer_on
 from dure.models.chip_step import chip_step, fewest_devices, held_bytes, sharded
@@ -39,9 +39,9 @@ def names(found: StepAnswer) -> list[str]:
         ),
     ],
 )
-def test_a_step_over_devices(name: str, phase: str, devices: int) -> None:
+def test_a_step_over_devices(name: str, phase: Phase, devices: int) -> None:
     chip = targets.chip(name)
-    batch = Batch(phase, 2, 40)  # type: ignore[arg-type]
+    batch = Batch(phase, 2, 40)
     found = answer_on(chip_step(TINY, batch), chip, Devices(chips=devices))
     assert all(p.built.verdict is not None and p.built.verdict.ok for p in found.parts)
     meeting = [p.step.part.name for p in found.parts if p.built.call.devices == devices]

@@ -23,7 +23,7 @@ from dure.errors import UsageError
 from dure.ir.dtypes import DType, int32
 from dure.ir.types import TensorType
 from dure.library import collective_kernels as kernels
-from dure.library.call import KernelCall, tensor
+from dure.library.call import KernelCall, TileKernel, tensor
 from dure.library.operators_common import power_of_two, tile
 from dure.machine.group import Group
 
@@ -105,7 +105,7 @@ class _Devices:
     def type(self, *shape: int) -> TensorType:
         return tensor(self.what.dtype, self.count, *shape)
 
-    def stage(self, kernel: object, **arguments: TensorType | None) -> Stage:
+    def stage(self, kernel: TileKernel, **arguments: TensorType | None) -> Stage:
         """A launch of a kernel on named arguments; the last two axes are tiled."""
         types = tuple(arguments.values())
         first = next(t for t in types if t is not None)
@@ -120,7 +120,7 @@ class _Devices:
         if kernel in _ADDING and not self.what.dtype.is_float:
             consts["accumulator"] = int32
         tiles = {"bm": tile(m, 16), "bn": tile(n, 256)}
-        call = KernelCall(kernel, types, consts, tiles, devices=self.count)  # type: ignore[arg-type]
+        call = KernelCall(kernel, types, consts, tiles, devices=self.count)
         return Stage(call, tuple(arguments))
 
 

@@ -226,8 +226,14 @@ class _Launches:
                 continue
             if made is not None:
                 found.append(made)
-        if not found:
+        if errors and not found:
             raise errors[0]
+        if not found:
+            raise KernelError(
+                f"'{entry.part.name}' of a step for {self.chip.name}",
+                rule="one kernel for it takes all of its values as they lie between kernels",
+                fix="this is a defect of the compiler: please report the model and its sizes",
+            )
         best = min(found, key=lambda way: sum(built.timing.ps for built, _ in way))
         stages = [f"{n + 1}/{len(best)}" if len(best) > 1 else "" for n in range(len(best))]
         return [

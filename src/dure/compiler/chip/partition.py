@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from dure.errors import TargetError
 from dure.ir.core import Function, Op, Region
 from dure.ir.devices import devices_of
-from dure.ir.expr import Expr, IntLike, as_expr, const, evaluate, symbol
+from dure.ir.expr import Expr, IntLike, Symbol, as_expr, const, evaluate, symbol
 from dure.ir.rewrite import clone_region
 
 
@@ -94,7 +94,7 @@ def partition(function: Function, plan: Partition) -> Function:
         return replace(function, grid=(), program_ids=(), body=Region((), ()))
     ids = [symbol(f"core{axis}", "grid", 0, count - 1) for axis, count in enumerate(plan.cores)]
     moved: dict[Expr, IntLike] = {}
-    loops: list[tuple[Expr, Expr, Expr]] = []
+    loops: list[tuple[Symbol, Expr, Expr]] = []
     for axis in plan.order:
         extent, count, core = extents[axis], plan.cores[axis], ids[axis]
         start, stop = core * extent // count, (core + 1) * extent // count
@@ -111,7 +111,7 @@ def partition(function: Function, plan: Partition) -> Function:
     body = clone_region(function.body, symbols=moved)
     for counter, start, stop in reversed(loops):
         attrs = {"start": start, "stop": stop, "step": 1, "instances": True}
-        inner = Region((), body.ops, (), (counter,))  # type: ignore[arg-type]
+        inner = Region((), body.ops, (), (counter,))
         body = Region((), (Op("for", (), (), attrs, (inner,)),))
     kept = [(i, c) for i, c in zip(ids, plan.cores, strict=True) if c > 1]
     body = _without_single_cores(body, ids, plan.cores)

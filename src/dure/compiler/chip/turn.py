@@ -118,7 +118,8 @@ def _wanted(function: Function) -> set[Value]:
     while open_:
         value = open_.pop()
         maker = makers.get(value)
-        if value not in found and value.type.rank == 2:  # type: ignore[union-attr]
+        kind = value.type
+        if value not in found and isinstance(kind, TileType) and kind.rank == 2:
             found.add(value)
             if maker is not None and maker.definition.elementwise:
                 open_ += [v for v in maker.operands if v.type == value.type or maker.name == "cast"]
