@@ -20,7 +20,10 @@ from dure.machine.quantity import Quantity, read_quantity
 SCHEMA = 2
 
 #: Special cases of work, and what they are for an engine that doesn't tell them apart.
-_GENERAL = {"scale": "elementwise", "square": "elementwise", "sum": "reduce"}
+_GENERAL = {
+    **dict.fromkeys(("scale", "shift", "square"), "elementwise"),
+    "sum": "reduce",
+}
 
 
 def _carry(read: Callable[[object], object]) -> BeforeValidator:
@@ -127,7 +130,7 @@ class Engine(_Table):
 
     ``laws`` give cycles of a whole tile op by operation (``dot``, ``elementwise``,
     ``transcendental``, ``reduce``, ``scan``, ``transpose``, ``convert``, ``copy``, and of those the
-    special cases ``scale``, ``square`` and ``sum``); names in them
+    special cases ``scale``, ``shift``, ``square`` and ``sum``); names in them
     are ``numbers``, and ``rate`` is ``rates[dtype]``.  ``issue`` is what each instruction costs
     beside.  ``passes``: the stages that elements pass in one go, one op each: ops that follow one
     another through them take as long as the slowest of them.

@@ -15,7 +15,7 @@ from dure.machine.quantity import STATUSES, Quantity
 
 OPERATIONS = (
     *("dot", "elementwise", "transcendental", "reduce", "scan"),
-    *("transpose", "convert", "copy", "scale", "square", "sum"),
+    *("transpose", "convert", "copy", "scale", "shift", "square", "sum"),
 )
 """Classes of work that an engine may have a law for."""
 

@@ -18,7 +18,8 @@ from dure.ir.tensor.program import repeat_tables
 from dure.library import chip_lowering_collectives as _registers_the_collectives
 from dure.library import chip_lowering_moe as _registers_the_experts
 from dure.library.call import IndexArray, stored_bytes, tensor
-from dure.library.chip_lowering import PIECE, ChipCall, ChipLowering
+from dure.library.chip_lowering import ChipCall, ChipLowering
+from dure.library.chip_lowering_attention import PIECE
 from dure.library.operators_common import DTYPES
 from dure.library.weight_types import WeightType, kv_type, weight_type
 from dure.machine.chip import Chip

@@ -13,12 +13,12 @@ writes; ``rate`` is the highest of the engine's rates for the types that it read
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from math import ceil
-from typing import Any
+from typing import Any, TypeAlias
 
 from dure.errors import IRError
 from dure.ir.core import Op, Region, Value
@@ -27,6 +27,8 @@ from dure.ir.machine.compute import Operation, works
 from dure.ir.types import TileType
 from dure.machine.chip import Chip, Engine
 from dure.machine.quantity import Quantity
+
+Makers: TypeAlias = Mapping[Value, Op]
 
 #: Reductions and scans: the law is about what they read.
 _READERS = frozenset({"reduce", "sum", "scan"})
@@ -65,15 +67,16 @@ class ComputeCost:
 class Pass:
     """What elements go through at once on an engine, op by op.
 
-    An op joins the pass if a later stage takes it and it reads what the op before made there, which
-    no one else sees; a reduction ends a pass, beside what it reads.
+    An op joins the pass if a later stage takes it and it reads what the op before made there; an op
+    but a reduction only if no other one needs that.  A reduction leaves what it reads to the next
+    stages.  ``shared`` are the values that are needed besides (:func:`shared_values`).
     """
 
-    def __init__(self, engine: Engine, makers: Mapping[Value, Op], seen: Iterable[Value]) -> None:
+    def __init__(self, engine: Engine, makers: Makers, shared: Set[Value]) -> None:
         self.stages = engine.passes
         self.engine = engine
         self.makers = makers
-        self.seen = frozenset(map(self._source, seen))
+        self.shared = shared
         self.stage, self.longest = 0, 0.0
         self.last: Value | None = None
 
@@ -81,31 +84,44 @@ class Pass:
         """The cycles that one more op takes, of which it takes so many alone."""
         if not self.stages:
             return cycles
-        law, reduces = self.engine.law(operation), operation in _READERS
-        reads = any(self._source(o) is self.last for o in op.operands)
-        joins = reads and (reduces or self.last not in self.seen)
-        start = self.stage if joins else 0
-        found = (n for n in range(start, len(self.stages)) if law in self.stages[n])
-        stage = next(found, None)
-        if stage is None and joins:
-            joins, stage = (
-                False,
-                next((n for n, names in enumerate(self.stages) if law in names), None),
-            )
-        before = self.longest if joins else 0.0
-        self.longest = max(before, cycles)
+        law, reduces = self.engine.law(operation), operation in ("reduce", "sum")
+        joins = any(_source(o, self.makers) is self.last for o in op.operands)
+        joins = joins and (reduces or self.last not in self.shared)
+        stage = self._stage(law, self.stage) if joins else None
+        if stage is None:
+            joins, self.longest = False, 0.0
+            stage = self._stage(law, 0)
+        before, self.longest = self.longest, max(self.longest, cycles)
         self.stage = len(self.stages) if stage is None else stage + 1
         if not (joins and reduces):
             self.last = op.results[0]
         return self.longest - before
 
-    def _source(self, value: Value) -> Value:
-        """The value that one is a reshape of."""
-        maker = self.makers.get(value)
-        while maker is not None and maker.name == "reshape":
-            value = maker.operands[0]
-            maker = self.makers.get(value)
-        return value
+    def _stage(self, law: str, start: int) -> int | None:
+        """The first stage from ``start`` on that takes work of this law."""
+        places = range(start, len(self.stages))
+        return next((n for n in places if law in self.stages[n]), None)
+
+
+def shared_values(ops: Iterable[Op], needed: Iterable[Value], makers: Makers) -> set[Value]:
+    """What several of these ops read, reductions apart, or one reads and ``needed`` names."""
+    found = {_source(value, makers) for value in needed}
+    read: set[Value] = set()
+    for op in ops:
+        if op.name in ("reduce", "reshape"):
+            continue
+        for source in {_source(o, makers) for o in op.operands}:
+            (found if source in read else read).add(source)
+    return found
+
+
+def _source(value: Value, makers: Makers) -> Value:
+    """The value that one is a reshape of."""
+    maker = makers.get(value)
+    while maker is not None and maker.name == "reshape":
+        value = maker.operands[0]
+        maker = makers.get(value)
+    return value
 
 
 class Costs:
@@ -168,7 +184,8 @@ class Costs:
     def _parts(self, region: Region, engines: Sequence[str]) -> Iterator[tuple[str, float]]:
         """The engine of each op of an instruction, and its cycles there."""
         makers = {r: op for op in region.ops for r in op.results}
-        passes = {name: Pass(self.chip.engines[name], makers, region.yields) for name in engines}
+        shared = shared_values(region.ops, region.yields, makers)
+        passes = {name: Pass(self.chip.engines[name], makers, shared) for name in engines}
         for operation, op in works(region):
             name = next((e for e in engines if self.chip.engines[e].law(operation)), None)
             if name is None:

@@ -6,7 +6,7 @@ others from them.  Constants and free reindexings are cloned into every instruct
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import replace
 from typing import Literal
 
@@ -18,7 +18,7 @@ from dure.ir.core import Op, Region, Span, Value
 from dure.ir.machine.compute import operation_of, works
 from dure.ir.rewrite import clone_region
 from dure.ir.types import TileType
-from dure.sim.cost import Pass, duration
+from dure.sim.cost import Pass, duration, shared_values
 
 
 class Writer:
@@ -263,6 +263,7 @@ def vector_runs(writer: Writer, group: Sequence[Op]) -> list[tuple[str, list[Op]
     Raises :class:`TargetError` for an op that no queue has.
     """
     engines, ops = writer.engines, list(group)
+    shared = _shared(writer, ops)
     # For the ops from each place on: picoseconds, and the queue and end of the first run.
     best: list[tuple[float, str, int]] = [(0.0, "", len(ops))] * (len(ops) + 1)
     for start in reversed(range(len(ops))):
@@ -271,7 +272,7 @@ def vector_runs(writer: Writer, group: Sequence[Op]) -> list[tuple[str, list[Op]
             length = _prefix(writer, queue, ops[start:])
             for end, cost in zip(
                 range(start + 1, start + length + 1),
-                _run_costs(writer, queue, ops[start : start + length]),
+                _run_costs(writer, queue, ops[start : start + length], shared),
                 strict=True,
             ):
                 found.append((cost + best[end][0], queue, end))
@@ -288,7 +289,19 @@ def vector_runs(writer: Writer, group: Sequence[Op]) -> list[tuple[str, list[Op]
     return runs
 
 
-def _run_costs(writer: Writer, queue: str, ops: Sequence[Op]) -> Iterator[float]:
+def _shared(writer: Writer, ops: Sequence[Op]) -> set[Value]:
+    """What others than one op of a group need, for engines that pass on what they make."""
+    if not writer.engines.chip.passes:
+        return set()
+    usage, inside = writer.usage, set(ops)
+    made = [r for op in ops for r in op.results]
+    needed = (v for v in made if any(c not in inside for c in usage.consumers[v]))
+    return shared_values(ops, needed, usage.makers)
+
+
+def _run_costs(
+    writer: Writer, queue: str, ops: Sequence[Op], shared: Set[Value]
+) -> Iterator[float]:
     """The picoseconds of the first op on a queue, of the first two, and so on.
 
     What the queue can't reach where it is stored is copied to it, and counts as one copy more; so
@@ -305,7 +318,7 @@ def _run_costs(writer: Writer, queue: str, ops: Sequence[Op]) -> Iterator[float]
     issue = 0.0
     works: dict[str, float] = {}
     makers = writer.usage.makers
-    passes = {n: Pass(chip.engines[n], makers, ()) for n in engines.queues[queue]}
+    passes = {n: Pass(chip.engines[n], makers, shared) for n in engines.queues[queue]}
     copies = 0.0
     far: set[Value] = set()
     for op in ops:

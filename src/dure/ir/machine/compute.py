@@ -19,8 +19,8 @@ from dure.ir.rules import broken, tile
 from dure.ir.types import Type
 
 #: Classes of work that an engine declares.  Special cases, which engines may tell apart: ``scale``
-#: adds, takes away or multiplies by what is the same along the last axis, ``square`` multiplies a
-#: tile by itself, ``sum`` reduces along the last axis.
+#: multiplies by what is the same along the last axis, ``shift`` adds that or takes it away,
+#: ``square`` multiplies a tile by itself, ``sum`` adds up along the last axis.
 Operation: TypeAlias = Literal[
     "dot",
     "elementwise",
@@ -31,6 +31,7 @@ Operation: TypeAlias = Literal[
     "convert",
     "copy",
     "scale",
+    "shift",
     "square",
     "sum",
     "none",
@@ -62,14 +63,14 @@ def operation_of(op: Op, makers: Mapping[Value, Op] = MappingProxyType({})) -> O
         return "transcendental"
     if op.name == "mul" and op.operands[0] is op.operands[1]:
         return "square"
-    if op.name in ("add", "sub", "mul") and _scales(op, makers):
-        return "scale"
+    if op.name in ("add", "sub", "mul") and _by_row(op, makers):
+        return "scale" if op.name == "mul" else "shift"
     if op.name == "reduce" and op.attr("combiner") == "sum":
         return "sum" if op.attr("axis") == op.operands[0].tile.rank - 1 else "reduce"
     return _BY_NAME.get(op.name, "elementwise")
 
 
-def _scales(op: Op, makers: Mapping[Value, Op]) -> bool:
+def _by_row(op: Op, makers: Mapping[Value, Op]) -> bool:
     """Whether what an op adds, takes away or multiplies by is the same along the last axis."""
     shape = op.results[0].tile.shape
     if not shape or shape[-1] == 1:
