@@ -2,9 +2,10 @@
 
 It computes what :func:`~dure.library.attention_grouped.grouped_attention` does, by the same pieces
 in the same order.  Scores are lowered by their maximum, raised to a power, added up and narrowed
-one after another, which is one pass of an engine that can; only what is narrow waits for the
-values' product, which comes after the next piece's scores: so a piece's maxima and the transposed
-weights of the one in front of it are at work at the same time.
+one after another, which is one pass of an engine that can.  Three pieces are under way at a time:
+while the scores of one are computed and weighed, the weights of the one in front of it are turned,
+and the values of the one in front of that are added up; so engines with queues of their own wait
+for one another only where pieces begin and end.
 """
 
 from __future__ import annotations
@@ -55,58 +56,132 @@ def attention_rows(
     own_positions, own_q, own_y = positions[start:stop], q[start:stop], y[start:stop]
     numbers = (bq, bh, bg, bd, page, piece, window, softcap, causal)
     sink = None if sinks is None else dl.load(sinks, (heads, 0, 0), (bh, bg, 1)).to(dl.float32)
+    narrow = dl.zeros((bh, bq * bg, piece), multiplied(q.dtype, k_pool.dtype))
+    turned = dl.zeros((bh, piece, bq * bg), multiplied(q.dtype, k_pool.dtype))
+    acc = dl.zeros((bh, bq * bg, bd), dl.float32)
     for block in dl.range(dl.cdiv(count, bq)):
         first = own_positions[block * bq]
         tile = dl.load(own_q, (block, heads, 0, 0), (bq, bh, bg, bd))
         tile = convert(tile.to(dl.float32) * scale, multiplied(q.dtype, k_pool.dtype))
         query = swapped(tile).reshape((bh, bq * bg, bd))
         place = (k_pool, v_pool, block_table, sequence, heads, context[sequence])
-        result = convert(attended(query, first, sink, place, numbers), y.dtype)
+        kept = (narrow, turned, acc)
+        acc, factor, narrow, turned = attended(query, first, sink, place, numbers, kept)
+        result = convert(acc * factor, y.dtype)
         dl.store(own_y, (block, heads, 0, 0), swapped(result.reshape((bh, bq, bg, bd))))
 
 
-def attended(query: Any, first: Any, sink: Any, place: Any, numbers: Any) -> Any:
-    """The result (bh, rows, D) of a tile of queries, the first at position ``first``."""
-    k_pool, v_pool, block_table, sequence, heads, length = place
-    bq, bh, bg, bd, page, piece, window, softcap, causal = numbers
+def attended(query: Any, first: Any, sink: Any, place: Any, numbers: Any, kept: Any) -> Any:
+    """The sums (bh, rows, D) of a tile of queries, the first at position ``first``, what to
+    multiply them by, and the last weights.
+
+    The first two turns add up weights that were left by the tile before.  What they give counts
+    for nothing: it is scaled by the first piece's fall from the lowest number, which is zero.
+    """
+    narrow, turned, acc = kept
+    length = place[5]
+    bq, bh, bg, bd, _, piece, window, _, causal = numbers
     rows = bq * bg
     highest = dl.full((bh, rows, 1), LOWEST, dl.float32)
     total = dl.zeros((bh, rows, 1), dl.float32)
-    if sink is not None:
-        sink = dl.broadcast_to(sink.reshape((bh, 1, bg, 1)), (bh, bq, bg, 1))
-        highest = sink.reshape((bh, rows, 1))
-        total = dl.full((bh, rows, 1), 1.0, dl.float32)
     begin = max(first + 1 - window, 0) // piece if window else 0
     last = first // piece if causal else max(dl.cdiv(length, piece), 1) - 1
-    acc = dl.zeros((bh, rows, bd), dl.float32)
-    narrow = dl.zeros((bh, rows, piece), query.dtype)
+    seen = (first, length, last)
+    keys = columns_of(query, place, pages_of(place, begin, numbers), numbers)
+    # Nothing that the loop waits for.
+    mask = visible(piece, (last * piece, first, bq, bg, window, length, causal))
     fall = dl.zeros((bh, rows, 1), dl.float32)
-    for p in dl.range(begin, last + 1):
-        pages = listed(block_table, sequence, p, piece // page)
-        keys = dl.load(k_pool, (heads, pages, 0), (bh, piece, bd)).to(query.dtype)
-        scores = dl.dot(query, dl.transpose(keys, (0, 2, 1)))
-        if softcap:
-            scores = dl.tanh(scores * (1.0 / softcap)) * softcap
-        seen = (p * piece, first, bq, bg, window, length, causal)
-        if window or p == last:
-            scores = dl.where(visible(piece, seen), scores, LOWEST)
+    before = dl.zeros((bh, rows, 1), dl.float32)
+    for p in dl.range(begin, last):
+        # Both lists on their way, before what waits for one.
+        next_pages = pages_of(place, p + 1, numbers)
+        pages = pages_of(place, max(p - 2, begin), numbers)
+        scores = dl.dot(query, keys)
+        keys = columns_of(query, place, next_pages, numbers)
+        scores = seen_scores(scores, p, seen, numbers, window > 0)
         top = dl.maximum(highest, dl.max(scores, 2, keepdims=True))
         drop = highest - top
-        if p > begin:
-            before = listed(block_table, sequence, max(p - 1, 0), piece // page)
-            values = dl.load(v_pool, (heads, before, 0), (bh, piece, bd)).to(query.dtype)
-            acc = dl.dot(narrow, values, acc * fall)
-        weights = dl.exp(scores - top)
-        if window:
-            weights = dl.where(visible(piece, seen), weights, 0.0)
+        values = values_of(query, place, pages, numbers)
+        acc = dl.dot(dl.transpose(turned, (0, 2, 1)), values, acc * before)
+        turned = dl.transpose(narrow, (0, 2, 1))
+        weights = weighed(scores, top, p, seen, numbers)
         sums = dl.sum(weights, 2, keepdims=True)
         narrow = weights.to(query.dtype)
+        before = fall
         fall = dl.exp(drop)
         total = total * fall + sums
         highest = top
-    for p in dl.range(last, last + 1):  # an index list takes a loop's index
-        pages = listed(block_table, sequence, p, piece // page)
-        values = dl.load(v_pool, (heads, pages, 0), (bh, piece, bd)).to(query.dtype)
-        present = (p * piece + dl.arange(piece) < length)[None, :, None]
-        acc = dl.dot(narrow, dl.where(present, values, 0.0), acc * fall)
-    return acc / dl.where(total > 0.0, total, 1.0)
+    third, second = max(last - 2, begin), max(last - 1, begin)
+    third_pages = pages_of(place, third, numbers)
+    second_pages = pages_of(place, second, numbers)
+    pages = pages_of(place, last, numbers)
+    scores = dl.where(mask, seen_scores(dl.dot(query, keys), last, seen, numbers, False), LOWEST)
+    top = dl.maximum(highest, dl.max(scores, 2, keepdims=True))
+    drop = highest - top
+    values = present_values(query, place, third_pages, third, numbers)
+    acc = dl.dot(dl.transpose(turned, (0, 2, 1)), values, acc * before)
+    values = present_values(query, place, second_pages, second, numbers)
+    acc = dl.dot(narrow, values, acc * fall)
+    weights = weighed(scores, top, last, seen, numbers)
+    sums = dl.sum(weights, 2, keepdims=True)
+    narrow = weights.to(query.dtype)
+    fall = dl.exp(drop)
+    total = total * fall + sums
+    values = present_values(query, place, pages, last, numbers)
+    acc = dl.dot(narrow, values, acc * fall)
+    if sink is not None:
+        sink = dl.broadcast_to(sink.reshape((bh, 1, bg, 1)), (bh, bq, bg, 1))
+        sink = sink.reshape((bh, rows, 1))
+        both = dl.maximum(top, sink)
+        fall = dl.exp(top - both)
+        return acc, fall / (total * fall + dl.exp(sink - both)), narrow, turned
+    return acc, 1.0 / dl.where(total > 0.0, total, 1.0), narrow, turned
+
+
+def pages_of(place: Any, p: Any, numbers: Any) -> Any:
+    """The pages of a piece."""
+    return listed(place[2], place[3], p, numbers[5] // numbers[4])
+
+
+def columns_of(query: Any, place: Any, pages: Any, numbers: Any) -> Any:
+    """The keys of a piece as columns, in the type of the queries."""
+    keys = dl.load(place[0], (place[4], pages, 0), (numbers[1], numbers[5], numbers[3]))
+    return dl.transpose(keys.to(query.dtype), (0, 2, 1))
+
+
+def values_of(query: Any, place: Any, pages: Any, numbers: Any) -> Any:
+    """The values of a piece."""
+    values = dl.load(place[1], (place[4], pages, 0), (numbers[1], numbers[5], numbers[3]))
+    return values.to(query.dtype)
+
+
+def present_values(query: Any, place: Any, pages: Any, p: Any, numbers: Any) -> Any:
+    """The values of a piece, zeros where the sequence has ended."""
+    piece = numbers[5]
+    present = (p * piece + dl.arange(piece) < place[5])[None, :, None]
+    return dl.where(present, values_of(query, place, pages, numbers), 0.0)
+
+
+def seen_scores(scores: Any, p: Any, seen: Any, numbers: Any, cut: Any) -> Any:
+    """The scores of a piece; with ``cut``, the lowest number for those that a query doesn't see."""
+    bq, _, bg, _, _, piece, window, softcap, causal = numbers
+    if softcap:
+        scores = dl.tanh(scores * (1.0 / softcap)) * softcap
+    if cut:
+        first, length, _ = seen
+        scores = dl.where(
+            visible(piece, (p * piece, first, bq, bg, window, length, causal)), scores, LOWEST
+        )
+    return scores
+
+
+def weighed(scores: Any, top: Any, p: Any, seen: Any, numbers: Any) -> Any:
+    """The weights of a piece."""
+    bq, _, bg, _, _, piece, window, _, causal = numbers
+    weights = dl.exp(scores - top)
+    if window:
+        first, length, _ = seen
+        weights = dl.where(
+            visible(piece, (p * piece, first, bq, bg, window, length, causal)), weights, 0.0
+        )
+    return weights

@@ -14,6 +14,7 @@ from dure.compiler.chip.engines import Engines
 from dure.compiler.chip.tree import Block, Branch, Loop, Step, Tree, blocks
 from dure.errors import IRError
 from dure.ir.core import Op
+from dure.ir.expr import Compare
 from dure.ir.machine.compute import Operation, works
 
 #: What a move must save of the busier queue's work: at least one part of so many.
@@ -61,7 +62,7 @@ class _Balancer:
 
     def ways(self, step: Step) -> Iterator[tuple[str, tuple[int, Step]]]:
         """The queues that can do an instruction, each with the picoseconds that it takes there."""
-        yield step.queue, (self.cost(step), step)
+        yield step.queue, (self.cost(step), replace(step))
         assert step.region is not None
         done = list(works(step.region))
         if any(operation in ("dot", "transpose") for operation, _ in done):
@@ -102,12 +103,15 @@ class _Balancer:
 
 
 def _own(block: Block) -> Iterator[Step]:
-    """The instructions of a loop, those of branches among them, without those of inner loops."""
+    """The instructions of nearly every turn of a loop, without those of inner loops: of a branch
+    for one turn only what the others do.
+    """
     for item in block.items:
         if isinstance(item, Step) and item.kind == "compute":
             yield item
         elif isinstance(item, Branch):
-            yield from _own(item.then)
+            if not (isinstance(item.condition, Compare) and item.condition.relation == "=="):
+                yield from _own(item.then)
             yield from _own(item.otherwise)
         elif isinstance(item, Loop):
             continue

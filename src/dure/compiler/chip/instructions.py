@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Literal
 
 from dure.compiler.chip.engines import Engines
-from dure.compiler.chip.tree import Block, Buffer, Step
+from dure.compiler.chip.tree import Block, Buffer, Step, common
 from dure.compiler.chip.usage import Usage, is_cheap
 from dure.errors import IRError, KernelError
 from dure.ir.core import Op, Region, Span, Value
@@ -29,6 +29,7 @@ class Writer:
         self.usage = usage
         self.stored: dict[Value, list[Buffer]] = {}
         self.buffers: list[Buffer] = []
+        self._between: dict[tuple[TileType, str], Buffer] = {}
 
     # --- storage ---------------------------------------------------------------------------------
 
@@ -101,7 +102,15 @@ class Writer:
         block.items.append(step)
 
     def copy(self, block: Block, pairs: Sequence[tuple[Value, Buffer]], op: Op | None) -> None:
-        """One instruction that stores values (constant, reindexed or stored elsewhere) anew."""
+        """One instruction that stores values (constant, reindexed or stored elsewhere) anew; each
+        that is transposed takes its own.
+        """
+        turned = [(v, b) for v, b in pairs if self.transposes(v)]
+        for value, buffer in turned:
+            self._transposed(value, buffer, block, op)
+        pairs = [pair for pair in pairs if pair not in turned]
+        if not pairs:
+            return
         sources: list[Buffer] = []
         for value, _ in pairs:
             sources += self.stored.get(self.usage.base(value), ())[:1]
@@ -154,7 +163,7 @@ class Writer:
                 cost = _cost(self.engines, value, queue, "transpose")
             except IRError:
                 continue  # an engine that doesn't take the type
-            plain = value.tile.rank == 2
+            plain = self._swaps(value)
             for memory in sorted(self.engines.writes(queue)):
                 if memory == made.memory:
                     found.append((cost, queue, "", memory))
@@ -170,10 +179,26 @@ class Writer:
         if not other:
             self.compute(block, (), [(value, made)], queue)
             return
-        between = self.buffer(value.tile, memory, block, made.name, made.span)
+        between = self.between(value.tile, memory, block, made.span)
         self.compute(block, (), [(value, between)], queue)
         self.place(value, between)
         self.compute(block, (), [(value, made)], other)
+        self.stored[value].remove(between)
+
+    def between(self, kind: TileType, memory: str, block: Block, span: Span | None) -> Buffer:
+        """Where a transposed tile lies until it is copied: one buffer for all of a type, as the
+        engines that make and copy them do so one after another.
+        """
+        known = self._between.get((kind, memory))
+        if known is None:
+            known = self._between[kind, memory] = self.buffer(kind, memory, block, "turned", span)
+        else:
+            known.block = common(known.block, block)
+        return known
+
+    def is_between(self, buffer: Buffer) -> bool:
+        """Whether tiles only pass through a buffer."""
+        return self._between.get((buffer.type, buffer.memory)) is buffer
 
     def _nearest(self, memories: frozenset[str]) -> str:
         scratchpad = self.engines.chip.scratchpad
@@ -185,6 +210,13 @@ class Writer:
     def transposes(self, value: Value) -> bool:
         """Whether a value is another one transposed, as far as free ops go."""
         return any(op.name == "transpose" for op in self._chain(value))
+
+    def _swaps(self, value: Value) -> bool:
+        """Whether a value is another one with its last two axes swapped."""
+        turns = [op for op in self._chain(value) if op.name == "transpose"]
+        last = value.tile.rank - 1
+        order = (*range(last - 1), last, last - 1)
+        return len(turns) == 1 and tuple(turns[0].attr("order")) == order
 
     def _chain(self, value: Value) -> list[Op]:
         found: list[Op] = []

@@ -83,6 +83,8 @@ class _Lowering:
         self.begins: dict[Value, tuple[Value, Op]] = {}
         #: What loops carry, by the block that renews it.
         self.renewed: dict[Value, Block] = {}
+        #: The innermost loop that carries something in a buffer.
+        self.carried: dict[Buffer, Block | None] = {}
         #: What loops carry and a dot makes at each turn.
         self.products: set[Value] = set()
 
@@ -112,6 +114,8 @@ class _Lowering:
                 case _:
                     if not is_cheap(op):
                         self.pending.append(op)
+                    elif op.name == "transpose":
+                        self.turned(op, block)
                     continue
             self.done.add(op)
 
@@ -148,6 +152,32 @@ class _Lowering:
             read = value in map(self.usage.base, consumer.operands[:2])
             if read and buffer.memory not in reads:
                 self.writer.in_memory(value, reads, block)
+        if self.writer.is_between(buffer):
+            self.writer.stored[value].remove(buffer)
+
+    def _only_fetched(self, value: Value, memory: str) -> bool:
+        """Whether all that need a value are dots that read it elsewhere."""
+        for consumer in self.usage.consumers[value]:
+            if not isinstance(consumer, Op) or consumer.name != "dot":
+                return False
+            near = memory in self.engines.chip.engines[self.engines.dot(consumer)[0]].reads
+            if near or value not in map(self.usage.base, consumer.operands[:2]):
+                return False
+        return True
+
+    def turned(self, op: Op, block: Block) -> None:
+        """Turn a stored tile that a loop carries on transposed as soon as there is room for it."""
+        value = op.result
+        target, base = self.wanted.get(value), self.usage.base(value)
+        if target is not None and self.writer.stored.get(base) and self.free(target, ()):
+            self.writer.copy(block, [(value, target)], op)
+            self.put(value, target)
+            # The loop needs what was turned only for that.
+            for consumer in self.usage.consumers[value]:
+                if isinstance(consumer, Region):
+                    others = (v for v in consumer.yields if v is not value)
+                    if base not in map(self.usage.base, others):
+                        self.usage.consumers[base].discard(consumer)
 
     def put(self, value: Value, buffer: Buffer) -> None:
         """``value`` takes a buffer over."""
@@ -165,6 +195,14 @@ class _Lowering:
             scratchpad = self.engines.chip.scratchpad
             memory = scratchpad if scratchpad in writable else sorted(writable)[0]
         maker = self.usage.makers.get(value)
+        if memory != self.engines.chip.scratchpad and maker is not None:
+            if maker.name == "transpose" and self._only_fetched(value, memory):
+                return self.writer.between(value.tile, memory, block, _span(maker))
+            for operand in maker.operands:
+                source = self.writer.find(operand, [memory])
+                free = source is not None and not self.remaining(operand, run)
+                if free and source.type == value.type and self.owned(operand, source, block):
+                    return source
         return self.writer.buffer(
             value.tile, memory, block, value.name or (maker.name if maker else ""), _span(maker)
         )
@@ -178,7 +216,8 @@ class _Lowering:
         """Whether a block may overwrite a value once it is used: it is made anew at every turn."""
         if buffer in self.loaded or buffer.alias_of is not None:
             return False
-        return buffer.block is block or self.renewed.get(value) is block
+        carried = self.carried.get(buffer.root) is block
+        return buffer.block is block or self.renewed.get(value) is block or carried
 
     def memory_of(self, value: Value) -> str:
         """Where a value's consumers want it: in a dot's accumulators, or the scratchpad."""
@@ -315,9 +354,11 @@ class _Lowering:
         region = op.regions[0]
         carried = self._carried(op, block)
         body = Block([], block, True, True, bool(op.attrs.get("instances")))
+        outer = {buffer.root: self.carried.get(buffer.root) for buffer in carried}
         for argument, buffer in zip(region.args, carried, strict=True):
             self.put(argument, buffer)
             self.renewed[argument] = body
+            self.carried[buffer.root] = body
         self.products.update(
             a for a, v in zip(region.args, region.yields, strict=True) if self._made_by_dot(v)
         )
@@ -331,6 +372,7 @@ class _Lowering:
             Loop(region.symbols[0], start, stop, op.attr("step"), body, attrs, op.span)
         )
         self.done.add(region)
+        self.carried |= outer
         for result, buffer in zip(op.results, carried, strict=True):
             self.put(result, buffer)
 
