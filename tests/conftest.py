@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from dure.runtime.garbage import collect_rarely
+
+collect_rarely()
 # A shell starts its background jobs with Ctrl-C ignored, which every process below inherits.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

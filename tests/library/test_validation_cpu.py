@@ -7,6 +7,7 @@ import math
 from dataclasses import replace
 
 import pytest
+from host_rates import rates
 
 from dure.ir.verifier import verify
 from dure.library import validation_cpu
@@ -15,8 +16,7 @@ from dure.machine.chip_checks import check_chip
 from dure.sim.sanitizer import sanitize
 from dure.targets.cpu import microbench
 from dure.targets.cpu.chip import host_chip
-from dure.targets.cpu.microbench import DEPTHS, PATCHES, SIZES, HostRates, interpolate, sets_of
-from dure.targets.cpu.microkernels import CHAINS, WIDTHS
+from dure.targets.cpu.microbench import interpolate, sets_of
 
 FEW = (
     ("gemm", "40x24x50", "f32"),
@@ -26,44 +26,6 @@ FEW = (
     ("gather_rows", "20x50x64", "f32"),
     ("silu", "8x96", "f32"),
 )
-
-
-def rates(workers: int = 1) -> HostRates:
-    """Rates of no machine in particular."""
-    sizes = dict.fromkeys(SIZES, 20.0)
-    dots = {
-        (kind, height, vectors): 1.0 + 0.1 * height
-        for kind in ("float32", "bfloat16")
-        for height in (4, 2, 1)
-        for vectors in (2, 1)
-    }
-    return HostRates(
-        workers=workers,
-        lanes=8,
-        launch=1000.0,
-        loop=0.5,
-        read=0.1,
-        row=0.5,
-        instance=0.5,
-        gather=3.0,
-        ops=dict.fromkeys(CHAINS, 0.5),
-        casts={("float32", "bfloat16"): 1.0},
-        masks={(way, bits): 1.0 for way in ("load", "store") for bits in (32, 16)},
-        steps={"add": 1.0, "max": 1.0},
-        ends={"add": 1.0, "max": 1.0},
-        dots=dots,
-        blocks=5.0,
-        reads=sizes,
-        writes=sizes,
-        copies=sizes,
-        walks={few: dict.fromkeys(SIZES, 2.0) for few in WIDTHS},
-        rewalks={(few, h): dict.fromkeys(DEPTHS, 2.0) for few in WIDTHS for h in (4, 1)},
-        patches={
-            (way, few): dict.fromkeys(PATCHES, 5.0)
-            for way in ("read", "write", "exp")
-            for few in WIDTHS
-        },
-    )
 
 
 def test_there_are_forty_shapes_that_are_operators() -> None:

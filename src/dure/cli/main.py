@@ -12,6 +12,8 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from dure.runtime.garbage import collect_rarely
+
 EXIT_USER = 2
 EXIT_INTERRUPTED = 130
 
@@ -28,6 +30,7 @@ def main() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; returns the exit code."""
     _repair_streams()
+    collect_rarely()
     try:
         # Imported under the handlers: Ctrl-C may come before the first command has been looked up.
         from dure.cli.app import dispatch

@@ -14,6 +14,7 @@ from dure.cli.chip_options import Set
 from dure.cli.output import say, show, table
 from dure.cli.results import concluded, duration, quantity, show_confidence
 from dure.cli.sim_model import (
+    HOST,
     KV,
     Batch,
     Chips,
@@ -27,6 +28,7 @@ from dure.cli.sim_model import (
     Weights,
     model_step,
     sim_step,
+    without_host,
 )
 from dure.cli.subject import (
     Algorithm,
@@ -52,7 +54,6 @@ if TYPE_CHECKING:
 
 _HEADS = ("TARGET", "TIME", "CYCLES", "BOUND", "FLOP/s", "B/s", "ROOFLINE", "CONFIDENCE")
 _CONVERSIONS = 8
-_HOST = "cpu"
 
 
 def register(app: typer.Typer) -> None:
@@ -107,11 +108,11 @@ def sim(
     if not isinstance(work, Work):
         sim_step(work, target, settings, step, strict, as_json)
         return
-    names, on_host = _without_host(target)
+    names, on_host = without_host(target)
     machines = targets_of(names, settings) if names else []
     found = [(chip.name, _answer(work, chip, strict)) for chip in machines]
     if on_host:
-        found.append((_HOST, _host(work)))
+        found.append((HOST, _host(work)))
     if not concluded(found, as_json):
         _show(f"{work.name} {work.dims} {work.dtype}", found)
 
@@ -191,12 +192,6 @@ def refuse(subject: str, given: Mapping[str, object]) -> None:
                 "kernel of a file --arg and --const",
                 fix=f"leave out {name}",
             )
-
-
-def _without_host(target: str) -> tuple[str, bool]:
-    """The targets but for the host, and whether it is among them."""
-    names = [name.strip() for name in target.split(",")]
-    return ",".join(name for name in names if name != _HOST), _HOST in names
 
 
 def _host(work: Work) -> Answer | DureError:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dure.models.chip_answer import StepAnswer
     from dure.models.chip_devices import Devices
     from dure.models.chip_step import ChipStep
+    from dure.models.host_answer import HostStep
 
 Batch = Annotated[int | None, typer.Option(help="Sequences of a model's step.  [default: 1]")]
 Context = Annotated[
@@ -76,6 +77,8 @@ NoPrefetch = Annotated[
     ),
 ]
 
+#: The target that is the machine that dure runs on.
+HOST = "cpu"
 _CONTEXT = {"decode": 1024, "prefill": 2048, "mixed": 1024}
 _HEADS = ("TARGET", "CHIPS", "STEP", "TOKENS/s", "BOUND", "ROOFLINE", "ENERGY", "CONFIDENCE")
 _PARTS = ("OPERATOR", "TIMES", "EACH", "TOGETHER", "OF STEP", "BOUND", "KERNEL")
@@ -122,8 +125,9 @@ def sim_step(
     from dure.models.chip_devices import answer_on  # which imports the compiler
 
     devices, prefetch = options.devices(), not options.no_prefetch
-    found: list[tuple[str, StepAnswer | DureError]] = []
-    for chip in targets_of(target, settings):
+    found: list[tuple[str, StepAnswer | HostStep | DureError]] = []
+    names, on_host = without_host(target)
+    for chip in targets_of(names, settings) if names else ():
         if not as_json:
             say(f"compiling for {chip.name}")
         try:
@@ -131,8 +135,34 @@ def sim_step(
             found.append((chip.name, result))
         except DureError as error:
             found.append((chip.name, error))
+    if on_host:
+        found.append((HOST, _on_host(step, options)))
     if not concluded(found, as_json):
         _show(step, found)
+
+
+def _on_host(step: ChipStep, options: StepOptions) -> HostStep | DureError:
+    """What the machine that dure runs on does with the step, measured."""
+    from dure.models.host_answer import host_step
+    from dure.targets.cpu.microbench import measure
+
+    try:
+        if options.devices().count_asked > 1:
+            raise UsageError(
+                f"--chips {options.devices().count_asked} with the target {HOST}",
+                rule=f"{HOST} is the machine that dure runs on, and there is one",
+                fix="leave out --chips, or the target",
+            )
+        say("measuring this machine, which takes a while")
+        return host_step(step, measure())
+    except DureError as error:
+        return error
+
+
+def without_host(target: str) -> tuple[str, bool]:
+    """The targets but for the host, and whether it is among them."""
+    names = [name.strip() for name in target.split(",")]
+    return ",".join(name for name in names if name != HOST), HOST in names
 
 
 def model_step(subject: str, dtype: str, options: StepOptions) -> ChipStep:
@@ -178,7 +208,7 @@ def _contexts(given: str) -> tuple[int, ...]:
 # --- for people ----------------------------------------------------------------------------------
 
 
-def _show(step: ChipStep, found: Sequence[tuple[str, StepAnswer | DureError]]) -> None:
+def _show(step: ChipStep, found: Sequence[tuple[str, StepAnswer | HostStep | DureError]]) -> None:
     batch = step.batch
     show(
         f"{step.name} {step.dtype}: {batch.text}; weights {step.weight_bytes / 1e9:.4g} GB"
@@ -198,7 +228,7 @@ def _other(dtype: str, step: ChipStep) -> str:
     return f" in {dtype}" if dtype and dtype != step.dtype else ""
 
 
-def _row(name: str, result: StepAnswer | DureError) -> tuple[str, ...]:
+def _row(name: str, result: StepAnswer | HostStep | DureError) -> tuple[str, ...]:
     if isinstance(result, DureError):
         return (name, "-", "-", "-", "doesn't run: see below", "", "", "")
     joules = result.joules
@@ -214,17 +244,17 @@ def _row(name: str, result: StepAnswer | DureError) -> tuple[str, ...]:
     )
 
 
-def _details(result: StepAnswer) -> None:
+def _details(result: StepAnswer | HostStep) -> None:
     show("\n")
     rows = [
         (
             part.name,
-            str(part.step.count),
+            str(part.count),
             duration(part.ps),
             duration(part.total_ps),
             f"{part.total_ps / result.ps:.1%}",
-            part.built.timing.bound,
-            part.built.call.kernel.__name__,
+            part.bound,
+            part.kernel,
         )
         for part in result.parts
     ]

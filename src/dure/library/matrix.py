@@ -38,6 +38,7 @@ from dure.library.suite.case import Array, distance, dtype_of, values
 from dure.library.suite.execute import compile_and_run, interpret
 from dure.library.work import operator_work
 from dure.machine.chip import Chip
+from dure.runtime.garbage import collect_rarely
 from dure.sim.sanitizer import sanitize
 from dure.sim.timing import simulate
 from dure.sim.values import run_values
@@ -210,7 +211,7 @@ def matrix(
             yield _cells(group, names, short, rates)
         return
     spawning = multiprocessing.get_context("spawn")  # forks don't go with threads
-    with ProcessPoolExecutor(jobs, spawning) as pool:
+    with ProcessPoolExecutor(jobs, spawning, collect_rarely) as pool:
         tasks = [pool.submit(_cells, group, names, short, rates) for group in groups.values()]
         try:
             for task in as_completed(tasks):

@@ -50,6 +50,21 @@ class StepPart:
         """Picoseconds of a turn, in the mean."""
         return self.total_ps // self.step.count
 
+    @property
+    def count(self) -> int:
+        """How often it runs."""
+        return self.step.count
+
+    @property
+    def bound(self) -> str:
+        """What bounds it by itself."""
+        return self.built.timing.bound
+
+    @property
+    def kernel(self) -> str:
+        """Its kernel."""
+        return self.built.call.kernel.__name__
+
 
 @dataclass(frozen=True)
 class StepAnswer:

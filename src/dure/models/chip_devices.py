@@ -40,6 +40,11 @@ class Devices:
                 fix=f"--chips {self.tp}",
             )
 
+    @property
+    def count_asked(self) -> int:
+        """The devices that were asked for, 1 where that was left open."""
+        return self.chips or self.tp or self.ep or 1
+
     def count(self, step: ChipStep, chip: Chip) -> int:
         """The devices: as many as were asked for, or the fewest that hold the step, or one where
         none do.

@@ -16,7 +16,7 @@ from dure.compiler.chip.pushes import check_pushes
 from dure.compiler.chip.resident import Reuse, keep, stage
 from dure.compiler.chip.share import share_reads
 from dure.compiler.chip.stages import choose_stages
-from dure.compiler.chip.synchronise import synchronise
+from dure.compiler.chip.synchronise import check_semaphores, synchronise
 from dure.compiler.chip.throttle import throttle
 from dure.compiler.chip.trim import trim
 from dure.compiler.chip.turn import turn
@@ -101,6 +101,7 @@ def compile_for(function: Function, chip: Chip, options: Options | None = None) 
     if options.ahead:
         throttle(tree, chip)
     synchronise(tree, chip, _inout(prepared.function))
+    check_semaphores(function.name, tree, chip)
     used = allocate(tree, chip, options.budget)
     made = emit(prepared.function, tree, chip, options.near)
     return Compiled(made, prepared.conversions, used, options)

@@ -13,7 +13,7 @@ and the semaphores already there imply it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
@@ -32,6 +32,7 @@ from dure.compiler.chip.tree import (
     inner_blocks,
     steps,
 )
+from dure.errors import KernelError
 from dure.ir.core import Value
 from dure.machine.chip import Chip
 
@@ -72,6 +73,50 @@ def synchronise(tree: Tree, chip: Chip, inout: frozenset[Value]) -> None:
     for block in list(blocks(tree.body)):
         tree.semaphores += work.block(block)
     tree.semaphores = list(dict.fromkeys([*_declared(tree.body), *tree.semaphores]))
+    more = len(tree.semaphores) - round(chip.sync.semaphores.base)
+    if more > 0:
+        share_between_blocks(tree, work.plain, more)
+
+
+def check_semaphores(name: str, tree: Tree, chip: Chip) -> None:
+    """Raise :class:`KernelError` for a program with more semaphores than a core has."""
+    found, most = len(tree.semaphores), round(chip.sync.semaphores.base)
+    if found > most:
+        raise KernelError(
+            f"'{name}' with these tiles needs {found} semaphores; a core of {chip.name} has {most}",
+            rule="each two queues that wait for one another in a block take a semaphore each way",
+            fix="give sizes with fewer loops around what is loaded, or split the kernel",
+        )
+
+
+def share_between_blocks(tree: Tree, plain: Sequence[tuple[Block, Semaphore]], most: int) -> None:
+    """Let up to ``most`` semaphores be one with that of a block before.
+
+    Both queues go through blocks in the order of the text, and each block leaves a counter as it
+    was.  So blocks that don't lie in one another can count with the same semaphore: the first waits
+    of the later one then also wait for the last signals of the one before.
+    """
+    shared: dict[tuple[str, str, int], list[tuple[Semaphore, list[Block]]]] = {}
+    instead: dict[Semaphore, Semaphore] = {}
+    for block, semaphore in plain:
+        known = shared.setdefault((semaphore.signals, semaphore.waits, semaphore.initial), [])
+        apart = (e for e in known if not any(_related(block, other) for other in e[1]))
+        found = next(apart, None) if len(instead) < most else None
+        if found is None:
+            known.append((semaphore, [block]))
+        else:
+            found[1].append(block)
+            instead[semaphore] = found[0]
+    for block in blocks(tree.body):
+        for item in block.items:
+            if isinstance(item, Sync):
+                item.semaphore = instead.get(item.semaphore, item.semaphore)
+    tree.semaphores = [s for s in tree.semaphores if s not in instead]
+
+
+def _related(one: Block, other: Block) -> bool:
+    """Whether one of two blocks lies in the other."""
+    return _encloses(one, other) or _encloses(other, one)
 
 
 def _declared(body: Block) -> Iterator[Semaphore]:
@@ -87,6 +132,8 @@ class _Synchroniser:
         self.asynchronous = asynchronous
         self.inout = inout
         self.roots: dict[Value, Value] = {}
+        #: Semaphores that every run of their block leaves as they were.
+        self.plain: list[tuple[Block, Semaphore]] = []
 
     # --- what an item touches --------------------------------------------------------------------
 
@@ -210,6 +257,7 @@ class _Synchroniser:
                 )
             else:
                 before.setdefault(edge.target, []).append(wait)
+        self.plain += [(block, semaphore) for semaphore in shared.values()]
         turning = self._turning(block, touched)
         items: list[Item] = []
         for place, item in enumerate(block.items):

@@ -27,13 +27,12 @@ from dure.models.chip_devices import Devices, answer_on
 from dure.models.chip_step import ChipStep, chip_step
 from dure.models.shapes import any_config
 from dure.runtime.cache import object_cache
+from dure.runtime.garbage import collect_rarely
 
 #: Raised whenever the meaning of what is kept changes.
 FORMAT = 2
 #: Folders of dure's source that decide an answer.
 _SOURCE = ("ir", "lang", "library", "compiler", "sim", "machine", "models", "targets")
-#: More devices than this aren't asked for.
-MOST_DEVICES = 4096
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ def outcomes(cells: Sequence[Cell], jobs: int = 1) -> Iterator[tuple[int, Outcom
     if not todo:
         return
     spawning = multiprocessing.get_context("spawn")  # forks don't go with threads
-    with ProcessPoolExecutor(min(jobs, len(todo)), spawning) as pool:
+    with ProcessPoolExecutor(min(jobs, len(todo)), spawning, collect_rarely) as pool:
         tasks = {pool.submit(outcome, cells[mine[0]]): mine for mine in todo.values()}
         try:
             for task in as_completed(tasks):
