@@ -29,7 +29,7 @@ from dure.library.rope import kv_write, rope, rope_kv_write
 from dure.library.rope_whole import rope_whole, rope_whole_kv_write
 
 #: Keys of a piece of attention, and queries of a tile, at most; the compiler chooses.
-PIECE, _QUERIES = 256, 16
+_PIECE, _QUERIES = 256, 16
 #: Tokens that are enough for kernels that work on many side by side.
 _MANY = 128
 
@@ -179,7 +179,7 @@ def _attention(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     # Keys and values, then the scales of both.
     caches = [part for both in zip(*pools, strict=True) for part in both]
     sink = lowering.given(sinks[0], (groups, group, 1)) if sinks else ABSENT
-    piece = max(page, op.attr("query_rows"), tile(longest, PIECE))
+    piece = max(page, op.attr("query_rows"), tile(longest, _PIECE))
     tiles = {"bq": tile(most, _QUERIES), "bh": 1, "piece": piece}
     places = [lowering.indices(v) for v in op.operands[3:9]]
     y = lowering.given(op.result, heads_shape)

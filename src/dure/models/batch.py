@@ -143,13 +143,13 @@ class Batch:
             many = str(self.tokens)
         return f"{self.phase} of {many} tokens{of}"
 
-    def cut(self, cores: int, heads: int, most: int | None = None) -> Batch:
-        """The batch with longer work items (of ``most`` rows), as long as each of ``cores`` still
-        has a few of them, which are each item's for each of ``heads`` KV heads.
+    def cut(self, cores: int, heads: int) -> Batch:
+        """The batch with longer work items, as long as each of ``cores`` still has a few of them,
+        which are each item's for each of ``heads`` KV heads.
         """
         news = [new for _, new in self.rows]
         rows = self.query_rows
-        while 2 * rows <= min(most or _MOST_ROWS, max(news)):
+        while 2 * rows <= min(_MOST_ROWS, max(news)):
             if sum(-(-new // (2 * rows)) for new in news) * heads < _ITEMS * cores:
                 break
             rows *= 2

@@ -22,12 +22,12 @@ _LEAST = 32
 
 
 def balance(tree: Tree, engines: Engines) -> None:
-    """Move what can move, in every loop."""
+    """Move what can move, in every loop without loops inside: elsewhere turns hardly overlap."""
     if len(engines.queues) < 2:
         return
     balancer = _Balancer(engines)
     for block in blocks(tree.body):
-        if block.loop:
+        if block.loop and not any(isinstance(item, Loop) for item in block.items):
             balancer.block(block)
 
 

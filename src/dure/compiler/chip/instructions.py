@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import replace
 from typing import Literal
 
+from dure.compiler.chip.allocate import bytes_of
 from dure.compiler.chip.engines import Engines
 from dure.compiler.chip.tree import Block, Buffer, Step, common
 from dure.compiler.chip.usage import Usage, is_cheap
@@ -195,6 +196,19 @@ class Writer:
         else:
             known.block = common(known.block, block)
         return known
+
+    def join_between(self) -> None:
+        """Let all tiles that pass through a memory do so through the same bytes."""
+        for memory in dict.fromkeys(name for _, name in self._between):
+            found = [b for (_, name), b in self._between.items() if name == memory]
+            rules = self.engines.chip.memories[memory]
+            root = max(found, key=lambda b: bytes_of(b.type, rules))
+            self.buffers.remove(root)
+            self.buffers.insert(0, root)
+            for buffer in found:
+                if buffer is not root:
+                    buffer.alias_of = root
+                    root.block = common(root.block, buffer.block)
 
     def is_between(self, buffer: Buffer) -> bool:
         """Whether tiles only pass through a buffer."""

@@ -49,6 +49,7 @@ def lower(
     work = _Lowering(function, Engines(chip), ahead, values)
     work.region(function.body, work.body)
     work.flush(work.body)
+    work.writer.join_between()
     tree = Tree(work.body, work.writer.buffers)
     pack(tree, work.engines)
     balance(tree, work.engines)
