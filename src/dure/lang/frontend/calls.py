@@ -90,22 +90,28 @@ def _callable(frame: Frame, span: Span, value: object) -> object:
 def _signature(function: Any) -> inspect.Signature:
     """Signatures of the language's functions and methods are looked up once."""
     plain = getattr(function, "__func__", function)
-    found = _SIGNATURES.get(plain)
+    known = _SIGNATURES if plain is function else _METHODS
+    found = known.get(plain)
     if found is None:
-        found = _SIGNATURES[plain] = inspect.signature(plain)
-    if plain is not function:
-        rest = list(found.parameters.values())[1:]
-        return found.replace(parameters=rest)
+        found = inspect.signature(plain)
+        if plain is not function:
+            found = found.replace(parameters=list(found.parameters.values())[1:])
+        known[plain] = found
     return found
 
 
 _SIGNATURES: WeakKeyDictionary[Any, inspect.Signature] = WeakKeyDictionary()
+#: Of methods, without the object that they belong to.
+_METHODS: WeakKeyDictionary[Any, inspect.Signature] = WeakKeyDictionary()
 
 
-def _check_arguments(function: Any, args: Sequence[object], keywords: Mapping[str, object]) -> None:
+def _check_arguments(
+    function: Any, args: Sequence[object], keywords: Mapping[str, object]
+) -> inspect.BoundArguments:
+    """The arguments by the names of the function's parameters."""
     signature = _signature(function)
     try:
-        signature.bind(*args, **keywords)
+        return signature.bind(*args, **keywords)
     except TypeError as error:
         raise KernelError(
             f"{function.__name__}: {error}",
@@ -122,8 +128,7 @@ def _parameters(signature: inspect.Signature) -> str:
 def _bind(
     function: types.FunctionType, args: Sequence[object], keywords: Mapping[str, object]
 ) -> dict[str, object]:
-    _check_arguments(function, args, keywords)
-    bound = _signature(function).bind(*args, **keywords)
+    bound = _check_arguments(function, args, keywords)
     bound.apply_defaults()
     return dict(bound.arguments)
 

@@ -15,7 +15,8 @@ from dure.ir.layout import AnyLayout, Layout
 from dure.ir.types import Access, TensorType
 from dure.lang.frontend.calls import call, run_function
 from dure.lang.frontend.frame import Frame
-from dure.lang.frontend.inference import infer_grid, infer_ranges
+from dure.lang.frontend.guesses import guesses_of
+from dure.lang.frontend.inference import Facts, infer_grid, infer_ranges
 from dure.lang.frontend.proofs import Guard
 from dure.lang.frontend.recorder import Recorder
 from dure.lang.frontend.source import Captured, Source
@@ -57,22 +58,71 @@ def compile_kernel(
     names = signature.tensor_names(len(types))
     typed = [_declared(signature, n, t) for n, t in zip(names, types, strict=True)]
     try:
-        first = Recorder(settled=False)
-        _walk(signature, source, names, typed, consts, first)
-        ranges = infer_ranges(first, {n: t for n, t in zip(names, typed, strict=True) if t})
-        settled = [_ranged(n, t, ranges) for n, t in zip(names, typed, strict=True)]
-        grid = None if explicit_grid else infer_grid(first)
-        second = Recorder(grid or (), settled=True)
-        params = _walk(signature, source, names, settled, consts, second)
+        params, recorder = _Walks(signature, source, names, typed, consts, explicit_grid).settled()
     except IRError as error:
         raise KernelError(error.what, where=error.where, rule=error.rule, fix=error.fix) from error
     return Specialization(
-        _function(source.name, params, second),
+        _function(source.name, params, recorder),
         # Extents that disagree explain best why an index leaves its tensor: they come first.
-        tuple(sorted(second.guards.values(), key=lambda g: not g.is_equality)),
-        grid_follows=not second.grid_symbols and not explicit_grid,
-        captured=tuple(second.captured.values()),
+        tuple(sorted(recorder.guards.values(), key=lambda g: not g.is_equality)),
+        grid_follows=not recorder.grid_symbols and not explicit_grid,
+        captured=tuple(recorder.captured.values()),
     )
+
+
+@dataclass(frozen=True)
+class _Walks:
+    """Walks over a kernel: what a first one touches says what the grid is and what index arguments
+    may hold, and with that a second one settles what lies inside of what.
+    """
+
+    signature: Signature
+    source: Source
+    names: Sequence[str]
+    types: Sequence[TensorType | None]
+    consts: Mapping[str, object]
+    explicit_grid: bool
+
+    def settled(self) -> tuple[list[Value], Recorder]:
+        """The kernel's parameters and its recorded body.
+
+        Where the kernel was specialised before with other consts, what was found then is tried: if
+        the walk that starts from it finds the same, no other is needed.
+        """
+        guesses = guesses_of(self.source, (*self.types, self.explicit_grid))
+        guess = guesses.facts(self.consts)
+        if guess is not None:
+            found = self._tried(guess)
+            if found is not None:
+                return found
+        first = Recorder(settled=False)
+        self.over(self.types, first)
+        facts = self.facts(first)
+        guesses.learn(facts, self.consts, wrong=guess is not None and not facts.same(guess))
+        return self.knowing(facts)
+
+    def _tried(self, guess: Facts) -> tuple[list[Value], Recorder] | None:
+        try:
+            params, recorder = self.knowing(guess)
+        except (KernelError, IRError):
+            return None  # it may be the guess that is wrong
+        return (params, recorder) if self.facts(recorder).same(guess) else None
+
+    def facts(self, recorder: Recorder) -> Facts:
+        """What follows from what a walk has touched."""
+        types = {n: t for n, t in zip(self.names, self.types, strict=True) if t}
+        counted = None if self.explicit_grid else infer_grid(recorder)
+        return Facts(counted, infer_ranges(recorder, types))
+
+    def knowing(self, facts: Facts) -> tuple[list[Value], Recorder]:
+        """The walk that knows what follows."""
+        pairs = zip(self.names, self.types, strict=True)
+        recorder = Recorder(facts.grid, settled=True)
+        return self.over([_ranged(n, t, facts.ranges) for n, t in pairs], recorder), recorder
+
+    def over(self, types: Sequence[TensorType | None], recorder: Recorder) -> list[Value]:
+        """A walk with arguments of these types."""
+        return _walk(self.signature, self.source, self.names, types, self.consts, recorder)
 
 
 def _declared(signature: Signature, name: str, type: TensorType | None) -> TensorType | None:

@@ -204,10 +204,10 @@ class Recorder:
 
     def require(self, condition: Index | bool, error: KernelError) -> None:
         """Raise now if the condition is false, remember it where it depends on sizes."""
+        if not self.settled or condition is True:
+            return
         if self.span is not None and not error.where:
             error.where = self.span.render()
-        if not self.settled:
-            return
         assumptions = tuple(self.assumptions)
         if not (isinstance(condition, Compare) and condition.relation == "=="):
             # Nothing is read or written where no instance runs; extents agree even then.
