@@ -45,10 +45,12 @@ def units(bytes_a_second: float) -> int:
 
 
 def compute_time(chip: Chip, op: Op) -> int:
-    cycles: dict[str, Fraction] = {name: Fraction(0) for name in op.attr("engines")}
+    own: dict[str, list[tuple[str, Op]]] = {name: [] for name in op.attr("engines")}
     for kind, tile_op in _works(op.regions[0]):
-        engine = next(e for e in op.attr("engines") if kind in chip.engines[e].laws)
-        cycles[engine] += Fraction(_cycles(chip, engine, kind, tile_op))
+        able = [(e, _law(chip, e, kind)) for e in op.attr("engines")]
+        engine, law = next((e, law) for e, law in able if law)
+        own[engine].append((law, tile_op))
+    cycles = {name: _passed(chip, name, found, op.regions[0]) for name, found in own.items()}
     issue, work = [], []
     for name, count in cycles.items():
         engine = chip.engines[name]
@@ -57,13 +59,62 @@ def compute_time(chip: Chip, op: Op) -> int:
     return max(issue) + max(work)
 
 
+def _law(chip: Chip, engine: str, kind: str) -> str:
+    """The law of an engine for a class of work, or for the class that it is a case of."""
+    general = {"scale": "elementwise", "shift": "elementwise", "square": "elementwise"}
+    laws = chip.engines[engine].laws
+    names = (kind, {**general, "sum": "reduce"}.get(kind, ""))
+    return next((name for name in names if name in laws), "")
+
+
+def _passed(chip: Chip, engine: str, found: Sequence[tuple[str, Op]], region: Region) -> Fraction:
+    """Cycles of an engine's ops, in their order: the longest of those that share a pass."""
+    stages = chip.engines[engine].passes
+    passes: list[list[Fraction]] = []
+    stage, stream = len(stages), None
+    for law, op in found:
+        reduces = law in ("reduce", "sum")
+        follows = stream is not None and stream in [_unshaped(v, region) for v in op.operands]
+        alone = stream is not None and _readers(stream, region) <= 1
+        later = [n for n in range(stage, len(stages)) if law in stages[n]]
+        cost = Fraction(_cycles(chip, engine, law, op))
+        if follows and (alone or reduces) and later:
+            passes[-1].append(cost)
+            stage = later[0] + 1
+            stream = stream if reduces else op.results[0]
+            continue
+        passes.append([cost])
+        first = [n for n in range(len(stages)) if law in stages[n]]
+        stage = first[0] + 1 if first else len(stages)
+        stream = op.results[0]
+    return sum((max(costs) for costs in passes), Fraction(0))
+
+
+def _unshaped(value: Value, region: Region) -> Value:
+    for op in _flat(region):
+        if op.name == "reshape" and value in op.results:
+            return _unshaped(op.operands[0], region)
+    return value
+
+
+def _readers(value: Value, region: Region) -> int:
+    """Who needs a value, but for reductions; what leaves the instruction counts as two."""
+    found = 0
+    for op in _flat(region):
+        if op.name not in ("reduce", "reshape"):
+            found += value in [_unshaped(v, region) for v in op.operands]
+    return found + 2 * (value in [_unshaped(v, region) for v in region.yields])
+
+
 def _works(region: Region) -> Iterator[tuple[str, Op]]:
     """Every op's class of work, and a copy for each result that nothing computes."""
     ops = list(_flat(region))
     dots = any(op.name == "dot" for op in ops)
     computed: dict[Value, bool] = {}
+    makers: dict[Value, Op] = {}
     for op in ops:
-        kind = operation_of(op)
+        makers.update(dict.fromkeys(op.results, op))
+        kind = operation_of(op, makers)
         if kind == "transpose" and dots:
             kind = "none"
         moved_only = operation_of(op) == "none"
@@ -86,7 +137,7 @@ def _flat(region: Region) -> Iterator[Op]:
 
 def _cycles(chip: Chip, name: str, kind: str, op: Op) -> float:
     engine = chip.engines[name]
-    about = op.operands[0].tile if kind in ("reduce", "scan") else op.results[0].tile
+    about = op.operands[0].tile if kind in ("reduce", "sum", "scan") else op.results[0].tile
     values: dict[str, float] = {n: q.base for n, q in engine.numbers.items()}
     values["elements"] = math.prod(about.shape)
     values["columns"] = about.shape[-1]
@@ -95,6 +146,8 @@ def _cycles(chip: Chip, name: str, kind: str, op: Op) -> float:
     assert isinstance(axis, int)
     values["axis"] = about.shape[axis]
     values["bits"] = max(v.tile.dtype.bits for v in (*op.operands, *op.results))
+    rates = [engine.rates.get(str(v.tile.dtype)) for v in op.operands]
+    values["rate"] = max((r.base for r in rates if r is not None), default=1.0)
     if kind == "dot":
         a, b = op.operands[0].tile, op.operands[1].tile
         values["m"], values["k"], values["n"] = *a.shape[-2:], b.shape[-1]

@@ -33,6 +33,7 @@ from dure.sim.flows import UNIT, Flows, units_a_picosecond, weight_of
 from dure.sim.footprint import Reach, footprint
 from dure.sim.recurrence import Recurrence
 from dure.sim.timing import Timing, simulate
+from dure.targets import chip
 
 CHIP = toy_chip()
 
@@ -424,6 +425,42 @@ def test_every_class_of_op_costs_by_its_law() -> None:
     for op in p.build().body.ops[-2:]:
         assert costs.compute(op).ps == compute_time(CHIP, op)
     assert costs.cycles("mxu", "dot", op.regions[0].ops[0]) == 2 * (20 + 16 * 8 * 32 / 256)
+
+
+def test_ops_that_share_a_pass_cost_as_the_slowest() -> None:
+    """A softmax's numbers in one pass of an engine that has one, and what doesn't fit it apart."""
+    target = chip("trainium2")
+    p = Program("passes")
+    x = p.buffer("x", (256, 64), "bfloat16")
+    row = p.buffer("row", (256, 1))
+    y = p.buffer("y", (256, 64))
+
+    def softmax(t, a, r):  # type: ignore[no-untyped-def]
+        across = t("broadcast", r, shape=(256, 64))
+        lowered = t("sub", t.cast(a, "float32"), across)
+        weights = t("exp", t("mul", lowered, t.full((256, 64), 0.5)))
+        return t.cast(weights, "bfloat16"), t(
+            "reduce", weights, axis=1, combiner="sum", keepdims=True
+        )
+
+    def chains(t, a, b):  # type: ignore[no-untyped-def]
+        twice = t("mul", a, t.full((256, 64), 2.0))
+        both = t("mul", t("add", twice, b), t.full((256, 64), 3.0))
+        return t("add", both, twice)
+
+    def squares(t, a):  # type: ignore[no-untyped-def]
+        return t("reduce", t("mul", a, a), axis=1, combiner="sum")
+
+    p.compute("scalar", ["scalar"], [x, row], [x, row], softmax)
+    p.compute("vector", ["vector"], [y, y], [y], chains)
+    p.compute("scalar", ["scalar"], [y], [row], squares)
+    costs, computes = Costs(target), [op for op in p.build().body.ops if op.name == "compute"]
+    assert [costs.compute(op).ps for op in computes] == [
+        compute_time(target, op) for op in computes
+    ]
+    square, total = computes[2].regions[0].ops
+    apart = costs.cycles("scalar", "square", square) + costs.cycles("scalar", "sum", total)
+    assert costs.compute(computes[2]).ps < (100 + apart) / 1.2e9 * 1e12
 
 
 def _one(queue: str, engines: list[str], name: str) -> Function:

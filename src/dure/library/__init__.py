@@ -12,6 +12,7 @@ from dure.library.attention_columns import attention_columns
 from dure.library.attention_dense import attention_scores, dense_attention
 from dure.library.attention_grouped import grouped_attention
 from dure.library.attention_ragged import ragged_attention
+from dure.library.attention_rows import attention_rows
 from dure.library.conv import conv2d
 from dure.library.elementwise import (
     elementwise_1d,
@@ -36,6 +37,7 @@ from dure.library.transpose import transpose
 __all__ = [
     "argmax",
     "attention_columns",
+    "attention_rows",
     "attention_scores",
     "batched_matmul",
     "conv2d",

@@ -12,39 +12,29 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
-import numpy as np
-
 from dure.errors import TargetError
 from dure.ir.core import Op, Value
-from dure.ir.dtypes import BlockFormat, DType, ElementType, float32
+from dure.ir.dtypes import DType, ElementType, float32
 from dure.ir.expr import Expr, evaluate
 from dure.ir.types import TensorType, static_extent
 from dure.library import elementwise, epilogue
 from dure.library.activation import activation_function
-from dure.library.attention_columns import attention_columns
-from dure.library.attention_grouped import grouped_attention, quantized_attention
 from dure.library.call import IndexArray, KernelCall, stored_bytes, tensor
 from dure.library.chip_lowering_joined import in_parts, joins, plain, summed
 from dure.library.chip_tensors import ABSENT, Argument, Form, Operand, Part, Stored
 from dure.library.embedding import gather_rows
 from dure.library.ffn import gated_linear_kn
-from dure.library.kv_quantized import kv_write_quantized, rope_kv_write_quantized
 from dure.library.matmul import matmul_kn
 from dure.library.matmul_scaled import gated_linear_scaled, matmul_scaled
 from dure.library.norm import layer_norm, rms_norm, rms_norm_folded, rms_norm_rows
 from dure.library.operators_common import bytes_of, call, power_of_two, tile
-from dure.library.rope import kv_write, rope, rope_kv_write
-from dure.library.rope_whole import rope_whole, rope_whole_kv_write
 from dure.library.weight_types import WeightType
 from dure.machine.chip import Chip
 
 #: Parts of a row that is folded over the lanes of an engine.
 _LANES = 128
-#: Keys of a piece of attention, and queries of a tile, at most; the compiler chooses.
-_PIECE, _QUERIES = 256, 16
-#: Queries of a work item that are enough to lie along columns.
-_COLUMNS = 128
-
+#: Which chips a kernel is for, by its name: others don't try it.
+SUITS: dict[str, Callable[[Chip], bool]] = {}
 
 #: A launch and what its arguments take.
 Launch: TypeAlias = "tuple[KernelCall, tuple[Operand | None, ...]]"
@@ -75,7 +65,8 @@ class ChipCall:
 
     def ways(self, chip: Chip) -> tuple[tuple[Launch, ...], ...]:
         """The ways to compute it on a chip, each the launches that it makes one after another."""
-        return tuple((found,) for found in zip(self.calls, self.operands, strict=True))
+        found = zip(self.calls, self.operands, strict=True)
+        return tuple((way,) for way in found if _suits(way[0], chip))
 
     def others(self, chip: Chip) -> tuple[tuple[Launch, ...], ...]:
         """Slower ways, for where none of those can be had."""
@@ -197,6 +188,11 @@ class ChipLowering:
         assert declared is not None
         low, high = (evaluate(e, self.sizes) for e in declared)
         return values, low, high
+
+
+def _suits(call: KernelCall, chip: Chip) -> bool:
+    suits = SUITS.get(call.kernel.__name__)
+    return suits is None or suits(chip)
 
 
 _Lowering: TypeAlias = Callable[[ChipLowering, Sequence[Op]], Sequence[ChipCall]]
@@ -342,181 +338,6 @@ def _norm(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     return [ChipCall.of(_short(weight), launches, 4 * m * d, read)]
 
 
-def _heads(lowering: ChipLowering, op: Op, x: Value, table: Value) -> dict[str, object]:
-    half, size = lowering.extent(table.tensor.shape[1]), lowering.extent(x.tensor.shape[2])
-    rest = size - 2 * half
-    return {
-        "half": power_of_two(half),
-        "rest": power_of_two(rest) if rest else 0,
-        "interleaved": op.attr("order") == "llama",
-        "epsilon": op.attr("eps"),
-    }
-
-
-@lowers_on_chips("rope")
-def _rope(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
-    op = ops[0]
-    x, cosines, sines, positions, *norm = op.operands
-    kind = lowering.type(x)
-    weight = lowering.given(norm[0]) if norm else ABSENT
-    tables = [lowering.given(cosines), lowering.given(sines)]
-    places, y = lowering.indices(positions), lowering.given(op.result)
-    arguments = [lowering.given(x), *tables, places, weight, y]
-    heads = static_extent(kind.shape[1]) or 1
-    tiles = {"bt": 1, "bh": tile(heads, 8)}
-    lists = {3: lowering.list(positions)}
-    consts = _heads(lowering, op, x, cosines)
-    made = [launch(rope, arguments, tiles, consts, lists)]
-    if _turns_whole(consts, kind) and weight is ABSENT:
-        arguments.remove(weight)
-        for joined in (1, 2) if heads % 2 == 0 else (1,):
-            consts = {"half": consts["half"], "joined": joined}
-            tiles = {"bt": 1, "bh": max(joined, tile(heads, 8))}
-            made.append(launch(rope_whole, arguments, tiles, consts, lists))
-    return [ChipCall.of("rope", made, 3 * _elements(kind))]
-
-
-@lowers_on_chips("kv_write")
-def _kv_write(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
-    op = ops[0]
-    pool, x, slots, *rest = op.operands
-    lowering.pools.add(op.result)
-    lowering.same[op.result] = pool
-    kind = lowering.type(x)
-    heads, size = (static_extent(e) or 1 for e in kind.shape[1:])
-    kept = _pool(lowering, pool)
-    written = sum(_row_bytes(part) for part in kept) * (static_extent(kind.shape[0]) or 1)
-    quantized, first = len(kept) > 1, len(kept) + 1
-    lists = {first: lowering.list(slots)}
-    updates = tuple(range(len(kept)))
-    arguments = [*kept, lowering.given(x), lowering.indices(slots)]
-    consts: dict[str, object] = {} if quantized else {"heads_first": True}
-    if not op.attr("order"):
-        tiles = {"bt": 1, "bh": tile(heads, 8)}
-        if quantized:
-            consts["bd"] = power_of_two(size)
-        else:
-            tiles["bd"] = tile(size, 256)
-        kernel = kv_write_quantized if quantized else kv_write
-        made = launch(kernel, arguments, tiles, consts, lists, unique=(first,), updates=updates)
-        return [ChipCall.of("kv write", [made], 0, 0, written)]
-    cosines, sines, positions, *norm = rest
-    arguments += [lowering.given(cosines), lowering.given(sines), lowering.indices(positions)]
-    arguments.append(lowering.given(norm[0]) if norm else ABSENT)
-    tiles = {"bt": 1, "bh": tile(heads, 8)}
-    lists[first + 3] = lowering.list(positions)
-    consts |= _heads(lowering, op, x, cosines)
-    kernel = rope_kv_write_quantized if quantized else rope_kv_write
-    made = [launch(kernel, arguments, tiles, consts, lists, unique=(first,), updates=updates)]
-    if not quantized and not norm and _turns_whole(consts, kind):
-        consts = {name: consts[name] for name in ("half", "heads_first")}
-        whole = rope_whole_kv_write, arguments[:-1], tiles, consts, lists
-        made.append(launch(*whole, unique=(first,), updates=updates))
-    return [ChipCall.of("rope, kv write", made, 3 * _elements(kind), 0, written)]
-
-
-def _turns_whole(consts: Mapping[str, object], kind: TensorType) -> bool:
-    """Whether many heads of this type turn as a whole, in 16 bits and the order of halves: one
-    token's few don't make up for a product.
-    """
-    plain = not consts["rest"] and not consts["interleaved"]
-    tokens, _, size = (static_extent(e) or 1 for e in kind.shape)
-    known = not isinstance(kind.dtype, BlockFormat) and kind.dtype.bits == 16
-    return plain and known and tokens >= _LANES and size == power_of_two(size)
-
-
-def _pool(lowering: ChipLowering, pool: Value) -> list[Argument]:
-    """A pool (slots, heads, D) as it lies on a chip: (heads, slots, D), or its codes and scales."""
-    found = lowering.given(pool, form="heads_first")
-    assert found.type is not None and found.operand is not None
-    slots, heads, size = (static_extent(e) or 1 for e in found.type.shape)
-    if lowering.kv is None:
-        return [replace(found, type=tensor(found.type.dtype, heads, slots, size))]
-    stored = replace(found.operand.stored, form="pool_codes", weights=lowering.kv)
-    codes = Argument(tensor(lowering.kv.code, heads, slots, size), Operand(stored))
-    if lowering.kv.code.is_float:
-        return [codes]
-    scales = Operand(replace(stored, form="pool_scales"))
-    return [codes, Argument(tensor(lowering.kv.scale, heads, slots, 1), scales)]
-
-
-def _row_bytes(pool: Argument) -> int:
-    """Bytes of a slot in a pool, all heads together."""
-    assert pool.type is not None
-    heads, _, size = pool.type.shape
-    return stored_bytes(replace(pool.type, shape=(heads, size)))
-
-
-@lowers_on_chips("attention")
-def _attention(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
-    op = ops[0]
-    q, k_pool, v_pool, positions, table, context, sequence, start, rows, *sinks = op.operands
-    kind, pool = lowering.type(q), lowering.type(k_pool)
-    tokens, heads, size = (static_extent(e) or 1 for e in kind.shape)
-    groups = static_extent(pool.shape[1]) or 1
-    group, page = heads // groups, int(op.attr("page_size"))
-    # Keys and values that the step itself makes are no cache, and lie as they were made.
-    cached = k_pool in lowering.pools
-    lists = {
-        3: lowering.list(positions),
-        # Every page is there: nothing that a load leaves out has to be filled in.
-        4: lowering.list(table, tight=True),
-        5: lowering.list(context),
-        6: lowering.list(sequence),
-        7: lowering.list(start),
-        8: lowering.list(rows, tight=True),
-    }
-    longest, most = int(lists[5][0].max()), int(lists[8][0].max())
-    consts = {
-        "rows": op.attr("query_rows"),
-        "bg": power_of_two(group),
-        "bd": power_of_two(size),
-        "page": page,
-        "scale": op.attr("scale"),
-        "window": op.attr("window"),
-        "softcap": op.attr("softcap"),
-        "causal": op.attr("causal"),
-    }
-    heads_shape = (tokens, groups, group, size)
-    pools = [_pool(lowering, p) if cached else [lowering.given(p)] for p in (k_pool, v_pool)]
-    # Keys and values, then the scales of both.
-    caches = [part for both in zip(*pools, strict=True) for part in both]
-    sink = lowering.given(sinks[0], (groups, group, 1)) if sinks else ABSENT
-    piece = max(page, op.attr("query_rows"), tile(longest, _PIECE))
-    tiles = {"bq": tile(most, _QUERIES), "bh": 1, "piece": piece}
-    places = [lowering.indices(v) for v in op.operands[3:9]]
-    y = lowering.given(op.result, heads_shape)
-    arguments = [lowering.given(q, heads_shape), *caches, *places, sink, y]
-    seen, read = _seen(op, lists)
-    kernel = grouped_attention
-    if len(caches) > 2:
-        kernel, lists = quantized_attention, {n + 2: found for n, found in lists.items()}
-    else:
-        consts["heads_first"] = cached
-    forms = (False, True) if longest > page else (False,)
-    made = [launch(kernel, arguments, tiles, {**consts, "ahead": ahead}, lists) for ahead in forms]
-    parts = next((n for n in (4, 2) if groups % n == 0), 0)
-    if parts and most >= _COLUMNS and cached and kernel is grouped_attention:
-        del consts["heads_first"]
-        made.append(launch(attention_columns, arguments, tiles, {**consts, "parts": parts}, lists))
-    moved = read * sum(map(_row_bytes, caches)) if cached else 0
-    return [ChipCall.of("attention", made, 4 * heads * size * seen, 0, moved)]
-
-
-def _seen(op: Op, lists: Mapping[int, tuple[IndexArray, int, int]]) -> tuple[int, int]:
-    """Keys that the queries of attention see, each by itself, and that they read together."""
-    window = op.attr("window")
-    if op.attr("causal"):
-        seen = sum(min(int(p) + 1, window or int(p) + 1) for p in lists[3][0])
-    else:
-        items = zip(lists[6][0], lists[8][0], strict=True)
-        seen = sum(int(lists[5][0][of]) * int(count) for of, count in items)
-    # A window of each new position, which overlap.
-    new = np.bincount(lists[6][0], lists[8][0], len(lists[5][0])).astype(int)
-    pairs = zip(lists[5][0], new, strict=True)
-    return seen, sum(min(int(c), window + int(n) - 1 if window else int(c)) for c, n in pairs)
-
-
 @lowers_on_chips("embedding")
 def _embedding(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     op = ops[0]
@@ -565,10 +386,11 @@ def mapped(lowering: ChipLowering, op: Op, name: str, function: Callable[..., An
     if rank > 1:
         tiles["bm"] = 1
     made = launch(elementwise.KERNELS[rank], given, tiles, consts)
-    return ChipCall.of(name, [made], _elements(result))
+    return ChipCall.of(name, [made], elements(result))
 
 
-def _elements(kind: TensorType) -> int:
+def elements(kind: TensorType) -> int:
+    """The elements of a tensor."""
     total = 1
     for extent in kind.shape:
         total *= static_extent(extent) or 1

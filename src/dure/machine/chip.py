@@ -19,6 +19,12 @@ from dure.machine.quantity import Quantity, read_quantity
 
 SCHEMA = 2
 
+#: Special cases of work, and what they are for an engine that doesn't tell them apart.
+_GENERAL = {
+    **dict.fromkeys(("scale", "shift", "square"), "elementwise"),
+    "sum": "reduce",
+}
+
 
 def _carry(read: Callable[[object], object]) -> BeforeValidator:
     """A validator whose TargetError pydantic collects, so that the loader learns its place."""
@@ -123,9 +129,12 @@ class Engine(_Table):
     """What computes.  Engines with the same ``queue`` share one in-order queue.
 
     ``laws`` give cycles of a whole tile op by operation (``dot``, ``elementwise``,
-    ``transcendental``, ``reduce``, ``scan``, ``transpose``, ``convert``, ``copy``); names in them
+    ``transcendental``, ``reduce``, ``scan``, ``transpose``, ``convert``, ``copy``, and of those the
+    special cases ``scale``, ``shift``, ``square`` and ``sum``); names in them
     are ``numbers``, and ``rate`` is ``rates[dtype]``.  ``issue`` is what each instruction costs
-    beside.  ``chain``: ops that one instruction may hold (None: any number).  ``types`` are what it
+    beside.  ``passes``: the stages that elements pass in one go, one op each: ops that follow one
+    another through them take as long as the slowest of them.
+    ``chain``: ops that one instruction may hold (None: any number).  ``types`` are what it
     computes in; ``convert`` and ``copy`` take any type of the chip's ``storage``.  ``axes``: along
     which axes of a tile it reduces and scans, any or only the last.
     """
@@ -138,10 +147,20 @@ class Engine(_Table):
     rates: dict[str, Count] = Field(default_factory=dict)
     laws: dict[str, Formula]
     issue: Duration
+    passes: tuple[tuple[str, ...], ...] = ()
     chain: Count | None = None
     types: tuple[str, ...] = ("float32", "bfloat16", "int32")
     axes: Literal["any", "last"] = "any"
     dot: Dot | None = None
+
+    def law(self, operation: str) -> str:
+        """The name of the law for an operation: its own, or that of its general class; empty where
+        the engine can't do it.
+        """
+        if operation in self.laws:
+            return operation
+        general = _GENERAL.get(operation, "")
+        return general if general in self.laws else ""
 
 
 class Dma(_Table):
@@ -279,6 +298,11 @@ class Chip(_Table):
     toolchain: Toolchain | None = None
     power: dict[str, Power] = Field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @property
+    def passes(self) -> bool:
+        """Whether some engine does several ops on elements that pass it once."""
+        return any(engine.passes for engine in self.engines.values())
 
     @property
     def near(self) -> str:

@@ -15,7 +15,7 @@ from dure.machine.quantity import STATUSES, Quantity
 
 OPERATIONS = (
     *("dot", "elementwise", "transcendental", "reduce", "scan"),
-    *("transpose", "convert", "copy"),
+    *("transpose", "convert", "copy", "scale", "shift", "square", "sum"),
 )
 """Classes of work that an engine may have a law for."""
 
@@ -282,6 +282,15 @@ def _check_engine(name: str, engine: Engine, where: str) -> None:
                 where=f"{where}.laws",
                 rule="the operations are: " + ", ".join(OPERATIONS),
                 fix="write one of them",
+            )
+    for operation in (o for stage in engine.passes for o in stage):
+        if operation not in engine.laws:
+            raise TargetError(
+                f"a pass of the engine '{name}' has a stage of {operation}, which has no law",
+                where=f"{where}.passes",
+                rule="each stage of a pass is work that the engine has a law for: "
+                + ", ".join(engine.laws),
+                fix="add the law, or leave it out of the stages",
             )
     if ("dot" in engine.laws) != (engine.dot is not None):
         raise TargetError(

@@ -15,6 +15,7 @@ from dure.errors import TargetError, UsageError
 from dure.ir.core import Function, Op, Region, Value
 from dure.ir.dtypes import DType
 from dure.ir.tensor.program import repeat_tables
+from dure.library import chip_lowering_attention as _registers_attention
 from dure.library import chip_lowering_collectives as _registers_the_collectives
 from dure.library import chip_lowering_moe as _registers_the_experts
 from dure.library.call import IndexArray, stored_bytes, tensor
@@ -42,7 +43,7 @@ from dure.models.shards import (
 )
 from dure.models.weights import WeightSpec, layer_shapes
 
-assert _registers_the_experts and _registers_the_collectives
+assert _registers_attention and _registers_the_experts and _registers_the_collectives
 
 #: Matrices of a layer: what is quantized where weights are.
 _MATRICES = frozenset({"q", "k", "v", "o", "gate", "up", "down"})
@@ -131,14 +132,16 @@ class ChipStep:
         return sum(c.count * (c.part.weight_bytes + c.part.kv_bytes) for c in self.calls)
 
     def cut(self, chip: Chip) -> ChipStep:
-        """The step with attention's work cut for a chip: where instructions are bundles, in long
-        items, of which several tiles fill an instruction; else as it is, for keys that nobody sees
-        are skipped by whole items.
+        """The step with attention's work cut for a chip: in long items where instructions are
+        bundles, which several tiles fill, and where engines do several ops in one pass, for tiles
+        that follow one another in an item are prepared ahead; else as it is, for keys that nobody
+        sees are skipped by whole items.
         """
         config = self.config
-        if not chip.bundles or not isinstance(config, ModelConfig):
+        if not (chip.bundles or chip.passes) or not isinstance(config, ModelConfig):
             return self
-        batch = self.batch.cut(int(chip.cores.base), shard_config(config, self.shards).kv_heads)
+        heads = shard_config(config, self.shards).kv_heads
+        batch = self.batch.cut(int(chip.cores.base), heads)
         if batch == self.batch:
             return self
         names = self.dtype, self.weights, self.kv

@@ -1,8 +1,9 @@
 """What a compute instruction costs, from the chip's laws.
 
 An instruction takes the largest issue cost of its engines, then as long as its slowest engine.  An
-engine's work is the sum of the laws of its tile ops, in cycles of its clock; an op runs on the
-first of the instruction's engines that has a law for its class of work
+engine's work is the sum of the laws of its tile ops, in cycles of its clock, but that ops which
+elements pass in one go (:class:`Pass`) take as long as the slowest; an op runs on the first of the
+instruction's engines that has a law for its class of work
 (:func:`dure.ir.machine.compute.works`).
 
 The variables of a law are :data:`dure.machine.law.VARIABLES`, from the op's tile types.  A
@@ -12,23 +13,25 @@ writes; ``rate`` is the highest of the engine's rates for the types that it read
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from math import ceil
-from typing import Any
+from typing import Any, TypeAlias
 
 from dure.errors import IRError
-from dure.ir.core import Op, Region
+from dure.ir.core import Op, Region, Value
 from dure.ir.dtypes import BlockFormat
 from dure.ir.machine.compute import Operation, works
 from dure.ir.types import TileType
-from dure.machine.chip import Chip
+from dure.machine.chip import Chip, Engine
 from dure.machine.quantity import Quantity
 
+Makers: TypeAlias = Mapping[Value, Op]
+
 #: Reductions and scans: the law is about what they read.
-_READERS = frozenset({"reduce", "scan"})
+_READERS = frozenset({"reduce", "sum", "scan"})
 
 
 @lru_cache(maxsize=1 << 14)
@@ -59,6 +62,66 @@ class ComputeCost:
     ps: int
     engines: Mapping[str, int]
     memories: tuple[str, ...] = ()
+
+
+class Pass:
+    """What elements go through at once on an engine, op by op.
+
+    An op joins the pass if a later stage takes it and it reads what the op before made there; an op
+    but a reduction only if no other one needs that.  A reduction leaves what it reads to the next
+    stages.  ``shared`` are the values that are needed besides (:func:`shared_values`).
+    """
+
+    def __init__(self, engine: Engine, makers: Makers, shared: Set[Value]) -> None:
+        self.stages = engine.passes
+        self.engine = engine
+        self.makers = makers
+        self.shared = shared
+        self.stage, self.longest = 0, 0.0
+        self.last: Value | None = None
+
+    def add(self, operation: Operation, op: Op, cycles: float) -> float:
+        """The cycles that one more op takes, of which it takes so many alone."""
+        if not self.stages:
+            return cycles
+        law, reduces = self.engine.law(operation), operation in ("reduce", "sum")
+        joins = any(_source(o, self.makers) is self.last for o in op.operands)
+        joins = joins and (reduces or self.last not in self.shared)
+        stage = self._stage(law, self.stage) if joins else None
+        if stage is None:
+            joins, self.longest = False, 0.0
+            stage = self._stage(law, 0)
+        before, self.longest = self.longest, max(self.longest, cycles)
+        self.stage = len(self.stages) if stage is None else stage + 1
+        if not (joins and reduces):
+            self.last = op.results[0]
+        return self.longest - before
+
+    def _stage(self, law: str, start: int) -> int | None:
+        """The first stage from ``start`` on that takes work of this law."""
+        places = range(start, len(self.stages))
+        return next((n for n in places if law in self.stages[n]), None)
+
+
+def shared_values(ops: Iterable[Op], needed: Iterable[Value], makers: Makers) -> set[Value]:
+    """What several of these ops read, reductions apart, or one reads and ``needed`` names."""
+    found = {_source(value, makers) for value in needed}
+    read: set[Value] = set()
+    for op in ops:
+        if op.name in ("reduce", "reshape"):
+            continue
+        for source in {_source(o, makers) for o in op.operands}:
+            (found if source in read else read).add(source)
+    return found
+
+
+def _source(value: Value, makers: Makers) -> Value:
+    """The value that one is a reshape of."""
+    maker = makers.get(value)
+    while maker is not None and maker.name == "reshape":
+        value = maker.operands[0]
+        maker = makers.get(value)
+    return value
 
 
 class Costs:
@@ -120,8 +183,11 @@ class Costs:
 
     def _parts(self, region: Region, engines: Sequence[str]) -> Iterator[tuple[str, float]]:
         """The engine of each op of an instruction, and its cycles there."""
+        makers = {r: op for op in region.ops for r in op.results}
+        shared = shared_values(region.ops, region.yields, makers)
+        passes = {name: Pass(self.chip.engines[name], makers, shared) for name in engines}
         for operation, op in works(region):
-            name = next((e for e in engines if operation in self.chip.engines[e].laws), None)
+            name = next((e for e in engines if self.chip.engines[e].law(operation)), None)
             if name is None:
                 raise IRError(
                     f"'{op.name}' on {', '.join(engines)}, which have no law for {operation}",
@@ -129,7 +195,7 @@ class Costs:
                     rule="each op of an instruction runs on an engine that has its operation",
                     fix=f"add an engine of {self.chip.name} that has {operation}",
                 )
-            yield name, self.cycles(name, operation, op)
+            yield name, passes[name].add(operation, op, self.cycles(name, operation, op))
 
     def cycles(self, engine: str, operation: Operation, op: Op) -> float:
         """Cycles of one tile op on an engine."""
@@ -145,7 +211,7 @@ class Costs:
         self, name: str, operation: Operation, op: Op, variables: Mapping[str, float]
     ) -> float:
         engine = self.chip.engines[name]
-        law = engine.laws[operation]
+        law = engine.laws[engine.law(operation)]
         values = {**self._numbers[name], **variables}
         if "rate" in law.names and "rate" not in values:
             values["rate"] = self._rate(name, op)

@@ -186,9 +186,9 @@ def _used(function: Function, chip: Chip, busy: Collection[str]) -> _Used:
             for name in mine:
                 engines.setdefault(name, set())
             for operation, _ in works(op.regions[0]):
-                name = next((e for e in mine if operation in chip.engines[e].laws), None)
+                name = next((e for e in mine if chip.engines[e].law(operation)), None)
                 if name is not None:
-                    engines[name].add(operation)
+                    engines[name].add(chip.engines[name].law(operation))
         elif op.name in ("dma_load", "dma_store"):
             moving.add(engine_of(chip, buffers, op))
             lists = lists or bool(op.attr("list_axes"))

@@ -35,7 +35,7 @@ class Engines:
     def doer(self, queue: str, operation: Operation) -> str | None:
         """The first engine of a queue with a law for this operation."""
         for name in self.queues[queue]:
-            if operation == "none" or operation in self.chip.engines[name].laws:
+            if operation == "none" or self.chip.engines[name].law(operation):
                 return name
         return None
 
@@ -61,7 +61,7 @@ class Engines:
         """
         used: set[str] = set()
         for operation in operations:
-            able = [n for n in self.queues[queue] if operation in self.chip.engines[n].laws]
+            able = [n for n in self.queues[queue] if self.chip.engines[n].law(operation)]
             near = [n for n in able if memories <= self._reach(n)]
             used.update((near or able)[:1])
         return tuple(n for n in self.queues[queue] if n in used) or self.queues[queue][:1]

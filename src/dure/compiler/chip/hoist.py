@@ -8,11 +8,11 @@ index list rules stays with its list.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from dure.compiler.chip.usage import is_cheap
-from dure.ir.core import Function, Op, Region, Value
+from dure.ir.core import Function, Op, Region, Value, walk
 from dure.ir.expr import Range, Symbol, as_expr, proves, symbols
 from dure.ir.rewrite import expressions_in, type_expressions
 
@@ -22,7 +22,27 @@ def hoist(function: Function) -> Function:
     roots = {p.value: p.value for p in function.params}
     readonly = {p.value for p in function.params if p.access == "in"}
     body = _Hoist(readonly, roots).region(function.body)
-    return replace(function, body=body)
+    if not any(op.attrs.get("stored") for op in walk(body)):
+        return replace(function, body=body)
+    return replace(function, body=_turned_once(body, {}, {}))
+
+
+def _turned_once(
+    region: Region, known: Mapping[tuple[Value, object], Value], same: dict[Value, Value]
+) -> Region:
+    """A tile that several products read transposed is turned once."""
+    known, ops = dict(known), list[Op]()
+    for op in region.ops:
+        operands = tuple(same.get(v, v) for v in op.operands)
+        if op.name == "transpose" and op.attrs.get("stored"):
+            key = operands[0], op.attr("order")
+            if key in known:
+                same[op.result] = known[key]
+                continue
+            known[key] = op.result
+        inner = tuple(_turned_once(r, known, same) for r in op.regions)
+        ops.append(replace(op, operands=operands, regions=inner))
+    return replace(region, ops=tuple(ops), yields=tuple(same.get(v, v) for v in region.yields))
 
 
 class _Hoist:

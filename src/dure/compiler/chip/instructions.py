@@ -6,19 +6,20 @@ others from them.  Constants and free reindexings are cloned into every instruct
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import replace
 from typing import Literal
 
+from dure.compiler.chip.allocate import bytes_of
 from dure.compiler.chip.engines import Engines
-from dure.compiler.chip.tree import Block, Buffer, Step
+from dure.compiler.chip.tree import Block, Buffer, Step, common
 from dure.compiler.chip.usage import Usage, is_cheap
 from dure.errors import IRError, KernelError
 from dure.ir.core import Op, Region, Span, Value
 from dure.ir.machine.compute import operation_of, works
 from dure.ir.rewrite import clone_region
 from dure.ir.types import TileType
-from dure.sim.cost import duration
+from dure.sim.cost import Pass, duration, shared_values
 
 
 class Writer:
@@ -29,6 +30,7 @@ class Writer:
         self.usage = usage
         self.stored: dict[Value, list[Buffer]] = {}
         self.buffers: list[Buffer] = []
+        self._between: dict[tuple[TileType, str], Buffer] = {}
 
     # --- storage ---------------------------------------------------------------------------------
 
@@ -101,7 +103,15 @@ class Writer:
         block.items.append(step)
 
     def copy(self, block: Block, pairs: Sequence[tuple[Value, Buffer]], op: Op | None) -> None:
-        """One instruction that stores values (constant, reindexed or stored elsewhere) anew."""
+        """One instruction that stores values (constant, reindexed or stored elsewhere) anew; each
+        that is transposed takes its own.
+        """
+        turned = [(v, b) for v, b in pairs if self.transposes(v)]
+        for value, buffer in turned:
+            self._transposed(value, buffer, block, op)
+        pairs = [pair for pair in pairs if pair not in turned]
+        if not pairs:
+            return
         sources: list[Buffer] = []
         for value, _ in pairs:
             sources += self.stored.get(self.usage.base(value), ())[:1]
@@ -154,7 +164,7 @@ class Writer:
                 cost = _cost(self.engines, value, queue, "transpose")
             except IRError:
                 continue  # an engine that doesn't take the type
-            plain = value.tile.rank == 2
+            plain = self._swaps(value)
             for memory in sorted(self.engines.writes(queue)):
                 if memory == made.memory:
                     found.append((cost, queue, "", memory))
@@ -170,10 +180,39 @@ class Writer:
         if not other:
             self.compute(block, (), [(value, made)], queue)
             return
-        between = self.buffer(value.tile, memory, block, made.name, made.span)
+        between = self.between(value.tile, memory, block, made.span)
         self.compute(block, (), [(value, between)], queue)
         self.place(value, between)
         self.compute(block, (), [(value, made)], other)
+        self.stored[value].remove(between)
+
+    def between(self, kind: TileType, memory: str, block: Block, span: Span | None) -> Buffer:
+        """Where a transposed tile lies until it is copied: one buffer for all of a type, as the
+        engines that make and copy them do so one after another.
+        """
+        known = self._between.get((kind, memory))
+        if known is None:
+            known = self._between[kind, memory] = self.buffer(kind, memory, block, "turned", span)
+        else:
+            known.block = common(known.block, block)
+        return known
+
+    def join_between(self) -> None:
+        """Let all tiles that pass through a memory do so through the same bytes."""
+        for memory in dict.fromkeys(name for _, name in self._between):
+            found = [b for (_, name), b in self._between.items() if name == memory]
+            rules = self.engines.chip.memories[memory]
+            root = max(found, key=lambda b: bytes_of(b.type, rules))
+            self.buffers.remove(root)
+            self.buffers.insert(0, root)
+            for buffer in found:
+                if buffer is not root:
+                    buffer.alias_of = root
+                    root.block = common(root.block, buffer.block)
+
+    def is_between(self, buffer: Buffer) -> bool:
+        """Whether tiles only pass through a buffer."""
+        return self._between.get((buffer.type, buffer.memory)) is buffer
 
     def _nearest(self, memories: frozenset[str]) -> str:
         scratchpad = self.engines.chip.scratchpad
@@ -185,6 +224,13 @@ class Writer:
     def transposes(self, value: Value) -> bool:
         """Whether a value is another one transposed, as far as free ops go."""
         return any(op.name == "transpose" for op in self._chain(value))
+
+    def _swaps(self, value: Value) -> bool:
+        """Whether a value is another one with its last two axes swapped."""
+        turns = [op for op in self._chain(value) if op.name == "transpose"]
+        last = value.tile.rank - 1
+        order = (*range(last - 1), last, last - 1)
+        return len(turns) == 1 and tuple(turns[0].attr("order")) == order
 
     def _chain(self, value: Value) -> list[Op]:
         found: list[Op] = []
@@ -263,6 +309,7 @@ def vector_runs(writer: Writer, group: Sequence[Op]) -> list[tuple[str, list[Op]
     Raises :class:`TargetError` for an op that no queue has.
     """
     engines, ops = writer.engines, list(group)
+    shared = _shared(writer, ops)
     # For the ops from each place on: picoseconds, and the queue and end of the first run.
     best: list[tuple[float, str, int]] = [(0.0, "", len(ops))] * (len(ops) + 1)
     for start in reversed(range(len(ops))):
@@ -271,7 +318,7 @@ def vector_runs(writer: Writer, group: Sequence[Op]) -> list[tuple[str, list[Op]
             length = _prefix(writer, queue, ops[start:])
             for end, cost in zip(
                 range(start + 1, start + length + 1),
-                _run_costs(writer, queue, ops[start : start + length]),
+                _run_costs(writer, queue, ops[start : start + length], shared),
                 strict=True,
             ):
                 found.append((cost + best[end][0], queue, end))
@@ -288,7 +335,19 @@ def vector_runs(writer: Writer, group: Sequence[Op]) -> list[tuple[str, list[Op]
     return runs
 
 
-def _run_costs(writer: Writer, queue: str, ops: Sequence[Op]) -> Iterator[float]:
+def _shared(writer: Writer, ops: Sequence[Op]) -> set[Value]:
+    """What others than one op of a group need, for engines that pass on what they make."""
+    if not writer.engines.chip.passes:
+        return set()
+    usage, inside = writer.usage, set(ops)
+    made = [r for op in ops for r in op.results]
+    needed = (v for v in made if any(c not in inside for c in usage.consumers[v]))
+    return shared_values(ops, needed, usage.makers)
+
+
+def _run_costs(
+    writer: Writer, queue: str, ops: Sequence[Op], shared: Set[Value]
+) -> Iterator[float]:
     """The picoseconds of the first op on a queue, of the first two, and so on.
 
     What the queue can't reach where it is stored is copied to it, and counts as one copy more; so
@@ -304,17 +363,20 @@ def _run_costs(writer: Writer, queue: str, ops: Sequence[Op]) -> Iterator[float]
 
     issue = 0.0
     works: dict[str, float] = {}
+    makers = writer.usage.makers
+    passes = {n: Pass(chip.engines[n], makers, shared) for n in engines.queues[queue]}
     copies = 0.0
     far: set[Value] = set()
     for op in ops:
-        operation = operation_of(op)
+        operation = operation_of(op, makers)
         name = engines.doer(queue, operation)
         assert name is not None
         engine = chip.engines[name]
         clock = float((engine.clock or chip.clock).base)
         issue = max(issue, float(duration(chip, engine.issue, engine.clock)))
         if operation != "none":
-            work = engines.costs.cycles(name, operation, op) / clock * 1e12
+            cycles = passes[name].add(operation, op, engines.costs.cycles(name, operation, op))
+            work = cycles / clock * 1e12
             works[name] = works.get(name, 0.0) + work
         for value in map(writer.usage.base, op.operands):
             stored = writer.stored.get(value, ())
@@ -351,7 +413,7 @@ def _prefix(writer: Writer, queue: str, ops: Sequence[Op]) -> int:
     count = 0
     limit: float = float("inf")
     for op in ops:
-        name = engines.doer(queue, operation_of(op))
+        name = engines.doer(queue, operation_of(op, writer.usage.makers))
         if name is None:
             break
         chain = engines.chip.engines[name].chain

@@ -170,7 +170,7 @@ class _Legaliser:
 
     def _computes(self, operation: str, dtype: DType) -> bool:
         return any(
-            operation in engine.laws and (dtype.name in engine.types or dtype.name in engine.rates)
+            engine.law(operation) and (dtype.name in engine.types or dtype.name in engine.rates)
             for engine in self.chip.engines.values()
         )
 
@@ -391,5 +391,5 @@ def _mapped(found: tuple[Value, ...], values: Mapping[Value, Value]) -> tuple[Va
 def engines_with(chip: Chip, operation: str) -> Iterator[tuple[str, Engine]]:
     """The engines that have a law for an operation."""
     for name, engine in chip.engines.items():
-        if operation in engine.laws:
+        if engine.law(operation):
             yield name, engine

@@ -11,30 +11,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from dure.compiler.chip.balance import balance
 from dure.compiler.chip.engines import Engines
 from dure.compiler.chip.instructions import Writer, vector_runs
 from dure.compiler.chip.pack import pack
+from dure.compiler.chip.transfers import Transfers
 from dure.compiler.chip.tree import (
     Block,
     Branch,
     Buffer,
-    Item,
     Loop,
-    Rotate,
-    Semaphore,
     Step,
     Structure,
-    Sync,
     Tree,
 )
 from dure.compiler.chip.usage import Consumer, Usage, is_cheap, usage_of
 from dure.ir.core import Function, Op, Region, Value
-from dure.ir.expr import Const, Expr, as_expr, compare, logic, maximum, minimum, proves, symbol
+from dure.ir.expr import as_expr, compare, proves
 from dure.ir.rewrite import eliminate_dead_code
-from dure.ir.types import TensorType
 from dure.machine.chip import Chip
-
-_DESCRIPTOR = ("index", "step", "offset", "stride", "list_axes")
 
 
 def lower(
@@ -54,9 +49,11 @@ def lower(
     work = _Lowering(function, Engines(chip), ahead, values)
     work.region(function.body, work.body)
     work.flush(work.body)
+    work.writer.join_between()
     tree = Tree(work.body, work.writer.buffers)
     pack(tree, work.engines)
-    work.fill_ahead(tree)
+    balance(tree, work.engines)
+    work.transfers.fill_ahead(tree)
     return tree
 
 
@@ -68,11 +65,14 @@ class _Lowering:
     near: frozenset[Value] = frozenset()
     usage: Usage = field(init=False)
     writer: Writer = field(init=False)
+    transfers: Transfers = field(init=False)
     body: Block = field(init=False)
 
     def __post_init__(self) -> None:
         self.usage = usage_of(self.function)
         self.writer = Writer(self.engines, self.usage)
+        parts = self.engines, self.usage, self.writer
+        self.transfers = Transfers(*parts, self.ahead, self.near)
         self.body = Block()
         self.pending: list[Op] = []
         self.done: set[Consumer] = set()
@@ -84,12 +84,10 @@ class _Lowering:
         self.begins: dict[Value, tuple[Value, Op]] = {}
         #: What loops carry, by the block that renews it.
         self.renewed: dict[Value, Block] = {}
+        #: The innermost loop that carries something in a buffer.
+        self.carried: dict[Buffer, Block | None] = {}
         #: What loops carry and a dot makes at each turn.
         self.products: set[Value] = set()
-        self.turn = 0
-        #: Rings whose tiles hang over an edge in the same way at every turn.
-        self.filled: list[tuple[Op, Buffer, str]] = []
-        self.views: dict[Value, Value] = {}
 
     # --- the walk --------------------------------------------------------------------------------
 
@@ -100,12 +98,14 @@ class _Lowering:
                 case "view" | "index_load":
                     block.items.append(Structure(op))
                     if op.name == "view":
-                        source = op.operands[0]
-                        self.views[op.result] = self.views.get(source, source)
+                        self.transfers.view(op)
                 case "load":
-                    self.load(op, block)
+                    for buffer in self.transfers.load(op, block):
+                        self.loaded.add(buffer)
+                        self.put(op.result, buffer)
                 case "store":
-                    self.store(op, block)
+                    self.needs([op.operands[1]], block)
+                    self.transfers.store(op, block)
                 case "dot":
                     self.dot(op, block)
                 case "for":
@@ -115,6 +115,8 @@ class _Lowering:
                 case _:
                     if not is_cheap(op):
                         self.pending.append(op)
+                    elif op.name == "transpose":
+                        self.turned(op, block)
                     continue
             self.done.add(op)
 
@@ -137,6 +139,46 @@ class _Lowering:
             self.done.update(run)
             for value, buffer in outputs:
                 self.put(value, buffer)
+            for value, buffer in outputs:
+                self._fetched(value, buffer, block)
+
+    def _fetched(self, value: Value, buffer: Buffer, block: Block) -> None:
+        """Copy what a dot reads to where its engine does, where it was made: not in each turn of a
+        loop that the dot is in.
+        """
+        for consumer in self.usage.consumers.get(value, ()):
+            if not isinstance(consumer, Op) or consumer.name != "dot":
+                continue
+            reads = frozenset(self.engines.chip.engines[self.engines.dot(consumer)[0]].reads)
+            read = value in map(self.usage.base, consumer.operands[:2])
+            if read and buffer.memory not in reads:
+                self.writer.in_memory(value, reads, block)
+        if self.writer.is_between(buffer):
+            self.writer.stored[value].remove(buffer)
+
+    def _only_fetched(self, value: Value, memory: str) -> bool:
+        """Whether all that need a value are dots that read it elsewhere."""
+        for consumer in self.usage.consumers[value]:
+            if not isinstance(consumer, Op) or consumer.name != "dot":
+                return False
+            near = memory in self.engines.chip.engines[self.engines.dot(consumer)[0]].reads
+            if near or value not in map(self.usage.base, consumer.operands[:2]):
+                return False
+        return True
+
+    def turned(self, op: Op, block: Block) -> None:
+        """Turn a stored tile that a loop carries on transposed as soon as there is room for it."""
+        value = op.result
+        target, base = self.wanted.get(value), self.usage.base(value)
+        if target is not None and self.writer.stored.get(base) and self.free(target, ()):
+            self.writer.copy(block, [(value, target)], op)
+            self.put(value, target)
+            # The loop needs what was turned only for that.
+            for consumer in self.usage.consumers[value]:
+                if isinstance(consumer, Region):
+                    others = (v for v in consumer.yields if v is not value)
+                    if base not in map(self.usage.base, others):
+                        self.usage.consumers[base].discard(consumer)
 
     def put(self, value: Value, buffer: Buffer) -> None:
         """``value`` takes a buffer over."""
@@ -154,6 +196,14 @@ class _Lowering:
             scratchpad = self.engines.chip.scratchpad
             memory = scratchpad if scratchpad in writable else sorted(writable)[0]
         maker = self.usage.makers.get(value)
+        if memory != self.engines.chip.scratchpad and maker is not None:
+            if maker.name == "transpose" and self._only_fetched(value, memory):
+                return self.writer.between(value.tile, memory, block, _span(maker))
+            for operand in maker.operands:
+                source = self.writer.find(operand, [memory])
+                free = source is not None and not self.remaining(operand, run)
+                if free and source.type == value.type and self.owned(operand, source, block):
+                    return source
         return self.writer.buffer(
             value.tile, memory, block, value.name or (maker.name if maker else ""), _span(maker)
         )
@@ -167,7 +217,8 @@ class _Lowering:
         """Whether a block may overwrite a value once it is used: it is made anew at every turn."""
         if buffer in self.loaded or buffer.alias_of is not None:
             return False
-        return buffer.block is block or self.renewed.get(value) is block
+        carried = self.carried.get(buffer.root) is block
+        return buffer.block is block or self.renewed.get(value) is block or carried
 
     def memory_of(self, value: Value) -> str:
         """Where a value's consumers want it: in a dot's accumulators, or the scratchpad."""
@@ -183,212 +234,6 @@ class _Lowering:
         waiting = {r for op in self.pending for r in op.results}
         if any(self.usage.base(v) in waiting for v in values):
             self.flush(block)
-
-    # --- transfers -------------------------------------------------------------------------------
-
-    def load(self, op: Op, block: Block) -> None:
-        chip = self.engines.chip
-        value = op.result
-        memories = [chip.scratchpad]
-        if value in self.usage.lists:
-            only = all(
-                isinstance(c, Op) and c.name in ("load", "store")
-                for c in self.usage.consumers[value]
-            )
-            memories = (
-                [chip.lists]
-                if only or chip.lists == chip.scratchpad
-                else [
-                    chip.lists,
-                    chip.scratchpad,
-                ]
-            )
-        lists = [self.list_of(o, block) for o in op.operands[1:]]
-        for memory in memories:
-            engine = chip.dma[self._dma(self._place(op), memory, op)]
-            buffer = self.writer.buffer(
-                value.tile, memory, block, value.name or op.operands[0].name, op.span
-            )
-            attrs = {k: op.attr(k) for k in (*_DESCRIPTOR, "fill")}
-            attrs["filling"] = engine.fills
-            outside = None if engine.fills else self._outside(op)
-            queue = engine.ahead if engine.ahead and self._runs_ahead(op) else engine.queue
-            buffer.ahead = queue == engine.ahead
-            self._transfer(op, queue, lists, buffer, attrs, block, outside)
-            self.loaded.add(buffer)
-            self.put(value, buffer)
-
-    def _place(self, op: Op) -> str:
-        """The memory in which the tensor of a load or store lies."""
-        tensor = op.operands[0]
-        chip = self.engines.chip
-        return chip.near if self.views.get(tensor, tensor) in self.near else chip.home
-
-    def _runs_ahead(self, op: Op) -> bool:
-        """Whether a load may go before what its program waits for."""
-        tensor = op.operands[0]
-        return self.views.get(tensor, tensor).name in self.ahead and len(op.operands) == 1
-
-    def _transfer(
-        self,
-        op: Op,
-        queue: str,
-        lists: list[Buffer],
-        buffer: Buffer,
-        attrs: dict[str, Any],
-        block: Block,
-        outside: Expr | None,
-    ) -> None:
-        """A load; where it may leave out some of its tile, the tile is filled first.
-
-        Only a turn that does leave something out waits for that.
-        """
-
-        def load() -> Step:
-            return Step(
-                *("dma_load", queue, list(lists), [buffer], dict(attrs), op.operands[0]),
-                lists=lists,
-                span=op.span,
-            )
-
-        if outside is None:
-            block.items.append(load())
-            return
-        if isinstance(outside, Const):
-            if self._same_cut(op):
-                self.filled.append((op, buffer, queue))
-            else:
-                self._fill(op, buffer, block)
-            block.items.append(load())
-            return
-        cut = Block(parent=block, repeated=block.repeated)
-        self._fill(op, buffer, cut)
-        cut.items.append(load())
-        whole = Block([load()], block, block.repeated)
-        block.items.append(Branch(outside, cut, whole, op.span))
-
-    def _dma(self, source: str, target: str, op: Op) -> str:
-        engines = self.engines.dma(source, target)
-        if not engines:
-            raise self.engines.missing(f"move from {source} to {target}", op)
-        self.turn += 1
-        return engines[self.turn % len(engines)]
-
-    def list_of(self, value: Value, block: Block) -> Buffer:
-        """The buffer of an index list."""
-        return self.writer.in_memory(value, frozenset({self.engines.chip.lists}), block)
-
-    def _fill(self, op: Op, buffer: Buffer, block: Block) -> None:
-        """Write what a DMA leaves out at the tensor's edge, before it comes."""
-        kind = buffer.type
-        constant = Op(
-            "full",
-            (),
-            (Value(kind, "fill"),),
-            {
-                "shape": kind.shape,
-                "value": op.attr("fill"),
-                "dtype": kind.dtype,
-                "quantized_axis": kind.quantized_axis,
-            },
-            span=op.span,
-        )
-        self.usage.makers[constant.result] = constant
-        self.writer.copy(block, [(constant.result, buffer)], op)
-
-    def _same_cut(self, op: Op) -> bool:
-        """Whether a load leaves out the same part of its tile at every turn."""
-        if op.attr("list_axes"):
-            return False
-        tensor = op.operands[0].tensor
-        for axis, extent in enumerate(op.attr("shape")):
-            start = as_expr(op.attr("index")[axis]) * op.attr("step")[axis]
-            start = start + op.attr("offset")[axis]
-            last = start + as_expr(op.attr("stride")[axis]) * (extent - 1)
-            inside = proves(as_expr(0) <= start) and proves(last < tensor.shape[axis])
-            if not inside and not isinstance(start, Const):
-                return False
-            if not inside and not isinstance(tensor.shape[axis], Const):
-                return False
-        return True
-
-    def fill_ahead(self, tree: Tree) -> None:
-        """Fill what no transfer of a ring ever writes, once in each slot, before anything else."""
-        items: list[Item] = []
-        handed: dict[tuple[str, str], Semaphore] = {}
-        for op, buffer, queue in self.filled:
-            inside = Block(parent=tree.body, repeated=True, loop=True)
-            self._fill(op, buffer, inside)
-            filler = inside.items[-1]
-            assert isinstance(filler, Step)
-            inside.items.insert(0, Rotate([buffer]))
-            counter = symbol(f"slot{len(items)}", "loop", 0, None)
-            loop = Loop(counter, as_expr(0), as_expr(1), 1, inside, {}, op.span)
-            tree.over_slots.append((loop, buffer))
-            items.append(loop)
-            ends = (filler.queue, queue)
-            handed.setdefault(ends, Semaphore(*ends, 0, f"{buffer.name}_edge"))
-        for semaphore in handed.values():
-            items.append(Sync("signal", semaphore.signals, semaphore))
-            items.append(Sync("wait", semaphore.waits, semaphore))
-        tree.body.items[:0] = items
-
-    def _outside(self, op: Op) -> Expr | None:
-        """When a load leaves out some of its tile; None where it never does."""
-        tensor = op.operands[0].type
-        assert isinstance(tensor, TensorType)
-        lists = dict(zip(op.attr("list_axes"), op.operands[1:], strict=True))
-        conditions: list[Expr] = []
-        for axis, extent in enumerate(op.attr("shape")):
-            offset, step = (as_expr(op.attr(k)[axis]) for k in ("offset", "step"))
-            size = tensor.shape[axis]
-            if axis in lists:
-                low, high = self._entries(lists[axis])
-                inside = high is not None and proves(high * step + step + offset <= size)
-                if low is None or not proves(as_expr(0) <= low) or not inside:
-                    return as_expr(1)
-                continue
-            first = as_expr(op.attr("index")[axis]) * step + offset
-            last = first + as_expr(op.attr("stride")[axis]) * (extent - 1)
-            if not proves(last < size):
-                conditions.append(compare("<=", size, last))
-            if not proves(as_expr(0) <= first):
-                conditions.append(compare("<", first, 0))
-        return logic("or", *conditions) if conditions else None
-
-    def _entries(self, value: Value) -> tuple[Expr | None, Expr | None]:
-        """The declared range of an index list's entries, with what fills it beyond its end."""
-        maker = self.usage.makers.get(self.usage.base(value))
-        if maker is None or maker.name != "load":
-            return None, None
-        declared = maker.operands[0].tensor.index
-        if declared is None:
-            return None, None
-        low, high = declared
-        if self._outside(maker) is not None:
-            fill = int(maker.attr("fill"))
-            low, high = minimum(low, fill), maximum(high, fill)
-        return low, high
-
-    def store(self, op: Op, block: Block) -> None:
-        tensor, value = op.operands[0], op.operands[1]
-        self.needs([value], block)
-        lists = [self.list_of(o, block) for o in op.operands[2:]]
-        buffer = self.writer.in_memory(value, self.engines.storable(), block)
-        dma = self._dma(buffer.memory, self._place(op), op)
-        attrs = {k: op.attr(k) for k in (*_DESCRIPTOR, "combine")}
-        block.items.append(
-            Step(
-                "dma_store",
-                self.engines.chip.dma[dma].queue,
-                [buffer, *lists],
-                list[Buffer](),
-                attrs,
-                tensor=tensor,
-                lists=lists,
-                span=op.span,
-            )
-        )
 
     # --- dots ------------------------------------------------------------------------------------
 
@@ -510,9 +355,11 @@ class _Lowering:
         region = op.regions[0]
         carried = self._carried(op, block)
         body = Block([], block, True, True, bool(op.attrs.get("instances")))
+        outer = {buffer.root: self.carried.get(buffer.root) for buffer in carried}
         for argument, buffer in zip(region.args, carried, strict=True):
             self.put(argument, buffer)
             self.renewed[argument] = body
+            self.carried[buffer.root] = body
         self.products.update(
             a for a, v in zip(region.args, region.yields, strict=True) if self._made_by_dot(v)
         )
@@ -526,6 +373,7 @@ class _Lowering:
             Loop(region.symbols[0], start, stop, op.attr("step"), body, attrs, op.span)
         )
         self.done.add(region)
+        self.carried |= outer
         for result, buffer in zip(op.results, carried, strict=True):
             self.put(result, buffer)
 

@@ -107,7 +107,7 @@ class _Packer:
     def doer(self, step: Step, operation: Operation) -> str | None:
         """The engine of an instruction that does an operation."""
         engines = self.engines.chip.engines
-        return next((n for n in step.attrs["engines"] if operation in engines[n].laws), None)
+        return next((n for n in step.attrs["engines"] if engines[n].law(operation)), None)
 
     def work(self, step: Step) -> int:
         """Picoseconds that an instruction's slowest engine works."""

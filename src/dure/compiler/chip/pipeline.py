@@ -20,6 +20,7 @@ from dure.compiler.chip.synchronise import check_semaphores, synchronise
 from dure.compiler.chip.throttle import throttle
 from dure.compiler.chip.trim import trim
 from dure.compiler.chip.turn import turn
+from dure.compiler.chip.widen import widen_apart
 from dure.ir.core import Function, Value
 from dure.ir.devices import device_id
 from dure.ir.printer import print_function
@@ -127,7 +128,7 @@ def prepare(
     function = laid(function, options.standing)
     function = simplify(turn(function, chip))
     legal = legalise(function, chip, strict=options.strict)
-    return Prepared(hoist(legal.function), legal.conversions)
+    return Prepared(hoist(widen_apart(legal.function, chip)), legal.conversions)
 
 
 def _inout(function: Function) -> frozenset[Value]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from dure.compiler.chip.allocate import limit_of, storage_bytes
 from dure.compiler.chip.tree import Buffer, Tree, steps
 from dure.ir.expr import Symbol, as_expr
@@ -24,13 +26,14 @@ def choose_stages(
     time; more for what goes to another ``device``; two where queues hand over what they compute,
     else one.
 
-    Where a memory is too small for that, what is computed gives up its second slot first, then the
-    largest of the rings.
+    Where a memory is too small for that, what is computed gives up its second slot first, then what
+    is loaded one after another; of these what turns least often, and the largest.
     """
     queues: dict[Buffer, set[str]] = {}
     loaded: set[Buffer] = set()
     slow: set[Buffer] = set()
     away: set[Buffer] = set()
+    listed: set[Buffer] = set()
     for step in steps(tree.body):
         if step.kind == "dma_load":
             loaded.update(b.root for b in step.writes)
@@ -38,11 +41,13 @@ def choose_stages(
             slow.add(step.reads[0].root)
         if step.kind == "dma_store" and device is not None and step.attrs["index"][0] is not device:
             away.add(step.reads[0].root)
+        listed.update(b.root for b in step.lists)
         for buffer in (*step.reads, *step.writes):
             queues.setdefault(buffer.root, set()).add(step.queue)
     roots = [b for b in tree.buffers if b.alias_of is None]
     for buffer in roots:
-        shared = len(queues.get(buffer, ())) > 1
+        # A DMA queue runs ahead of its own transfers, which read their lists.
+        shared = len(queues.get(buffer, ())) > 1 or buffer in listed
         wanted = stages if buffer in loaded or buffer in slow else 2
         if buffer in away:
             wanted = max(stages, _AWAY)
@@ -58,10 +63,30 @@ def choose_stages(
             rings = [b for b in own if b.stages > 1 and b.slots is None]
             if not rings:
                 break
-            largest = max(rings, key=lambda b: (b not in loaded, own[b] * b.stages))
-            largest.stages -= 1
-            excess -= own[largest]
+            shorter = _first([b for b in rings if b not in loaded] or rings, own, excess)
+            shorter.stages -= 1
+            excess -= own[shorter]
     for buffer in tree.buffers:
         buffer.stages = buffer.root.stages
     for loop, buffer in tree.over_slots:
         loop.stop = as_expr(buffer.stages)
+
+
+def _first(rings: Sequence[Buffer], sizes: Mapping[Buffer, int], excess: int) -> Buffer:
+    """Which ring gets shorter first: of those that turn in the fewest loops the smallest that is
+    enough, or the largest.
+    """
+    least = min(map(_depth, rings))
+    outer = [b for b in rings if _depth(b) == least]
+    enough = [b for b in outer if sizes[b] >= excess]
+    if enough:
+        return min(enough, key=lambda b: sizes[b])
+    return max(outer, key=lambda b: sizes[b] * b.stages)
+
+
+def _depth(buffer: Buffer) -> int:
+    """Loops around the block where a buffer turns."""
+    depth, block = 0, buffer.block
+    while block is not None:
+        depth, block = depth + block.loop, block.parent
+    return depth

@@ -172,3 +172,17 @@ def blocks(block: Block) -> Iterator[Block]:
     for item in block.items:
         for inner in inner_blocks(item):
             yield from blocks(inner)
+
+
+def common(one: Block, other: Block) -> Block:
+    """The innermost block that has both inside."""
+    found: set[int] = set()
+    block: Block | None = one
+    while block is not None:
+        found.add(id(block))
+        block = block.parent
+    block = other
+    while id(block) not in found:
+        assert block.parent is not None, "blocks of one tree"
+        block = block.parent
+    return block

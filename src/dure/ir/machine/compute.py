@@ -11,15 +11,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
 from dure.ir.core import Cost, Op, OpDef, Region, Value, declare, walk
 from dure.ir.rules import broken, tile
 from dure.ir.types import Type
 
-#: Classes of work that an engine declares.
+#: Classes of work that an engine declares.  Special cases, which engines may tell apart: ``scale``
+#: multiplies by what is the same along the last axis, ``shift`` adds that or takes it away,
+#: ``square`` multiplies a tile by itself, ``sum`` adds up along the last axis.
 Operation: TypeAlias = Literal[
-    "dot", "elementwise", "transcendental", "reduce", "transpose", "scan", "convert", "copy", "none"
+    "dot",
+    "elementwise",
+    "transcendental",
+    "reduce",
+    "transpose",
+    "scan",
+    "convert",
+    "copy",
+    "scale",
+    "shift",
+    "square",
+    "sum",
+    "none",
 ]
 
 _TRANSCENDENTAL = frozenset(
@@ -42,11 +57,37 @@ _BY_NAME: dict[str, Operation] = {
 }
 
 
-def operation_of(op: Op) -> Operation:
-    """The class of work that a tile op is."""
+def operation_of(op: Op, makers: Mapping[Value, Op] = MappingProxyType({})) -> Operation:
+    """The class of work that a tile op is; ``makers`` are those of the values that it reads."""
     if op.name in _TRANSCENDENTAL:
         return "transcendental"
+    if op.name == "mul" and op.operands[0] is op.operands[1]:
+        return "square"
+    if op.name in ("add", "sub", "mul") and _by_row(op, makers):
+        return "scale" if op.name == "mul" else "shift"
+    if op.name == "reduce" and op.attr("combiner") == "sum":
+        return "sum" if op.attr("axis") == op.operands[0].tile.rank - 1 else "reduce"
     return _BY_NAME.get(op.name, "elementwise")
+
+
+def _by_row(op: Op, makers: Mapping[Value, Op]) -> bool:
+    """Whether what an op adds, takes away or multiplies by is the same along the last axis."""
+    shape = op.results[0].tile.shape
+    if not shape or shape[-1] == 1:
+        return False
+    others = op.operands if op.name != "sub" else op.operands[1:]
+    return any(_uniform(value, shape[-1], makers) for value in others)
+
+
+def _uniform(value: Value, extent: int, makers: Mapping[Value, Op]) -> bool:
+    """Whether a tile with this last extent repeats one element along it."""
+    maker = makers.get(value)
+    if maker is None:
+        return False
+    if maker.name == "broadcast":
+        shape = maker.operands[0].tile.shape
+        return not shape or shape[-1] != extent or _uniform(maker.operands[0], extent, makers)
+    return maker.name == "full"
 
 
 def works(region: Region) -> Iterator[tuple[Operation, Op]]:
@@ -60,7 +101,7 @@ def works(region: Region) -> Iterator[tuple[Operation, Op]]:
     makers: dict[Value, Op] = {}
     for op in region.ops:
         makers.update(dict.fromkeys(op.results, op))
-        operation = operation_of(op)
+        operation = operation_of(op, makers)
         if operation == "transpose" and multiplies and not op.attrs.get("stored"):
             operation = "none"
         if operation != "none" and op.name not in ("for", "if"):

@@ -13,6 +13,7 @@ from dure.library.attention_columns import attention_columns
 from dure.library.attention_dense import attention_scores, dense_attention
 from dure.library.attention_grouped import grouped_attention
 from dure.library.attention_ragged import ragged_attention
+from dure.library.attention_rows import attention_rows
 from dure.library.suite.case import NUMPY, Array, Case, Drawn, Shape, empty, normal, values
 
 #: Parts of the heads whose tiles are worked on side by side.
@@ -198,6 +199,7 @@ class Grouped:
     causal: bool = True
     ahead: bool = False
     columns: bool = False
+    rows: bool = False
 
     @property
     def name(self) -> str:
@@ -249,9 +251,10 @@ def draw_grouped(form: Grouped, rng: np.random.Generator, size: Shape) -> Drawn:
         "softcap": form.softcap,
         "causal": form.causal,
         # What an encoder's rows give lies as it was made.
-        **({"parts": _PARTS} if form.columns else {"heads_first": form.causal}),
-        **({} if form.columns else {"ahead": form.ahead}),
+        **({"parts": _PARTS} if form.columns else {}),
     }
+    if not form.columns and not form.rows:
+        consts |= {"heads_first": form.causal, "ahead": form.ahead}
     pools = [np.ascontiguousarray(p.swapaxes(0, 1)) if form.causal else p for p in cache.pools]
     lists = [np.array(column, np.int32) for column in zip(*work, strict=True)]
     where = np.array(positions, np.int32)
@@ -348,6 +351,10 @@ def paged_cases() -> Iterable[Case]:
         draw, tolerance = partial(draw_grouped, form), _TOLERANCES[form.dtype]
         full, name = ("attn", "32x8x512x2048x128", "bf16"), f"attention by columns{form.name}"
         yield Case(name, item, attention_columns, draw, even, tiles, full, tolerance)
+    for form in (Grouped("bf16", rows=True), Grouped("f32", 5, 3.0, sinks=True, rows=True)):
+        draw, tolerance = partial(draw_grouped, form), _TOLERANCES[form.dtype]
+        full, name = ("attn", "32x8x512x2048x128", "bf16"), f"attention by rows{form.name}"
+        yield Case(name, item, attention_rows, draw, mixed, tiles, full, tolerance)
     for dtype in ("f32", "bf16"):
         draw = partial(draw_ragged, dtype)
         full = ("ragged_attention", "32x8x512x2048x128", "bf16")
