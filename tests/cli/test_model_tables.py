@@ -66,6 +66,10 @@ def test_score(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["counts"] is False and all("0.6" in line for line in found["hinders"])
     assert {"low", "high", "file", "side", "so_far"} == found["chips"]["rngd"].keys()
     assert {"fraction_of_roofline", "of_attainable", "chips", "ns"} <= found["cells"][0].keys()
+    assert run(["score", "--json", "--no-ends", "--jobs", "1"]) == 0
+    alone = json.loads(capsys.readouterr().out)
+    assert alone["quotient"] == [None, None]
+    assert alone["quotient_by_file"] == found["quotient_by_file"]
     assert run(["score", "--short", "--jobs", "1"]) == 0
     shown = capsys.readouterr().out
     assert "DECODE 1" in shown and "quotient" in shown and "doesn't count" in shown

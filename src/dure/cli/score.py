@@ -24,6 +24,10 @@ Target = Annotated[
 Short = Annotated[
     bool, typer.Option("--short", help="One step a chip and no ends of guesses, as a quick look.")
 ]
+NoEnds = Annotated[
+    bool,
+    typer.Option("--no-ends", help="As the machine files say alone, without the ends of guesses."),
+]
 Jobs = Annotated[
     int | None,
     typer.Option("--jobs", min=1, help="Processes.  [default: all cores]", show_default=False),
@@ -41,6 +45,7 @@ def register(app: typer.Typer) -> None:
 def score(
     target: Target = None,
     short: Short = False,
+    no_ends: NoEnds = False,
     jobs: Jobs = None,
     as_json: options.Json = False,
 ) -> None:
@@ -53,7 +58,7 @@ def score(
 
     rules = scores.rules(short)
     asked = _asked(scores.questions(rules), target)
-    guesses: Sequence[Guesses] = scores.GUESSES[:1] if short else scores.GUESSES
+    guesses: Sequence[Guesses] = scores.GUESSES[:1] if short or no_ends else scores.GUESSES
     total = sum(len(guesses) if entry.counted else 1 for entry in asked)
     found: list[tuple[int, Guesses, Outcome]] = []
     with progress(total) as advance:
