@@ -17,8 +17,8 @@ def choose_stages(
     ahead, where that is more) or stored by an index list there, each of whose entries takes its
     time; two where queues hand over what they compute, else one.
 
-    Where a memory is too small for that, what is computed gives up its second slot first, then what
-    is loaded one after another; of these what turns least often, and the largest.
+    Where the scratchpad is too small for that, what is computed gives up its second slot first,
+    then the largest of the rings; where accumulators are, what turns least often (:func:`_first`).
     """
     queues: dict[Buffer, set[str]] = {}
     loaded: set[Buffer] = set()
@@ -29,12 +29,14 @@ def choose_stages(
             loaded.update(b.root for b in step.writes)
         if step.kind == "dma_store" and step.lists:
             slow.add(step.reads[0].root)
-        listed.update(b.root for b in step.lists)
+        if chip.passes:
+            listed.update(b.root for b in step.lists)
         for buffer in (*step.reads, *step.writes):
             queues.setdefault(buffer.root, set()).add(step.queue)
     roots = [b for b in tree.buffers if b.alias_of is None]
     for buffer in roots:
-        # A DMA queue runs ahead of its own transfers, which read their lists.
+        # A DMA queue runs ahead of its own transfers, which read their lists; only where engines do
+        # much in little time does that matter, and elsewhere it makes for longer proofs.
         shared = len(queues.get(buffer, ())) > 1 or buffer in listed
         wanted = stages if buffer in loaded or buffer in slow else 2
         if buffer.ahead:
@@ -49,7 +51,10 @@ def choose_stages(
             rings = [b for b in own if b.stages > 1 and b.slots is None]
             if not rings:
                 break
-            shorter = _first([b for b in rings if b not in loaded] or rings, own, excess)
+            if name == chip.scratchpad:
+                shorter = max(rings, key=lambda b: (b not in loaded, own[b] * b.stages))
+            else:
+                shorter = _first(rings, own, excess)
             shorter.stages -= 1
             excess -= own[shorter]
     for buffer in tree.buffers:
