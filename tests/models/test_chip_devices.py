@@ -14,6 +14,7 @@ from dure.models.chip_step import chip_step, fewest_devices, held_bytes, sharded
 from dure.models.config import ExpertsConfig, ModelConfig, RopeConfig
 from dure.models.encoder_config import EncoderConfig
 from dure.models.shards import Shards
+from dure.sim.cost import duration
 
 TINY = ModelConfig("llama", 64, 96, 2, 4, 2, 16, 250, 512, 1e-6, RopeConfig(1e4), tied=False)
 EXPERTS = ModelConfig(
@@ -45,7 +46,9 @@ def test_a_step_over_devices(name: str, phase: Phase, devices: int) -> None:
     found = answer_on(chip_step(TINY, batch), chip, Devices(chips=devices))
     assert all(p.built.verdict is not None and p.built.verdict.ok for p in found.parts)
     meeting = [p.step.part.name for p in found.parts if p.built.call.devices == devices]
-    assert {"all-gather", "all-reduce"} == set(meeting)
+    assert {"all-gather", "all-reduce"} == {name.split(", ")[-1] for name in meeting}
+    # Its launches take all of its time.
+    assert sum(p.total_ps for p in found.parts) + duration(chip, chip.launch) == found.ps
     # The residual is added where the sum is: nothing is left to add by itself.
     assert "add" not in names(found)
     answer = found.json()

@@ -10,6 +10,8 @@ from small_models import DECODERS, arguments, small
 
 from dure.ir.dtypes import DType
 from dure.ir.tensor.shards import run_shards
+from dure.library.call import KernelCall
+from dure.library.collective_product_ways import SummedProduct
 from dure.models.batch import Batch, Phase
 from dure.models.chip_answer import step_answer
 from dure.models.chip_step import chip_step, sharded
@@ -43,10 +45,41 @@ SHORT = {
     ],
 )
 def test_a_step_on_bytes(name: str, model: str, phase: Phase, devices: int) -> None:
+    run_step(name, model, phase, devices)
+
+
+@pytest.mark.parametrize(
+    "pieces", [pytest.param(0, marks=pytest.mark.long), pytest.param(1, marks=pytest.mark.long), 2]
+)
+@pytest.mark.parametrize(
+    ("name", "model", "devices"),
+    [
+        ("rngd", "qwen3-0.6b", 2),
+        pytest.param("tpu-v6e", "gpt-oss-120b", 4, marks=pytest.mark.long),
+        pytest.param("trainium2", "qwen3-0.6b", 2, marks=pytest.mark.long),
+        pytest.param("mtia-v2", "llama-3.1-8b", 4, marks=pytest.mark.long),
+        pytest.param("atom-max", "gemma-3-4b", 4, marks=pytest.mark.long),
+    ],
+)
+def test_links_at_work_beside_products(
+    name: str, model: str, devices: int, pieces: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SummedProduct, "worth", lambda *_: (pieces,))
+    calls = run_step(name, model, "prefill", devices, prefetch=False)
+    products = {call.kernel.__name__ for call in calls if "matmul_give" in call.kernel.__name__}
+    names = ["all"], ["parts"], ["parts", "parts_and_sums"]
+    assert products == {f"matmul_give_{way}" for way in names[pieces]}
+
+
+def run_step(
+    name: str, model: str, phase: Phase, devices: int, *, prefetch: bool = True
+) -> list[KernelCall]:
+    """Compare a step on bytes with the interpreted program; gives its launches."""
     config = small(model, vocabulary=512)
     experts = config.experts is not None and devices > 1 and len(name) % 2
     shards = Shards(devices, devices if experts else 1)
-    answer = step_answer(sharded(chip_step(config, BATCHES[phase]), shards), chip(name))
+    whole = sharded(chip_step(config, BATCHES[phase]), shards)
+    answer = step_answer(whole, chip(name), prefetch=prefetch)
     step = answer.step
     assert answer.verdict.ok and step.program is not None
     types = {p.value.name: cast(DType, p.value.tensor.dtype).numpy for p in step.program.params}
@@ -64,3 +97,4 @@ def test_a_step_on_bytes(name: str, model: str, phase: Phase, devices: int) -> N
     for got, expected in zip(found, wanted, strict=True):
         logits = np.asarray(expected[0], np.float64)
         assert np.abs(got["logits"].astype(np.float64) - logits).max() < 0.05 * top
+    return [part.built.call for part in answer.parts]

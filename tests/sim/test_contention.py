@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import cast
+
 import pytest
 from brute_force import brute_force
 from programs import Program, copy_program, matmul_program, number, toy_chip, toy_tables
@@ -10,7 +13,9 @@ from dure.errors import TargetError
 from dure.ir.core import Function
 from dure.machine.chip import Chip
 from dure.machine.chip_checks import check_chip
+from dure.sim.contention import SPEED, Contention
 from dure.sim.recurrence import Recurrence
+from dure.sim.replay import Queue
 from dure.sim.timing import simulate
 
 HALF = toy_chip(memories__sram__contention=number(0.5))
@@ -38,6 +43,27 @@ def test_what_a_transfer_takes_from_a_computation_by_hand() -> None:
     assert load.end == next(
         s.end for s in simulate(one_of_each(), toy_chip(), record=True).spans if s.queue == "in"
     )
+
+
+def test_slow_transfers_take_their_part_and_all_together_no_more_than_one() -> None:
+    replayed = Contention({"sram": SPEED // 2})
+    queue = cast(Queue, SimpleNamespace(core=0, computing=None))
+
+    def until(*flowing: int) -> int | None:
+        """When what takes 1,000 ps ends beside these transfers."""
+        for part in flowing:
+            replayed.flow(0, "sram", 0, part)
+        replayed.begin(queue, ["sram"], 0, 1000)
+        end = replayed.next_end()
+        assert end is not None and replayed.ended(end)
+        for part in flowing:
+            replayed.flow(0, "sram", end, -part)
+        return end
+
+    assert until() == 1000
+    assert until(SPEED // 4) == -(-8000 // 7)
+    assert until(SPEED // 4, SPEED // 4) == -(-4000 // 3)
+    assert until(SPEED) == until(SPEED, SPEED // 4) == until(SPEED, SPEED) == 2000
 
 
 def test_other_memories_and_other_cores_do_not_contend() -> None:

@@ -20,6 +20,7 @@ from dure.ir.types import TensorType, static_extent
 from dure.library import elementwise, epilogue
 from dure.library.activation import activation_function
 from dure.library.call import IndexArray, KernelCall, stored_bytes, tensor
+from dure.library.chip_lowering_joined import in_parts, joins, plain, summed
 from dure.library.chip_tensors import ABSENT, Argument, Form, Operand, Part, Stored
 from dure.library.embedding import gather_rows
 from dure.library.ffn import gated_linear_kn
@@ -67,6 +68,10 @@ class ChipCall:
         found = zip(self.calls, self.operands, strict=True)
         return tuple((way,) for way in found if _suits(way[0], chip))
 
+    def others(self, chip: Chip) -> tuple[tuple[Launch, ...], ...]:
+        """Slower ways, for where none of those can be had."""
+        return ()
+
 
 @dataclass(frozen=True)
 class ChipLowering:
@@ -95,21 +100,24 @@ class ChipLowering:
     def region(self, ops: Sequence[Op]) -> list[ChipCall]:
         """The launches of a body's ops, in order."""
         found: list[ChipCall] = []
-        done: set[Op] = set()
+        added = summed(ops)
+        done: set[Op] = {*added.values()}
         for place, op in enumerate(ops):
             if op.name == "reshape_tensor":
                 self.same[op.result] = op.operands[0]
             if op in done or op.name in ("reshape_tensor", "repeat"):
                 continue
-            alike = [op]
-            if op.name == "linear" and _plain(op) and _in_parts(op, ops):
-                alike = [o for o in ops[place:] if _joins(op, o) and _in_parts(o, ops)]
+            alike = [op, added[op]] if op in added else [op]
+            if op.name == "linear" and plain(op) and in_parts(op, ops):
+                alike = [o for o in ops[place:] if joins(op, o) and in_parts(o, ops)]
                 done.update(alike)
             found += self.lower(alike)
         return found
 
     def lower(self, ops: Sequence[Op]) -> Sequence[ChipCall]:
-        """The launches of an op, or of several linear layers of one input."""
+        """The launches of an op, of several linear layers of one input, or of a sum over devices
+        and the linear layer whose results it adds up.
+        """
         lowering = _LOWERINGS.get(ops[0].name)
         if lowering is None:
             raise TargetError(
@@ -215,38 +223,6 @@ def launch(
     types = [a.type for a in arguments]
     made = call(kernel, types, tiles, consts, lists, unique=unique, updates=updates)
     return made, tuple(a.operand for a in arguments)
-
-
-def _in_parts(linear: Op, ops: Sequence[Op]) -> bool:
-    """Whether all that read a linear layer's result can read it as a part of a wider one: heads,
-    one after another.
-    """
-    results = {linear.result}
-    for op in ops:
-        if results.isdisjoint(op.operands):
-            continue
-        if op.name == "reshape_tensor":
-            results.add(op.result)
-        elif op.name == "attention":
-            if op.operands[0].tensor.shape[1] is not op.operands[1].tensor.shape[1]:
-                return False
-        elif op.name not in ("rope", "kv_write"):
-            return False
-    return True
-
-
-def _plain(linear: Op) -> bool:
-    """A linear layer without an epilogue, but perhaps with a bias."""
-    ignored = {"precise", "bias"}
-    defaults = linear.definition.defaults
-    return all(linear.attr(n) == d for n, d in defaults.items() if n not in ignored)
-
-
-def _joins(first: Op, other: Op) -> bool:
-    """Whether two linear layers are one product."""
-    if other.name != "linear" or other.operands[0] is not first.operands[0]:
-        return False
-    return _plain(other) and other.attr("bias") == first.attr("bias")
 
 
 def _rows_columns(lowering: ChipLowering, value: Value) -> tuple[int, int]:

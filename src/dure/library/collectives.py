@@ -38,11 +38,20 @@ _COLUMNS = 1024
 class Stage:
     """A launch over the devices, and the names of its arguments: ``x``, ``residual`` and ``y`` are
     the collective's, others lie between two launches.  An argument is its bytes, seen in the shape
-    that the launch wants.
+    that the launch wants.  Where rows are cut in pieces, ``piece`` says which of how many the
+    launch sees: this one of ``x``, and the one before it of ``residual`` and ``y``.
     """
 
     call: KernelCall
     arguments: tuple[str, ...]
+    piece: tuple[int, int] = (0, 1)
+
+    def seen(self, name: str) -> tuple[int, int] | None:
+        """The piece of an argument that the launch sees, of how many; None: all."""
+        place, pieces = self.piece
+        if pieces == 1 or name not in ("x", "residual", "y"):
+            return None
+        return place - (name != "x"), pieces
 
 
 #: Launches one after another.
@@ -127,15 +136,15 @@ class _Devices:
 _ADDING = (kernels.add_parts, kernels.add_at_once, kernels.add_and_give)
 
 
-def _bytes(elements: int) -> tuple[int, int]:
-    """Elements in any order as rows and columns."""
+def whole_bytes(elements: int) -> tuple[int, int]:
+    """Elements in any order, as rows and columns."""
     columns = max(d for d in range(1, min(elements, _COLUMNS) + 1) if elements % d == 0)
     return elements // columns, columns
 
 
 def _all_reduce(on: _Devices) -> tuple[Way, ...]:
     n = on.count
-    whole = _bytes(on.elements)
+    whole = whole_bytes(on.elements)
     one, all_of_them = on.type(*whole), on.type(n, *whole)
     residual = one if on.what.residual else None
     given = on.stage(kernels.give_all, x=one, parts=all_of_them)
@@ -144,7 +153,7 @@ def _all_reduce(on: _Devices) -> tuple[Way, ...]:
         (given, on.stage(kernels.add_at_once, parts=all_of_them, residual=residual, y=one)),
     ]
     if on.elements % n == 0:
-        part = on.type(n, *_bytes(on.elements // n))
+        part = on.type(n, *whole_bytes(on.elements // n))
         residual = part if on.what.residual else None
         found.append(
             (
@@ -158,7 +167,7 @@ def _all_reduce(on: _Devices) -> tuple[Way, ...]:
 def _all_gather(on: _Devices) -> tuple[Way, ...]:
     n, rows, columns = on.count, on.what.rows, on.what.columns
     if on.what.axis == 0 or rows == 1:
-        whole = _bytes(on.elements)
+        whole = whole_bytes(on.elements)
         return ((on.stage(kernels.give_all, x=on.type(*whole), y=on.type(n, *whole)),),)
     x, y = on.type(rows, columns), on.type(rows, n, columns)
     return ((on.stage(kernels.give_columns, x=x, y=y),),)
@@ -167,7 +176,7 @@ def _all_gather(on: _Devices) -> tuple[Way, ...]:
 def _reduce_scatter(on: _Devices) -> tuple[Way, ...]:
     n, rows, columns = on.count, on.what.rows, on.what.columns
     if on.what.axis == 0 or rows == 1:
-        part = _bytes(on.elements // n)
+        part = whole_bytes(on.elements // n)
         given = on.type(n, *part)
         first = on.stage(kernels.give_parts, x=given, parts=given)
     else:
@@ -178,7 +187,7 @@ def _reduce_scatter(on: _Devices) -> tuple[Way, ...]:
 
 
 def _all_to_all(on: _Devices) -> tuple[Way, ...]:
-    part = on.type(on.count, *_bytes(on.elements // on.count))
+    part = on.type(on.count, *whole_bytes(on.elements // on.count))
     return ((on.stage(kernels.give_parts, x=part, y=part),),)
 
 

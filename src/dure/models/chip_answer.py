@@ -227,13 +227,20 @@ class _Launches:
     near: Near
 
     def chosen(self, entry: StepCall) -> list[Chosen]:
-        """The launches of an entry, by the fastest of the ways to it that can be built.
+        """The launches of an entry, by the fastest of the ways to it that can be built, or else of
+        the others.
 
         Raises the first way's error where none can.
         """
         found: list[list[tuple[Built, tuple[Operand | None, ...]]]] = []
         errors: list[DureError] = []
-        for way in entry.part.ways(self.chip):
+        ways, others = entry.part.ways(self.chip), entry.part.others(self.chip)
+        if self.options.budget is not None:
+            # Launches that load no weights give those of the next the time to arrive.
+            ways, others = others or ways, ()
+        for number, way in enumerate((*ways, *others)):
+            if found and number >= len(ways):
+                break
             try:
                 made = self.built(way)
             except DureError as error:

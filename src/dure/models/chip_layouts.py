@@ -28,7 +28,8 @@ def standing_values(step: ChipStep, chip: Chip) -> frozenset[Value]:
         return frozenset()
     fits: dict[Value, list[bool]] = {}
     for entry in step.calls:
-        launches = [launch for way in entry.part.ways(chip) for launch in way]
+        ways = entry.part.others(chip) or entry.part.ways(chip)
+        launches = [launch for way in ways for launch in way]
         operands = [given for _, given in launches]
         # What devices exchange is bytes in their order.
         alone = all(call.devices == 1 for call, _ in launches)

@@ -138,7 +138,7 @@ class _Assembly:
             operand = operands[number]
             assert operand is not None
             if call.devices > 1:
-                binding = self.across(operand, param.value.tensor)
+                binding = self.across(operand, param.value.tensor, chosen.step.layers, counter)
             else:
                 binding = self.bound(operand, param.value.tensor, chosen.step.layers, counter)
             if number in call.indices:
@@ -245,10 +245,23 @@ class _Assembly:
             views.append(View(window.axis, window.start, window.stop))
         return Binding(name, shape, tuple(views))
 
-    def across(self, operand: Operand, kind: TensorType) -> Binding:
-        """What an argument is of a kernel that all devices run together: all devices' tensors."""
-        assert operand.window is None
-        return Binding(self.allocated(operand.stored, None, kind), _shape(kind))
+    def across(
+        self, operand: Operand, kind: TensorType, layers: Layers | None, counter: Symbol
+    ) -> Binding:
+        """What an argument is of a kernel that all devices run together: all devices' tensors.  Of
+        what lies in layers, axis 1 of the argument is the turn.
+        """
+        stored, window = operand.stored, operand.window
+        shape, views = _shape(kind), ()
+        own = None
+        if layers is not None and any(v in layers.tables for v in stored.values):
+            own = layers
+            shape = (shape[0], own.count, *shape[2:])
+            views = (View(1, counter, counter + 1),)
+        elif window is not None:
+            shape = window.shape
+            views = (View(window.axis, window.start, window.stop),)
+        return Binding(self.allocated(stored, own, kind), shape, views)
 
     def allocated(self, stored: Stored, layers: Layers | None, kind: TensorType) -> str:
         """The name of a stored tensor, which is there from now on."""

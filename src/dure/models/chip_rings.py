@@ -17,6 +17,7 @@ from dure.compiler.chip.partition import grid_extents
 from dure.compiler.chip.pipeline import Compiled, Options, compile_for
 from dure.errors import DureError
 from dure.ir.core import Op, Region
+from dure.ir.devices import devices_of
 from dure.ir.expr import evaluate
 from dure.ir.machine.compute import ops_of
 from dure.library.build import Built, index_values, tile_function
@@ -53,8 +54,9 @@ class Streamed:
 
     @property
     def cores(self) -> int:
-        """The cores that it runs on."""
-        return prod(evaluate(e, {}) for e in self.built.compiled.function.grid)
+        """The cores of a device that it runs on."""
+        function = self.built.compiled.function
+        return prod(evaluate(e, {}) for e in function.grid) // devices_of(function)
 
     def compiled(self, chip: Chip, slots: int) -> Compiled:
         """The program, with so many slots."""

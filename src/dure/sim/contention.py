@@ -2,7 +2,9 @@
 
 A memory with a ``contention`` takes that part of its speed from every instruction that reads or
 writes it, as long as bytes of a DMA of the same core flow into or out of it; the DMA doesn't slow
-down.  The rounding law (:mod:`dure.sim.flows`) says how that becomes whole numbers.
+down.  What takes the ports is bytes: a transfer over links, which are slower than its DMA, takes as
+much less of the speed.  The rounding law (:mod:`dure.sim.flows`) says how that becomes whole
+numbers.
 
 So the end of such an instruction isn't known when it begins: it is an event of the replay, and
 moves whenever the first transfer begins to flow or the last one ends.
@@ -88,12 +90,14 @@ class Contention:
         return found
 
     def flow(self, core: int, memory: str, now: int, change: int) -> None:
-        """A transfer begins (1) or ends (-1) to flow into or out of a core's memory."""
+        """A transfer begins, or (negative) ends, to flow into or out of a core's memory; ``change``
+        is its part of the contention, of :data:`SPEED`.
+        """
         if memory not in self.losses:
             return
         before = self._flowing.get((core, memory), 0)
         self._flowing[core, memory] = before + change
-        if before and before + change:
+        if min(before, SPEED) == min(before + change, SPEED):
             return
         for made in self._running.get(core, ()):
             if memory in made.memories:
@@ -116,7 +120,11 @@ class Contention:
     def _aim(self, made: Computing) -> None:
         """Find an instruction's speed, and when it ends at that."""
         core = made.queue.core
-        lost = [self.losses[m] for m in made.memories if self._flowing.get((core, m))]
+        lost = [
+            self.losses[m] * min(self._flowing.get((core, m), 0), SPEED) // SPEED
+            for m in made.memories
+            if m in self.losses
+        ]
         made.speed = SPEED - max(lost, default=0)
         made.end = made.since + -(-made.left // made.speed)
         self._order += 1

@@ -16,8 +16,9 @@ number of the chip becomes one, and where a quotient is taken, this is the law:
 6. A transfer ends at the first picosecond at which its units have flowed.
 7. A compute advances 2^20 units in each picosecond of its cost.  While bytes of its core's DMAs
    flow into or out of a memory that it reads or writes and that has a ``contention``, it advances
-   less by that times 2^20, rounded down; of several such memories, by the largest.  It ends at the
-   first picosecond at which its units are done.
+   less by that times 2^20, rounded down; of several such memories, by the largest.  A transfer over
+   links counts as the part that their rate is of its own limit, in 2^-20, rounded down, and all
+   together count as one at most.  It ends at the first picosecond at which its units are done.
 
 Rates change only when a transfer starts or ends.  Transfers of equal limits and ways have equal
 rates: they form a :class:`Group`, whose ``service`` is what each of them has received since the

@@ -18,7 +18,7 @@ from dure.ir.types import TensorType
 from dure.machine.chip import Chip, Dma
 from dure.machine.group import Group
 from dure.sim.cost import duration
-from dure.sim.flows import UNIT, units_a_picosecond, weight_of
+from dure.sim.flows import UNIT, WEIGHT, units_a_picosecond, weight_of
 from dure.sim.footprint import Footprint, Reach, footprint
 
 COMPUTE, WAIT, SIGNAL, MOVE, BEGIN, END = range(6)
@@ -32,8 +32,9 @@ Item: TypeAlias = tuple[int, Op, Any]
 class Transfer:
     """A DMA with its numbers: picoseconds of ``issue`` and ``delay`` (from issue to flow), what
     flows, its own ``limit``, the ``weight`` of its units at the home memory, and the bytes that the
-    home memory gives or takes.  ``memory`` is the one at its other end.  The home memory is that of
-    the device at this ``relation`` (:class:`dure.machine.group.Group`).
+    home memory gives or takes.  ``memory`` is the one at its other end, of whose contention it
+    causes the part ``contends``, in 2^-20.  The home memory is that of the device at this
+    ``relation`` (:class:`dure.machine.group.Group`).
     """
 
     dma: str
@@ -46,6 +47,7 @@ class Transfer:
     home: Fraction
     memory: str
     relation: int = 0
+    contends: int = WEIGHT
 
 
 def engine_of(chip: Chip, buffers: Mapping[Value, Op], op: Op) -> str:
@@ -90,11 +92,21 @@ def transfer_maker(
         home = found.granules * share if chip.home in dma.route else Fraction()
         weight = weight_of(found.granules * share / found.bytes)
         units = found.bytes * UNIT
-        return Transfer(
-            name, issue, delay, found.bytes, units, limit, weight, home, memory, relation
-        )
+        numbers = found.bytes, units, limit, weight
+        contends = _contends(limit, relation, group)
+        return Transfer(name, issue, delay, *numbers, home, memory, relation, contends)
 
     return make
+
+
+def _contends(limit: int, relation: int, group: Group | None) -> int:
+    """The part of a memory's contention that a transfer causes: it takes the memory's ports for its
+    bytes, and one that links slow down takes them as much more seldom.
+    """
+    if group is None or not relation:
+        return WEIGHT
+    rate = min(units_a_picosecond(group.capacity / p) for p in group.route(0, relation).values())
+    return min(WEIGHT, WEIGHT * rate // limit)
 
 
 def _limit(chip: Chip, dma: Dma, found: Footprint) -> int:

@@ -81,9 +81,9 @@ class Phases:
             tuple([(missing, max(time - now, 0)) for missing, time in self.open]),
         )
 
-    def shift(self, by: int) -> None:
-        """All times are later."""
+    def shift(self, by: int, ended: int) -> None:
+        """All times are later; so much of that is the time of phases that have ended meanwhile."""
         self.times = deque((t + by for t in self.times), maxlen=_KEPT)
-        self._last += by
+        self._last += ended
         for entry in self.open:
             entry[1] += by

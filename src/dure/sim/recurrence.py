@@ -209,9 +209,10 @@ class Recurrence:
                     (t + shift, n) for t, n in semaphore.arriving
                 )
         replay.starts[:] = [(t + shift, order, flight) for t, order, flight in replay.starts]
-        for phase, ps in list(replay.phases.spent.items()):
-            replay.phases.spent[phase] += times * (ps - kept.spent[phase])
-        replay.phases.shift(shift)
+        ended = Counter({p: ps - kept.spent[p] for p, ps in replay.phases.spent.items()})
+        for phase, ps in ended.items():
+            replay.phases.spent[phase] += times * ps
+        replay.phases.shift(shift, times * ended.total())
         replay.flows.now += shift
         if replay.contention is not None:
             replay.contention.shift(shift)

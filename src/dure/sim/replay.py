@@ -338,7 +338,7 @@ class Replay:
             queue.since = now
         queue.flowing += 1
         if self.contention is not None:
-            self.contention.flow(queue.core, transfer.memory, now, 1)
+            self.contention.flow(queue.core, transfer.memory, now, transfer.contends)
         if flight.record is not None:
             flight.record.flow = now
 
@@ -349,7 +349,8 @@ class Replay:
         queue = flight.queue
         queue.flowing -= 1
         if self.contention is not None:
-            self.contention.flow(queue.core, flight.transfer.memory, now, -1)
+            transfer = flight.transfer
+            self.contention.flow(queue.core, transfer.memory, now, -transfer.contends)
         if not queue.flowing:
             queue.busy += now - queue.since
         flying, semaphores = queue.flying, self.semaphores[queue.core]

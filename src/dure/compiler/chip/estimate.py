@@ -17,6 +17,7 @@ from dure.compiler.chip.tree import Block, Branch, Buffer, Loop, Step, Structure
 from dure.ir.core import Function, Op
 from dure.ir.devices import devices_of
 from dure.ir.dtypes import Array
+from dure.ir.expr import as_expr, bounds, symbols
 from dure.machine.chip import Chip, Dma
 from dure.machine.group import Group, group_of
 from dure.sim.cost import Costs, duration
@@ -78,6 +79,8 @@ class Links:
                 load[way] = load.get(way, Fraction()) + part
         self.latency = group.farthest * duration(group.chip, group.link.latency)
         self.seconds_a_byte = float(max(load.values()) / group.count) / group.capacity
+        #: Of a transfer by itself.
+        self.alone = 1 / group.capacity
 
 
 def estimate(
@@ -293,6 +296,14 @@ class _Estimate:
             return 0
         return self.links.latency
 
+    def _leaves_last(self, step: Step) -> bool:
+        """Whether the last of a store's transfers goes to another device."""
+        to = as_expr(step.attrs["index"][0])
+        last = {s.name: bounds(s)[1] or 0 for s in symbols(to) if s is not self.counts.device}
+        own = 0 if self.counts.device is None else number(self.counts.device, {})
+        device = {} if self.counts.device is None else {self.counts.device.name: own}
+        return number(to, {**last, **device}) != own
+
     def compute(self, step: Step) -> float:
         """Picoseconds of a compute instruction."""
         assert step.region is not None
@@ -355,6 +366,8 @@ class _Estimate:
                 arrived += took
                 latency = max(latency, duration(self.chip, dma.latency))
             elif step.kind == "dma_store":
+                if self.links is not None and self._leaves_last(step):
+                    took = max(took, moved.bytes * self.links.alone * 1e12)
                 left = max(left, duration(self.chip, dma.latency) + self.way(step) + took)
         self.bound.fill = latency + arrived + left
 

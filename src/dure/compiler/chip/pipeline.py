@@ -22,6 +22,7 @@ from dure.compiler.chip.trim import trim
 from dure.compiler.chip.turn import turn
 from dure.compiler.chip.widen import widen_apart
 from dure.ir.core import Function, Value
+from dure.ir.devices import device_id
 from dure.ir.printer import print_function
 from dure.ir.simplify import simplify, unrolled_once
 from dure.machine.chip import Chip
@@ -96,7 +97,8 @@ def compile_for(function: Function, chip: Chip, options: Options | None = None) 
     keep(tree, options.resident)
     if options.stage is not None:
         stage(tree, options.stage)
-    choose_stages(tree, chip, options.stages, options.budget, options.slots)
+    device = device_id(prepared.function)
+    choose_stages(tree, chip, options.stages, options.budget, options.slots, device)
     share_reads(tree, prepared.function, chip, options.near, options.reserved)
     if options.ahead:
         throttle(tree, chip)

@@ -25,6 +25,7 @@ from dure.compiler.chip.space import SPLITS, Listed, Point, Space, Specialize
 from dure.compiler.chip.stages import choose_stages
 from dure.errors import DureError, KernelError
 from dure.ir.core import Function
+from dure.ir.devices import device_id
 from dure.ir.dtypes import Array
 from dure.machine.chip import Chip
 from dure.sim.cost import Costs
@@ -203,7 +204,8 @@ class _Search:
         tree = lower(prepared, self.chip, near=self.base.near)
         self.reuses[point] = reuses(tree)
         keep(tree, point.resident)
-        choose_stages(tree, self.chip, point.stages, self.base.budget)
+        device = device_id(prepared)
+        choose_stages(tree, self.chip, point.stages, self.base.budget, device=device)
         share_reads(tree, prepared, self.chip, self.base.near, self.base.reserved)
         used = allocate(tree, self.chip, self.base.budget)
         bound = estimate(tree, prepared, self.chip, self.costs, self.indices)

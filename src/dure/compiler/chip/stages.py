@@ -6,16 +6,25 @@ from collections.abc import Mapping, Sequence
 
 from dure.compiler.chip.allocate import limit_of, storage_bytes
 from dure.compiler.chip.tree import Buffer, Tree, steps
-from dure.ir.expr import as_expr
+from dure.ir.expr import Symbol, as_expr
 from dure.machine.chip import Chip
+
+#: Slots of what goes to other devices: its way over a link is long, however small it is.
+_AWAY = 8
 
 
 def choose_stages(
-    tree: Tree, chip: Chip, stages: int, budget: int | None = None, ahead: int = 0
+    tree: Tree,
+    chip: Chip,
+    stages: int,
+    budget: int | None = None,
+    ahead: int = 0,
+    device: Symbol | None = None,
 ) -> None:
     """``stages`` slots for what is loaded in a block that repeats (``ahead`` for what is loaded
     ahead, where that is more) or stored by an index list there, each of whose entries takes its
-    time; two where queues hand over what they compute, else one.
+    time; more for what goes to another ``device``; two where queues hand over what they compute,
+    else one.
 
     Where the scratchpad is too small for that, what is computed gives up its second slot first,
     then the largest of the rings; where accumulators are, what turns least often (:func:`_first`).
@@ -24,6 +33,7 @@ def choose_stages(
     loaded: set[Buffer] = set()
     slow: set[Buffer] = set()
     listed: set[Buffer] = set()
+    away: set[Buffer] = set()
     for step in steps(tree.body):
         if step.kind == "dma_load":
             loaded.update(b.root for b in step.writes)
@@ -31,6 +41,8 @@ def choose_stages(
             slow.add(step.reads[0].root)
         if chip.passes:
             listed.update(b.root for b in step.lists)
+        if step.kind == "dma_store" and device is not None and step.attrs["index"][0] is not device:
+            away.add(step.reads[0].root)
         for buffer in (*step.reads, *step.writes):
             queues.setdefault(buffer.root, set()).add(step.queue)
     roots = [b for b in tree.buffers if b.alias_of is None]
@@ -39,6 +51,8 @@ def choose_stages(
         # much in little time does that matter, and elsewhere it makes for longer proofs.
         shared = len(queues.get(buffer, ())) > 1 or buffer in listed
         wanted = stages if buffer in loaded or buffer in slow else 2
+        if buffer in away:
+            wanted = max(stages, _AWAY)
         if buffer.ahead:
             wanted = max(stages, ahead)
         buffer.stages = wanted if shared and buffer.block.repeated else 1
