@@ -18,6 +18,9 @@ from dure.library.attention_grouped import listed, multiplied, swapped, visible
 from dure.library.convert import convert
 from dure.library.indices import OptionalPlaces, Places, RowCounts
 
+#: A score that is lowered by its square counts for nothing; a power of two that 16 bits hold.
+_HIDDEN = 32768.0
+
 
 @dure.kernel
 def attention_rows(
@@ -108,12 +111,13 @@ def attended(
     final = dl.where(present, final, 0.0)
     second_values = present_values(query, place, second_pages, second, numbers)
     last_values = present_values(query, place, last_pages, last, numbers)
-    if not softcap and not window:
-        hidden = visible(piece, (last * piece, first, bq, 1, window, length, causal))
-        hidden = dl.where(hidden, 0.0, LOWEST).to(dl.bfloat16)
-        hidden = dl.broadcast_to(hidden, (bh, bq, piece))
-        spread = dl.arange(bq)[:, None] == dl.arange(rows)[None, :] // bg
-        spread = dl.broadcast_to(spread.to(dl.bfloat16)[None, :, :], (bh, bq, rows))
+    # A product hides what the queries of a tile don't see: of each query its row.
+    hidden = visible(piece, (last * piece, first, bq, 1, window, length, causal))
+    hidden = dl.where(hidden, 0.0, -_HIDDEN).to(dl.bfloat16)
+    hidden = dl.broadcast_to(hidden, (bh, bq, piece))
+    spread = dl.arange(bq)[:, None] == dl.arange(rows)[None, :] // bg
+    spread = dl.where(spread, _HIDDEN, 0.0).to(dl.bfloat16)
+    spread = dl.broadcast_to(spread[None, :, :], (bh, bq, rows))
     fall = dl.zeros((bh, rows, 1), dl.float32)
     for p in dl.range(begin, last):
         # Both lists on their way, before what waits for one.

@@ -30,6 +30,8 @@ from dure.library.rope_whole import rope_whole, rope_whole_kv_write
 
 #: Keys of a piece of attention, and queries of a tile, at most; the compiler chooses.
 _PIECE, _QUERIES = 256, 16
+#: Rows of queries by which tiles along rows start.
+_ROWS = 512
 #: Tokens that are enough for kernels that work on many side by side.
 _MANY = 128
 
@@ -194,7 +196,9 @@ def _attention(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     made = [launch(kernel, arguments, tiles, {**consts, "ahead": ahead}, lists) for ahead in forms]
     if most > page and cached and kernel is grouped_attention:
         side = {name: consts[name] for name in consts if name != "heads_first"}
-        made.append(launch(attention_rows, arguments, tiles, side, lists))
+        queries = tile(most, max(1, _ROWS // power_of_two(group)))
+        start = {"bq": queries, "bh": 1, "piece": max(page, queries, tile(longest, _PIECE))}
+        made.append(launch(attention_rows, arguments, start, side, lists))
     parts = next((n for n in (4, 2) if groups % n == 0), 0)
     if parts and most >= _MANY and cached and kernel is grouped_attention:
         del consts["heads_first"]

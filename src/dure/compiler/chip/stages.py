@@ -26,27 +26,29 @@ def choose_stages(
     time; more for what goes to another ``device``; two where queues hand over what they compute,
     else one.
 
-    Where a memory is too small for that, what is computed gives up its second slot first, then what
-    is loaded one after another; of these what turns least often, and the largest.
+    Where the scratchpad is too small for that, what is computed gives up its second slot first,
+    then the largest of the rings; where accumulators are, what turns least often (:func:`_first`).
     """
     queues: dict[Buffer, set[str]] = {}
     loaded: set[Buffer] = set()
     slow: set[Buffer] = set()
-    away: set[Buffer] = set()
     listed: set[Buffer] = set()
+    away: set[Buffer] = set()
     for step in steps(tree.body):
         if step.kind == "dma_load":
             loaded.update(b.root for b in step.writes)
         if step.kind == "dma_store" and step.lists:
             slow.add(step.reads[0].root)
+        if chip.passes:
+            listed.update(b.root for b in step.lists)
         if step.kind == "dma_store" and device is not None and step.attrs["index"][0] is not device:
             away.add(step.reads[0].root)
-        listed.update(b.root for b in step.lists)
         for buffer in (*step.reads, *step.writes):
             queues.setdefault(buffer.root, set()).add(step.queue)
     roots = [b for b in tree.buffers if b.alias_of is None]
     for buffer in roots:
-        # A DMA queue runs ahead of its own transfers, which read their lists.
+        # A DMA queue runs ahead of its own transfers, which read their lists; only where engines do
+        # much in little time does that matter, and elsewhere it makes for longer proofs.
         shared = len(queues.get(buffer, ())) > 1 or buffer in listed
         wanted = stages if buffer in loaded or buffer in slow else 2
         if buffer in away:
@@ -63,7 +65,10 @@ def choose_stages(
             rings = [b for b in own if b.stages > 1 and b.slots is None]
             if not rings:
                 break
-            shorter = _first([b for b in rings if b not in loaded] or rings, own, excess)
+            if name == chip.scratchpad:
+                shorter = max(rings, key=lambda b: (b not in loaded, own[b] * b.stages))
+            else:
+                shorter = _first(rings, own, excess)
             shorter.stages -= 1
             excess -= own[shorter]
     for buffer in tree.buffers:
