@@ -201,8 +201,9 @@ class _Lowering:
                 return self.writer.between(value.tile, memory, block, _span(maker))
             for operand in maker.operands:
                 source = self.writer.find(operand, [memory])
-                free = source is not None and not self.remaining(operand, run)
-                if free and source.type == value.type and self.owned(operand, source, block):
+                if source is None or self.remaining(operand, run):
+                    continue
+                if source.type == value.type and self.owned(operand, source, block):
                     return source
         return self.writer.buffer(
             value.tile, memory, block, value.name or (maker.name if maker else ""), _span(maker)
