@@ -38,6 +38,12 @@ class KernelError(DureError):
     """A kernel that cannot be compiled, or a launch whose arguments break the kernel's contract."""
 
 
+class UnprovedError(KernelError):
+    """A compiled program of which the sanitizer doesn't say that it is right: dure's own defect, or
+    a proof that would take too long.
+    """
+
+
 class IRError(DureError):
     """A program that breaks a rule of the IR: typing, verification, parsing, a pass that errs."""
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dure.errors import TargetError, UsageError
+from dure.errors import TargetError, UnprovedError, UsageError
 from dure.ir.core import Value
 from dure.ir.dtypes import bfloat16
 from dure.library.build import Built, build
@@ -341,6 +341,19 @@ def test_a_way_that_does_not_build_is_left_out(monkeypatch: pytest.MonkeyPatch) 
     found = step_answer(step, chip("rngd"))
     norms = {p.built.call.kernel.__name__ for p in found.parts if "norm" in p.name}
     assert norms and norms.isdisjoint(broken)
+    assert not found.left_out
     broken.update(("rms_norm", "rms_norm_folded"))
     with pytest.raises(TargetError, match="no rms_norm"):
         step_answer(step, chip("rngd"))
+
+
+def test_a_way_that_is_not_proved_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def some(call: KernelCall, target: Chip, **options: Any) -> Built:
+        if call.kernel.__name__ == "rms_norm_rows":
+            raise UnprovedError("the program of 'rms_norm_rows' isn't proved")
+        return build(call, target, **options)
+
+    monkeypatch.setattr(chip_answer, "build", some)
+    found = step_answer(chip_step(TINY, Batch("prefill", 1, 40)), chip("rngd"))
+    assert all("norm: the program of 'rms_norm_rows'" in line for line in found.left_out)
+    assert found.left_out and found.json()["left_out"] == list(found.left_out)

@@ -260,3 +260,5 @@ def _details(result: StepAnswer | HostStep) -> None:
     ]
     table([_PARTS, *rows], right=(1, 2, 3, 4))
     show_confidence(result.confidence)
+    for line in result.left_out:
+        show(f"  left out, a defect of the compiler: {line}\n")

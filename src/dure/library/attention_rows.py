@@ -14,7 +14,7 @@ from typing import Any
 import dure
 import dure.lang as dl
 from dure.library.attention import LOWEST
-from dure.library.attention_grouped import listed, multiplied, swapped, visible
+from dure.library.attention_grouped import multiplied, swapped, visible
 from dure.library.convert import convert
 from dure.library.indices import OptionalPlaces, Places, RowCounts
 
@@ -41,13 +41,15 @@ def attention_rows(
     bg: dl.const,
     bd: dl.const,
     page: dl.const,
+    pages: dl.const,
     piece: dl.const,
     scale: dl.const,
     window: dl.const = 0,
     softcap: dl.const = 0.0,
     causal: dl.const = True,
 ):
-    """:func:`~dure.library.attention_grouped.grouped_attention` to pools (KV heads, slots, D).
+    """:func:`~dure.library.attention_grouped.grouped_attention` to pools (KV heads, slots, D), with
+    a block table (sequences * pages), sequence by sequence.
 
     Work items are as long as ``bq``, or longer.
     """
@@ -65,7 +67,7 @@ def attention_rows(
     query = queries(own_q, 0, heads, scale, k_pool, numbers)
     for block in dl.range(blocks):
         first = own_positions[block * bq]
-        place = (k_pool, v_pool, block_table, sequence, heads, context[sequence])
+        place = (k_pool, v_pool, block_table, sequence * pages, heads, context[sequence])
         kept = (narrow, acc)
         more = (own_q, min(block + 1, blocks - 1), scale)
         acc, factor, narrow, query = attended(query, first, sink, place, numbers, kept, more)
@@ -161,8 +163,9 @@ def attended(
 
 
 def pages_of(place: Any, p: Any, numbers: Any) -> Any:
-    """The pages of a piece."""
-    return listed(place[2], place[3], p, numbers[5] // numbers[4])
+    """The pages of a piece; behind a sequence's last ones, those of another."""
+    count = numbers[5] // numbers[4]
+    return dl.load(place[2], (place[3] + p * count,), (count,), step=(1,), fill=0)
 
 
 def columns_of(query: Any, place: Any, pages: Any, numbers: Any) -> Any:

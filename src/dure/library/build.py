@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from dure.compiler.chip.allocate import ScratchpadError
 from dure.compiler.chip.pipeline import Compiled, Options, compile_for
 from dure.compiler.chip.search import Choice, choose
-from dure.errors import DureError, KernelError
+from dure.errors import DureError, UnprovedError
 from dure.ir.core import Function
 from dure.ir.devices import over_devices
 from dure.ir.verifier import verify
@@ -81,14 +81,14 @@ def build(
     The compiler chooses the open tile sizes, loop order and split, unless ``tiles`` (all of them)
     or ``options`` pin them; ``base`` has the options that it doesn't choose.
     Raises :class:`~dure.errors.DureError` for a kernel that the chip can't run, and
-    :class:`KernelError` for a program that isn't proved.
+    :class:`UnprovedError` for a program that isn't proved.
     """
     started = time.perf_counter()
     programs = _programs(call, chip, strict=strict, tiles=tiles, options=options, base=base)
     consts, compiled, verdict = _proved(programs, chip)
     compile_s = time.perf_counter() - started
     if not verdict.ok:
-        raise KernelError(
+        raise UnprovedError(
             f"the program of '{call.kernel.__name__}' for {chip.name} isn't proved",
             where="\n".join(f.render() for f in verdict.findings[:3]),
             rule="a program is free of races, deadlocks and reads of what nobody wrote",

@@ -196,9 +196,12 @@ def _attention(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     made = [launch(kernel, arguments, tiles, {**consts, "ahead": ahead}, lists) for ahead in forms]
     if most > page and cached and kernel is grouped_attention:
         side = {name: consts[name] for name in consts if name != "heads_first"}
+        side["pages"] = lists[4][0].shape[1]
         queries = tile(most, max(1, _ROWS // power_of_two(group)))
         start = {"bq": queries, "bh": 1, "piece": max(page, queries, tile(longest, _PIECE))}
-        made.append(launch(attention_rows, arguments, start, side, lists))
+        table, low, high = lists[4]
+        flat = {**lists, 4: (table.reshape(-1), low, high)}
+        made.append(launch(attention_rows, arguments, start, side, flat))
     parts = next((n for n in (4, 2) if groups % n == 0), 0)
     if parts and most >= _MANY and cached and kernel is grouped_attention:
         del consts["heads_first"]

@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from dure.compiler.chip.pipeline import Options
-from dure.errors import DureError, KernelError
+from dure.errors import DureError, KernelError, UnprovedError
 from dure.ir.core import Function, Value
 from dure.ir.machine.phase import phases_of
 from dure.ir.verifier import verify
@@ -79,6 +79,8 @@ class StepAnswer:
     confidence: Confidence
     compile_s: float
     sim_s: float
+    #: Other ways to parts of the step whose programs aren't proved.
+    left_out: tuple[str, ...] = ()
 
     @property
     def ps(self) -> int:
@@ -145,6 +147,7 @@ class StepAnswer:
             "kv_bytes": step.kv_bytes,
             "device_weight_bytes": step.device_bytes[0],
             "device_kv_bytes": step.device_bytes[1],
+            "left_out": list(self.left_out),
             "operators": [_operator(part) for part in self.parts],
         }
 
@@ -199,7 +202,7 @@ def step_answer(
     verify(program.function)
     verdict = sanitize(program.function, chip)
     if not verdict.ok:
-        raise KernelError(
+        raise UnprovedError(
             f"the program of {step.name} for {chip.name} isn't proved",
             where="\n".join(f.render() for f in verdict.findings[:3]),
             rule="a program is free of races, deadlocks and reads of what nobody wrote",
@@ -212,7 +215,8 @@ def step_answer(
     parts = tuple(_parts(chosen, program.function, timing, chip))
     programs, turns = zip(*_programs(parts), strict=True)
     trust = confidence(programs, chip, turns, timing.ps)
-    return StepAnswer(step, chip, parts, program, verdict, timing, trust, compile_s, sim_s)
+    facts = parts, program, verdict, timing, trust, compile_s, sim_s
+    return StepAnswer(step, chip, *facts, tuple(dict.fromkeys(work.left_out)))
 
 
 @dataclass(frozen=True)
@@ -225,6 +229,8 @@ class _Launches:
     #: Values that lie transposed.
     standing: frozenset[Value]
     near: Near
+    #: What wasn't proved.
+    left_out: list[str] = field(default_factory=list[str])
 
     def chosen(self, entry: StepCall) -> list[Chosen]:
         """The launches of an entry, by the fastest of the ways to it that can be built, or else of
@@ -245,6 +251,8 @@ class _Launches:
                 made = self.built(way)
             except DureError as error:
                 errors.append(error)
+                if isinstance(error, UnprovedError):
+                    self.left_out.append(f"{entry.part.name}: {error.what}")
                 continue
             if made is not None:
                 found.append(made)

@@ -71,6 +71,7 @@ class HostStep:
     confidence: Confidence
     compile_s: float
     sim_s: float
+    left_out: tuple[str, ...] = ()
 
     @property
     def ps(self) -> int:

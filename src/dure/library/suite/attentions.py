@@ -252,6 +252,7 @@ def draw_grouped(form: Grouped, rng: np.random.Generator, size: Shape) -> Drawn:
         "causal": form.causal,
         # What an encoder's rows give lies as it was made.
         **({"parts": _PARTS} if form.columns else {}),
+        **({"pages": cache.table.shape[1]} if form.rows else {}),
     }
     if not form.columns and not form.rows:
         consts |= {"heads_first": form.causal, "ahead": form.ahead}
@@ -259,7 +260,8 @@ def draw_grouped(form: Grouped, rng: np.random.Generator, size: Shape) -> Drawn:
     lists = [np.array(column, np.int32) for column in zip(*work, strict=True)]
     where = np.array(positions, np.int32)
     y = empty(dtype, sum(parts), kv_heads, group, d)
-    arguments = [q, *pools, where, cache.table, cache.context, *lists, sinks, y]
+    table = cache.table.reshape(-1) if form.rows else cache.table
+    arguments = [q, *pools, where, table, cache.context, *lists, sinks, y]
     return Drawn(arguments, {10: np.stack(expected)}, consts)
 
 
