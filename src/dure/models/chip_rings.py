@@ -27,7 +27,7 @@ from dure.sim.timing import simulate
 #: The parts of the scratchpad of which a slot of weights may take one.
 _PARTS = 32
 #: The part of the slots needed that a ring is worth having with.
-_MOST = 0.7
+_MOST = 0.5
 #: Tiles of a ring that are in use, beside those on the way and those that wait.
 _USED = 2
 #: Slots of what is loaded with the kernel.

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import replace
 from typing import Literal
 
-from dure.compiler.chip.allocate import bytes_of
+from dure.compiler.chip.allocate import bytes_of, capacity, storage_bytes
 from dure.compiler.chip.engines import Engines
 from dure.compiler.chip.tree import Block, Buffer, Step, common
 from dure.compiler.chip.usage import Usage, is_cheap
@@ -198,10 +198,15 @@ class Writer:
         return known
 
     def join_between(self) -> None:
-        """Let all tiles that pass through a memory do so through the same bytes."""
+        """Let all tiles that pass through a memory do so through the same bytes, where it hasn't
+        room for two slots of everything: what has bytes of its own may stay over a loop.
+        """
         for memory in dict.fromkeys(name for _, name in self._between):
             found = [b for (_, name), b in self._between.items() if name == memory]
             rules = self.engines.chip.memories[memory]
+            roots = [b for b in self.buffers if b.memory == memory and b.alias_of is None]
+            if 2 * sum(storage_bytes(b.type, rules) for b in roots) <= capacity(rules):
+                continue
             root = max(found, key=lambda b: bytes_of(b.type, rules))
             self.buffers.remove(root)
             self.buffers.insert(0, root)
