@@ -11,6 +11,7 @@ from dure.ir.dtypes import float32, int32
 from dure.ir.printer import print_function
 from dure.ir.types import TensorType
 from dure.lang.frontend import guesses
+from dure.lang.kernel import Kernel
 
 
 @dure.kernel
@@ -28,9 +29,9 @@ def picked(x: dl.Tensor, rows: dl.Index, y: dl.Tensor, bm: dl.const, bn: dl.cons
     dl.store(y, (i, j), dl.load(x, (dl.load(rows, (i,), (bm,)), j), (bm, bn)))
 
 
-def _fresh(kernel: object, types: list[TensorType], consts: dict[str, object]) -> str:
+def _fresh(kernel: Kernel, types: list[TensorType], consts: dict[str, object]) -> str:
     guesses._KNOWN.clear()
-    return print_function(kernel.specialize(types, consts))  # type: ignore[attr-defined]
+    return print_function(kernel.specialize(types, consts))
 
 
 SIZES = st.sampled_from([1, 2, 4, 8, 16])

@@ -5,6 +5,7 @@ chosen, and the program that they are together proved and timed.
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -66,31 +67,30 @@ class StepPart:
         return self.built.call.kernel.__name__
 
 
-@dataclass(frozen=True)
-class StepAnswer:
-    """A step on a chip."""
+class StepResult(ABC):
+    """What is said of a step's time, wherever it ran."""
 
     step: ChipStep
     chip: Chip
-    parts: tuple[StepPart, ...]
-    program: StepProgram
-    verdict: Verdict
-    timing: Timing
     confidence: Confidence
     compile_s: float
     sim_s: float
     #: Other ways to parts of the step whose programs aren't proved.
-    left_out: tuple[str, ...] = ()
+    left_out: tuple[str, ...]
 
     @property
+    @abstractmethod
     def ps(self) -> int:
         """Picoseconds of the step."""
-        return self.timing.ps
 
     @property
+    @abstractmethod
     def bound(self) -> str:
         """What bounds most of the time."""
-        return bound_of((part.built, part.total_ps) for part in self.parts)
+
+    @abstractmethod
+    def operators(self) -> list[dict[str, object]]:
+        """Its parts for JSON."""
 
     @property
     def roofline_ps(self) -> float:
@@ -148,8 +148,39 @@ class StepAnswer:
             "device_weight_bytes": step.device_bytes[0],
             "device_kv_bytes": step.device_bytes[1],
             "left_out": list(self.left_out),
-            "operators": [_operator(part) for part in self.parts],
+            "operators": self.operators(),
         }
+
+
+@dataclass(frozen=True)
+class StepAnswer(StepResult):
+    """A step on a chip."""
+
+    step: ChipStep
+    chip: Chip
+    parts: tuple[StepPart, ...]
+    program: StepProgram
+    verdict: Verdict
+    timing: Timing
+    confidence: Confidence
+    compile_s: float
+    sim_s: float
+    #: Other ways to parts of the step whose programs aren't proved.
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def ps(self) -> int:
+        """Picoseconds of the step."""
+        return self.timing.ps
+
+    @property
+    def bound(self) -> str:
+        """What bounds most of the time."""
+        return bound_of((part.built, part.total_ps) for part in self.parts)
+
+    def operators(self) -> list[dict[str, object]]:
+        """Its parts for JSON."""
+        return [_operator(part) for part in self.parts]
 
 
 def _operator(part: StepPart) -> dict[str, object]:

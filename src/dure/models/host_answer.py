@@ -23,9 +23,10 @@ from dure.ir.core import Function, Op, Region, Value
 from dure.ir.expr import evaluate
 from dure.ir.sizes import tensor_bytes
 from dure.ir.tensor.program import launch_arguments
-from dure.library.answer import Confidence, peak, roofline_seconds
+from dure.library.answer import Confidence, peak
 from dure.library.call import IndexArray
 from dure.machine.chip import Chip
+from dure.models.chip_answer import StepResult
 from dure.models.chip_step import ChipStep
 from dure.runtime.bandwidth import BandwidthProbe
 from dure.runtime.host import host_features
@@ -62,8 +63,8 @@ class HostPart:
 
 
 @dataclass(frozen=True)
-class HostStep:
-    """A step on the host; the same facts as of a chip's (:class:`~dure.models.chip_answer`)."""
+class HostStep(StepResult):
+    """A step on the host."""
 
     step: ChipStep
     chip: Chip
@@ -86,50 +87,9 @@ class HostStep:
             found[part.bound] = found.get(part.bound, 0) + part.total_ps
         return max(found, key=found.__getitem__)
 
-    @property
-    def fraction_of_roofline(self) -> float:
-        """The least time that the measured bandwidth and peak allow, as a part of the time."""
-        step = self.step
-        return roofline_seconds(self.chip, _WEIGHTS, step.flops, step.bytes) * 1e12 / self.ps
-
-    @property
-    def tokens_a_second(self) -> float:
-        """Tokens that the step takes in, a second."""
-        return self.step.batch.tokens / (self.ps / 1e12)
-
-    @property
-    def joules(self) -> None:
-        """Not known."""
-        return None
-
-    def json(self) -> dict[str, object]:
-        """Everything as one JSON object, with the keys of a chip's."""
-        step = self.step
-        return {
-            "target": "cpu",
-            "model": step.name,
-            "phase": step.batch.phase,
-            "batch": step.batch.sequences,
-            "context": step.batch.context,
-            "tokens": step.batch.tokens,
-            "dtype": step.dtype,
-            "weights": step.weights or step.dtype,
-            "kv": step.kv or step.dtype,
-            "chips": 1,
-            "ns": self.ps / 1000,
-            "step_tok_s": self.tokens_a_second,
-            "bound": self.bound,
-            "flops": step.flops,
-            "bytes": step.bytes,
-            "fraction_of_roofline": self.fraction_of_roofline,
-            **self.confidence.json(),
-            "joules": None,
-            "compile_s": self.compile_s,
-            "sim_s": self.sim_s,
-            "weight_bytes": step.weight_bytes,
-            "kv_bytes": step.kv_bytes,
-            "operators": [_operator(part) for part in self.parts],
-        }
+    def operators(self) -> list[dict[str, object]]:
+        """Its parts for JSON."""
+        return [_operator(part) for part in self.parts]
 
 
 def _operator(part: HostPart) -> dict[str, object]:
@@ -164,13 +124,9 @@ def host_step(step: ChipStep, rates: HostRates) -> HostStep:
     for launch in launches:
         if launch.key not in times:
             times[launch.key] = int(launch.seconds(probe) * 1e12)
-        parts.append(launch.part(times[launch.key], chip))
+        parts.append(launch.part(times[launch.key], chip, step.dtype))
     trust = Confidence("measured", (), ())
     return HostStep(step, chip, tuple(parts), trust, compile_s, time.perf_counter() - started)
-
-
-#: What a product's weights are on the CPU, whose activations are float32.
-_WEIGHTS = "bf16"
 
 
 def _checked(step: ChipStep) -> Function:
@@ -236,12 +192,12 @@ class _Launch:
             found.array.view(np.uint32)[:] = _ONES
         return found
 
-    def part(self, ps: int, chip: Chip) -> HostPart:
+    def part(self, ps: int, chip: Chip, dtype: str) -> HostPart:
         """The launch with its time: bound by memory where moving its bytes takes longer."""
         name = str(self.op.attr("source")).replace("_", " ")
         flops, moved = int(self.op.attr("flops")), int(self.op.attr("bytes"))
         reading = moved / chip.peaks.bandwidth.base
-        bound = "memory" if reading > flops / peak(chip, _WEIGHTS) else "compute"
+        bound = "memory" if reading > flops / peak(chip, dtype) else "compute"
         return HostPart(name, self.kernel.name, self.count, ps, flops, moved, bound)
 
 
