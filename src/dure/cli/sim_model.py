@@ -259,6 +259,8 @@ def _details(result: StepAnswer | HostStep) -> None:
         for part in result.parts
     ]
     table([_PARTS, *rows], right=(1, 2, 3, 4))
+    if result.micro_batches > 1:
+        show(f"\nThe batch is taken in {result.micro_batches} equal parts, one after another.\n")
     show_confidence(result.confidence)
     for line in result.left_out:
         show(f"  left out, a defect of the compiler: {line}\n")

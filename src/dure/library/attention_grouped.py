@@ -44,7 +44,7 @@ def grouped_attention(
     softcap: dl.const = 0.0,
     causal: dl.const = True,
     heads_first: dl.const = True,
-    ahead: dl.const = False,
+    ahead: dl.const = 0,
 ):
     """Attention of q (T, KV heads, ``group``, D) to the cached keys and values, into y like q.
 
@@ -56,9 +56,10 @@ def grouped_attention(
     are one instance's; ``bg`` covers the group and ``bd`` D.
     ``window`` of 0 sees everything, else the last ``window`` positions.  Where it isn't ``causal``
     a token sees all of its sequence, and there is no window.  ``sinks`` (KV heads, ``group``, 1),
-    which may be None, are one more logit a head, which has no value.  With ``ahead`` a piece's
+    which may be None, are one more logit a head, which has no value.  With ``ahead`` of 1 a piece's
     scores come before the weights of the piece in front of it meet their values, so that engines of
-    products and of exponentials work at the same time; it costs a tile of scores more.
+    products and of exponentials work at the same time; it costs a tile of scores more.  With 2 its
+    keys, besides, are turned before those weights are: for an engine that turns what it multiplies.
     """
     dl.static_assert(not causal or piece % rows == 0, "an item's positions lie in one piece")
     item, heads = dl.program_id(0), dl.program_id(1)
@@ -94,7 +95,7 @@ def quantized_attention(
     window: dl.const = 0,
     softcap: dl.const = 0.0,
     causal: dl.const = True,
-    ahead: dl.const = False,
+    ahead: dl.const = 0,
 ):
     """:func:`grouped_attention` to pools of codes, heads first, that their scales (KV heads, slots,
     1) make keys and values.  Codes are multiplied as they are; the keys' scales go into the scores,
@@ -164,10 +165,28 @@ def attend(query: Any, first: Any, cache: Any, numbers: Any, sink: Any, ahead: A
     acc = dl.zeros((bh, rows, bd), dl.float32)
     begin = max(first + 1 - window, 0) // piece if window else 0
     last = first // piece if causal else max(dl.cdiv(cache[4], piece), 1) - 1
-    if ahead:
+    if ahead == 2:
+        below, drop = dl.zeros((bh, rows, piece), dl.float32), dl.zeros((bh, rows, 1), dl.float32)
+        keys = columns_of(query, begin, cache, numbers)
+        for p in dl.range(begin, last):
+            scores = scored(query, keys, p, (first, False), cache, numbers)
+            keys = columns_of(query, p + 1, cache, numbers)
+            if p > begin:
+                place = (max(p - 1, 0), first, False)
+                total, acc = added((below, drop), (total, acc), place, cache, numbers, query.dtype)
+            highest, below, drop = lowered(scores, highest)
+        scores = scored(query, keys, last, (first, True), cache, numbers)
+        if last > begin:
+            place = (max(last - 1, 0), first, False)
+            total, acc = added((below, drop), (total, acc), place, cache, numbers, query.dtype)
+        highest, below, drop = lowered(scores, highest)
+        place = (last, first, True)
+        total, acc = added((below, drop), (total, acc), place, cache, numbers, query.dtype)
+    elif ahead:
         below, drop = dl.zeros((bh, rows, piece), dl.float32), dl.zeros((bh, rows, 1), dl.float32)
         for p in dl.range(begin, last + 1):
-            scores = scored(query, p, (first, last), cache, numbers)
+            keys = columns_of(query, p, cache, numbers)
+            scores = scored(query, keys, p, (first, p == last), cache, numbers)
             if p > begin:
                 place = (max(p - 1, 0), first, False)
                 total, acc = added((below, drop), (total, acc), place, cache, numbers, query.dtype)
@@ -176,29 +195,38 @@ def attend(query: Any, first: Any, cache: Any, numbers: Any, sink: Any, ahead: A
         total, acc = added((below, drop), (total, acc), place, cache, numbers, query.dtype)
     else:
         for p in dl.range(begin, last + 1):
-            scores = scored(query, p, (first, last), cache, numbers)
+            keys = columns_of(query, p, cache, numbers)
+            scores = scored(query, keys, p, (first, p == last), cache, numbers)
             highest, below, drop = lowered(scores, highest)
             place = (p, first, p == last)
             total, acc = added((below, drop), (total, acc), place, cache, numbers, query.dtype)
     return acc / dl.where(total > 0.0, total, 1.0)
 
 
-def scored(query: Any, p: Any, ends: Any, cache: Any, numbers: Any) -> Any:
-    """The scores (bh, rows, piece) of piece ``p``'s keys; ``ends`` are the first query's position
-    and the last piece.
-    """
-    first, last = ends
-    (k_pool, _, k_scales, _), block_table, sequence, heads, length = cache
-    bq, bh, bg, bd, page, piece, window, softcap, causal, heads_first = numbers
+def columns_of(query: Any, p: Any, cache: Any, numbers: Any) -> Any:
+    """Piece ``p``'s keys as columns (bh, D, piece)."""
+    (k_pool, _, _, _), block_table, sequence, heads, _ = cache
+    _, bh, _, bd, page, piece, _, _, _, heads_first = numbers
     pages = listed(block_table, sequence, p, piece // page)
     keys = cached(k_pool, pages, heads, (bh, piece, bd), heads_first).to(query.dtype)
-    scores = dl.dot(query, dl.transpose(keys, (0, 2, 1)))
+    return dl.transpose(keys, (0, 2, 1))
+
+
+def scored(query: Any, keys: Any, p: Any, ends: Any, cache: Any, numbers: Any) -> Any:
+    """The scores (bh, rows, piece) of piece ``p``'s keys; ``ends`` are the first query's position
+    and whether the piece is the last.
+    """
+    first, is_last = ends
+    (_, _, k_scales, _), block_table, sequence, heads, length = cache
+    bq, bh, bg, _, page, piece, window, softcap, causal, heads_first = numbers
+    scores = dl.dot(query, keys)
     if k_scales is not None:
+        pages = listed(block_table, sequence, p, piece // page)
         factors = cached(k_scales, pages, heads, (bh, piece, 1), heads_first)
         scores = scores * factors.reshape((bh, 1, piece))
     if softcap:
         scores = dl.tanh(scores * (1.0 / softcap)) * softcap
-    if window or p == last:
+    if window or is_last:
         seen = (p * piece, first, bq, bg, window, length, causal)
         scores = dl.where(visible(piece, seen), scores, LOWEST)
     return scores

@@ -33,8 +33,8 @@ from dure.machine.chip import Chip
 
 #: Parts of a row that is folded over the lanes of an engine.
 _LANES = 128
-#: Which chips a kernel is for, by its name: others don't try it.
-SUITS: dict[str, Callable[[Chip], bool]] = {}
+#: Which chips a launch of a kernel is for, by the kernel's name: others don't try it.
+SUITS: dict[str, Callable[[KernelCall, Chip], bool]] = {}
 
 #: A launch and what its arguments take.
 Launch: TypeAlias = "tuple[KernelCall, tuple[Operand | None, ...]]"
@@ -192,7 +192,7 @@ class ChipLowering:
 
 def _suits(call: KernelCall, chip: Chip) -> bool:
     suits = SUITS.get(call.kernel.__name__)
-    return suits is None or suits(chip)
+    return suits is None or suits(call, chip)
 
 
 _Lowering: TypeAlias = Callable[[ChipLowering, Sequence[Op]], Sequence[ChipCall]]

@@ -13,7 +13,7 @@ from dure.ir.types import TensorType, static_extent
 from dure.library.attention_columns import attention_columns
 from dure.library.attention_grouped import grouped_attention, quantized_attention
 from dure.library.attention_rows import attention_rows
-from dure.library.call import IndexArray, stored_bytes, tensor
+from dure.library.call import IndexArray, KernelCall, stored_bytes, tensor
 from dure.library.chip_lowering import (
     SUITS,
     ChipCall,
@@ -27,6 +27,7 @@ from dure.library.kv_quantized import kv_write_quantized, rope_kv_write_quantize
 from dure.library.operators_common import power_of_two, tile
 from dure.library.rope import kv_write, rope, rope_kv_write
 from dure.library.rope_whole import rope_whole, rope_whole_kv_write
+from dure.machine.chip import Chip
 
 #: Keys of a piece of attention, and queries of a tile, at most; the compiler chooses.
 _PIECE, _QUERIES = 256, 16
@@ -36,9 +37,17 @@ _ROWS = 512
 _MANY = 128
 
 #: Queries lie along columns where several tiles fill an instruction, and along rows where engines
-#: do several ops in one pass.
-SUITS["attention_columns"] = lambda chip: bool(chip.bundles)
-SUITS["attention_rows"] = lambda chip: chip.passes
+#: do several ops in one pass: there the matrix engine also turns keys, which are turned ahead.
+SUITS["attention_columns"] = lambda call, chip: bool(chip.bundles)
+SUITS["attention_rows"] = lambda call, chip: chip.passes
+
+
+def _turns_well(call: KernelCall, chip: Chip) -> bool:
+    # A stored kernel is one form, which doesn't say which.
+    return call.consts.get("ahead", 0) != (1 if chip.passes else 2)
+
+
+SUITS["grouped_attention"] = SUITS["quantized_attention"] = _turns_well
 
 
 def _heads(lowering: ChipLowering, op: Op, x: Value, table: Value) -> dict[str, object]:
@@ -192,7 +201,7 @@ def _attention(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
         kernel, lists = quantized_attention, {n + 2: found for n, found in lists.items()}
     else:
         consts["heads_first"] = cached
-    forms = (False, True) if longest > page else (False,)
+    forms = (0, 1, 2) if longest > page else (0,)
     made = [launch(kernel, arguments, tiles, {**consts, "ahead": ahead}, lists) for ahead in forms]
     if most > page and cached and kernel is grouped_attention:
         side = {name: consts[name] for name in consts if name != "heads_first"}

@@ -45,16 +45,18 @@ class StepPart:
     built: Built
     total_ps: int
     alone_ps: int
+    #: How often its part of the batch is taken.
+    micro_batches: int = 1
 
     @property
     def ps(self) -> int:
         """Picoseconds of a turn, in the mean."""
-        return self.total_ps // self.step.count
+        return self.total_ps // self.count
 
     @property
     def count(self) -> int:
         """How often it runs."""
-        return self.step.count
+        return self.step.count * self.micro_batches
 
     @property
     def bound(self) -> str:
@@ -77,6 +79,8 @@ class StepResult(ABC):
     sim_s: float
     #: Other ways to parts of the step whose programs aren't proved.
     left_out: tuple[str, ...]
+    #: Equal parts in which the batch is taken, one after another.
+    micro_batches: int = 1
 
     @property
     @abstractmethod
@@ -147,6 +151,7 @@ class StepResult(ABC):
             "kv_bytes": step.kv_bytes,
             "device_weight_bytes": step.device_bytes[0],
             "device_kv_bytes": step.device_bytes[1],
+            "micro_batches": self.micro_batches,
             "left_out": list(self.left_out),
             "operators": self.operators(),
         }
@@ -154,7 +159,9 @@ class StepResult(ABC):
 
 @dataclass(frozen=True)
 class StepAnswer(StepResult):
-    """A step on a chip."""
+    """A step on a chip.  Of a step that is taken in ``micro_batches`` equal parts, program, verdict
+    and timing are one part's.
+    """
 
     step: ChipStep
     chip: Chip
@@ -167,11 +174,12 @@ class StepAnswer(StepResult):
     sim_s: float
     #: Other ways to parts of the step whose programs aren't proved.
     left_out: tuple[str, ...] = ()
+    micro_batches: int = 1
 
     @property
     def ps(self) -> int:
         """Picoseconds of the step."""
-        return self.timing.ps
+        return self.timing.ps * self.micro_batches
 
     @property
     def bound(self) -> str:
@@ -182,13 +190,23 @@ class StepAnswer(StepResult):
         """Its parts for JSON."""
         return [_operator(part) for part in self.parts]
 
+    def of_all(self, step: ChipStep, count: int) -> StepAnswer:
+        """The answer of a step of which this is one of so many equal parts."""
+        if count == 1:
+            return self
+        parts = tuple(
+            replace(part, total_ps=part.total_ps * count, micro_batches=count)
+            for part in self.parts
+        )
+        return replace(self, step=step, parts=parts, micro_batches=count)
+
 
 def _operator(part: StepPart) -> dict[str, object]:
     timing = part.built.timing
     return {
         "name": part.name,
         "kernel": part.built.call.kernel.__name__,
-        "count": part.step.count,
+        "count": part.count,
         "ns": part.ps / 1000,
         "total_ns": part.total_ps / 1000,
         "alone_ns": part.alone_ps / 1000,

@@ -12,6 +12,7 @@ from dure.machine.group import group_of
 from dure.models.chip_answer import StepAnswer, step_answer
 from dure.models.chip_step import ChipStep, fewest_devices, sharded
 from dure.models.config import ModelConfig
+from dure.models.micro_batches import micro_batch, micro_batches
 from dure.models.shards import Shards
 
 
@@ -86,10 +87,12 @@ def answer_on(
     if count > 1:
         group_of(chip, count)
     made: dict[object, Built] = {}
-    found = [
-        step_answer(
-            sharded(step, shards), chip, strict=strict, prefetch=prefetch, record=record, made=made
-        )
-        for shards in devices.shards(step, count)
-    ]
+    found: list[StepAnswer] = []
+    for shards in devices.shards(step, count):
+        whole = sharded(step, shards)
+        whole.check_fits(chip)
+        times = micro_batches(whole, chip)
+        part = whole if times == 1 else sharded(micro_batch(step, times), shards)
+        answer = step_answer(part, chip, strict=strict, prefetch=prefetch, record=record, made=made)
+        found.append(answer.of_all(whole, times))
     return min(found, key=lambda answer: answer.ps)

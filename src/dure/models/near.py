@@ -52,14 +52,23 @@ def near_values(step: ChipStep, chip: Chip) -> Near:
     lives = _lives(step, chip)
     room = int(chip.memories[chip.near].size.base)
     while lives:
-        peak = max(
-            sum(life.size for life in lives.values() if life.first <= at <= life.last)
-            for at in range(len(step.calls))
-        )
-        if peak <= room:
-            return Near(frozenset(lives), peak)
+        most = _most(lives, step)
+        if most <= room:
+            return Near(frozenset(lives), most)
         del lives[max(lives, key=lambda stored: lives[stored].size)]
     return Near()
+
+
+def most_at_once(step: ChipStep, chip: Chip) -> int:
+    """The most bytes that the tensors which a step itself makes need at once."""
+    return _most(_lives(step, chip), step)
+
+
+def _most(lives: Mapping[Stored, _Life], step: ChipStep) -> int:
+    return max(
+        sum(life.size for life in lives.values() if life.first <= at <= life.last)
+        for at in range(len(step.calls))
+    )
 
 
 def _lives(step: ChipStep, chip: Chip) -> dict[Stored, _Life]:

@@ -65,7 +65,7 @@ def step_profile(answer: StepAnswer) -> Profile:
     )
     window = _layers(answer, ran) if len(made.instructions) > EXACT else None
     shown = made if window is None else windowed(made, *window)
-    return replace(shown, notes=tuple(_notes(shown)))
+    return replace(shown, notes=tuple(_notes(shown, answer.micro_batches)))
 
 
 def _side_by_side(
@@ -93,7 +93,7 @@ def _operator(part: StepPart, answer: StepAnswer) -> Operator:
     return Operator(
         name=part.name,
         kernel=part.built.call.kernel.__name__,
-        count=part.step.count,
+        count=part.count,
         ps=part.ps,
         alone=part.alone_ps,
         bound=part.built.timing.bound,
@@ -137,7 +137,7 @@ def _roofline(answer: StepAnswer) -> Roofline:
         attainable=published if home is None else chip.bytes_a_second(home),
         flops=step.flops,
         bytes=step.bytes,
-        moved=answer.timing.bytes,
+        moved=answer.timing.bytes * answer.micro_batches,
         seconds=answer.ps / 1e12,
     )
 
@@ -172,7 +172,12 @@ def _program_facts(answer: StepAnswer) -> dict[str, str]:
     }
 
 
-def _notes(shown: Profile) -> Iterator[str]:
+def _notes(shown: Profile, micro_batches: int) -> Iterator[str]:
+    if micro_batches > 1:
+        yield (
+            f"The batch is taken in {micro_batches} equal parts, one after another; the program "
+            "and its timeline are one part's."
+        )
     if shown.window is not None:
         yield (
             f"Timeline, queues, scratchpad and critical path are of {_LAYERS} layers in the middle "

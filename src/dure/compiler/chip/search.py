@@ -267,7 +267,9 @@ class _Search:
             for found in (*(move(best) for move in moves), *self.kept(best)):
                 if len(self.timed) >= _SIMULATED or self.executed >= _EXECUTED:
                     return
-                if found is None or self.bound(found)[0] * _TRUST >= self.time(best):
+                # A bound of a simple schedule may be above the time: then two bounds are compared.
+                beaten = max(self.time(best), self.bound(best)[0])
+                if found is None or self.bound(found)[0] * _TRUST >= beaten:
                     continue
                 if found in self.long:
                     continue

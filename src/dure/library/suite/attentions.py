@@ -197,7 +197,7 @@ class Grouped:
     softcap: float = 0.0
     sinks: bool = False
     causal: bool = True
-    ahead: bool = False
+    ahead: int = 0
     columns: bool = False
     rows: bool = False
 
@@ -208,7 +208,8 @@ class Grouped:
             "window softcap": self.window,
             "sinks": self.sinks,
             "without a mask": not self.causal,
-            "ahead": self.ahead,
+            "ahead": self.ahead == 1,
+            "keys ahead": self.ahead == 2,
         }
         return "".join(f" {mark}" for mark, there in marks.items() if there) + f" {self.dtype}"
 
@@ -337,8 +338,8 @@ def paged_cases() -> Iterable[Case]:
     tiles = {"bq": 4, "bh": 2, "piece": 8}
     plain, windowed = Grouped("f32"), Grouped("f32", 5, 3.0)
     sunk, encoder = Grouped("f32", 5, sinks=True), Grouped("bf16", causal=False)
-    ahead = Grouped("bf16", 5, 3.0, sinks=True, ahead=True)
-    for form in (plain, windowed, Grouped("bf16"), sunk, encoder, ahead):
+    scores, keys = (Grouped("bf16", 5, 3.0, sinks=True, ahead=n) for n in (1, 2))
+    for form in (plain, windowed, Grouped("bf16"), sunk, encoder, scores, keys):
         draw = partial(draw_grouped, form)
         for kind, sizes, dims in (
             ("decode", decode, "32x8x1x8192x128"),
