@@ -66,10 +66,9 @@ def _rope(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     lists = {3: lowering.list(positions)}
     consts = _heads(lowering, op, x, cosines)
     made = [launch(rope, arguments, tiles, consts, lists)]
-    if _turns_whole(consts, kind) and weight is ABSENT:
-        arguments.remove(weight)
+    if _turns_whole(consts, kind):
         for joined in (1, 2) if heads % 2 == 0 else (1,):
-            consts = {"half": consts["half"], "joined": joined}
+            consts = {"half": consts["half"], "epsilon": consts["epsilon"], "joined": joined}
             tiles = {"bt": 1, "bh": max(joined, tile(heads, 8))}
             made.append(launch(rope_whole, arguments, tiles, consts, lists))
     return [ChipCall.of("rope", made, 3 * elements(kind))]
@@ -107,9 +106,9 @@ def _kv_write(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     consts |= _heads(lowering, op, x, cosines)
     kernel = rope_kv_write_quantized if quantized else rope_kv_write
     made = [launch(kernel, arguments, tiles, consts, lists, unique=(first,), updates=updates)]
-    if not quantized and not norm and _turns_whole(consts, kind):
-        consts = {name: consts[name] for name in ("half", "heads_first")}
-        whole = rope_whole_kv_write, arguments[:-1], tiles, consts, lists
+    if not quantized and _turns_whole(consts, kind):
+        consts = {name: consts[name] for name in ("half", "epsilon", "heads_first")}
+        whole = rope_whole_kv_write, arguments, tiles, consts, lists
         made.append(launch(*whole, unique=(first,), updates=updates))
     return [ChipCall.of("rope, kv write", made, 3 * elements(kind), 0, written)]
 
