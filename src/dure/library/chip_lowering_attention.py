@@ -22,7 +22,8 @@ from dure.library.chip_lowering import (
     launch,
     lowers_on_chips,
 )
-from dure.library.chip_tensors import ABSENT, Argument, Operand
+from dure.library.chip_tensors import ABSENT, Argument, Operand, Stored
+from dure.library.embedding import gather_rows
 from dure.library.kv_quantized import kv_write_quantized, rope_kv_write_quantized
 from dure.library.operators_common import power_of_two, tile
 from dure.library.rope import kv_write, rope, rope_kv_write
@@ -52,18 +53,40 @@ def _heads(lowering: ChipLowering, op: Op, x: Value, table: Value) -> dict[str, 
     }
 
 
+def _tables(lowering: ChipLowering, tables: Sequence[Value], positions: Value) -> list[Argument]:
+    """Rope's tables, and the positions by which tokens choose their rows; of many tokens, whose rows
+    take as many descriptors, the rows themselves, gathered once for all layers, and no positions.
+    """
+    (tokens,) = (lowering.extent(e) for e in positions.tensor.shape)
+    if tokens < _MANY:
+        return [*map(lowering.given, tables), lowering.indices(positions)]
+    return [*(_gathered(lowering, table, positions, tokens) for table in tables), ABSENT]
+
+
+def _gathered(lowering: ChipLowering, table: Value, positions: Value, tokens: int) -> Argument:
+    """The tokens' rows of a table."""
+    if (table, positions) not in lowering.first:
+        width = lowering.extent(table.tensor.shape[1])
+        kind = tensor(table.tensor.dtype, tokens, width)
+        rows = Argument(kind, Operand(Stored((Value(kind),))))
+        arguments = [lowering.given(table), lowering.indices(positions), rows]
+        tiles = {"bt": tile(tokens, 16), "bd": tile(width, 256)}
+        made = launch(gather_rows, arguments, tiles, lists={1: lowering.list(positions)})
+        lowering.first[table, positions] = ChipCall.of(f"rows of {table.name}", [made], 0), rows
+    return lowering.first[table, positions][1]
+
+
 @lowers_on_chips("rope")
 def _rope(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     op = ops[0]
     x, cosines, sines, positions, *norm = op.operands
     kind = lowering.type(x)
     weight = lowering.given(norm[0]) if norm else ABSENT
-    tables = [lowering.given(cosines), lowering.given(sines)]
-    places, y = lowering.indices(positions), lowering.given(op.result)
-    arguments = [lowering.given(x), *tables, places, weight, y]
+    *tables, places = _tables(lowering, (cosines, sines), positions)
+    arguments = [lowering.given(x), *tables, places, weight, lowering.given(op.result)]
     heads = static_extent(kind.shape[1]) or 1
     tiles = {"bt": 1, "bh": tile(heads, 8)}
-    lists = {3: lowering.list(positions)}
+    lists = {} if places is ABSENT else {3: lowering.list(positions)}
     consts = _heads(lowering, op, x, cosines)
     made = [launch(rope, arguments, tiles, consts, lists)]
     if _turns_whole(consts, kind):
@@ -99,10 +122,11 @@ def _kv_write(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
         made = launch(kernel, arguments, tiles, consts, lists, unique=(first,), updates=updates)
         return [ChipCall.of("kv write", [made], 0, 0, written)]
     cosines, sines, positions, *norm = rest
-    arguments += [lowering.given(cosines), lowering.given(sines), lowering.indices(positions)]
+    arguments += _tables(lowering, (cosines, sines), positions)
+    if arguments[-1] is not ABSENT:
+        lists[first + 3] = lowering.list(positions)
     arguments.append(lowering.given(norm[0]) if norm else ABSENT)
     tiles = {"bt": 1, "bh": tile(heads, 8)}
-    lists[first + 3] = lowering.list(positions)
     consts |= _heads(lowering, op, x, cosines)
     kernel = rope_kv_write_quantized if quantized else rope_kv_write
     made = [launch(kernel, arguments, tiles, consts, lists, unique=(first,), updates=updates)]

@@ -13,7 +13,7 @@ import dure
 import dure.lang as dl
 from dure.library.convert import convert
 from dure.library.indices import DistinctPlaces, Places
-from dure.library.rope import kept, placed
+from dure.library.rope import kept, placed, rows_of
 
 
 @dure.kernel
@@ -35,7 +35,7 @@ def rope_whole(
     So many ``joined`` heads are one row of the product, which divide ``bh``.
     """
     h, i = dl.program_id(0), dl.program_id(1)
-    rows = dl.load(positions, (i,), (bt,), fill=-1)
+    rows = rows_of(positions, i, bt)
     tile = dl.load(x, (i, h, 0), (bt, bh, 2 * half))
     own, other = swapped(tile, weight, joined, epsilon)
     dl.store(y, (i, h, 0), convert(turned(own, other, cosines, sines, rows), y.dtype))
@@ -59,7 +59,7 @@ def rope_whole_kv_write(
 ):
     """:func:`~dure.library.rope.rope_kv_write` of the same."""
     h, i = dl.program_id(0), dl.program_id(1)
-    rows = dl.load(positions, (i,), (bt,), fill=-1)
+    rows = rows_of(positions, i, bt)
     places = dl.load(slots, (i,), (bt,), fill=-1)
     tile = dl.load(x, (i, h, 0), (bt, bh, 2 * half))
     own, other = swapped(tile, weight, joined, epsilon)
@@ -99,12 +99,11 @@ def twice(part: Any, half: Any) -> Any:
 
 def turned(own: Any, other: Any, cosines: Any, sines: Any, rows: Any) -> Any:
     """A tile (tokens, heads, D) after the rotation."""
-    half = own.shape[2] // 2
-    return own * both(cosines, rows, half) + other * both(sines, rows, half)
+    bt, half = own.shape[0], own.shape[2] // 2
+    return own * both(cosines, rows, bt, half) + other * both(sines, rows, bt, half)
 
 
-def both(table: Any, rows: Any, half: Any) -> Any:
+def both(table: Any, rows: Any, bt: Any, half: Any) -> Any:
     """Rows of a table (tokens, 1, 2 ``half``), the same for both halves of a head."""
-    bt = rows.shape[0]
     found = dl.load(table, (rows, 0), (bt, half)).to(dl.float32).reshape((bt, 1, half))
     return dl.broadcast_to(found, (bt, 2, half)).reshape((bt, 1, 2 * half))
