@@ -29,7 +29,7 @@ from dure.machine.group import Group
 from dure.sim.cost import duration
 
 #: Pieces that rows are cut in: more of them read the weights as often, and hide little more.
-_PIECES = 2
+_PIECES = (2, 4)
 #: What stands for the ways that aren't a number of pieces.
 _ALL, _LINES = 0, -1
 #: Elements of a piece's result that a core has at least: with smaller tiles it loads too much.
@@ -86,19 +86,21 @@ class SummedProduct:
         takes = {_ALL: law.all_takes()}
         if self.columns % group.count == 0:
             takes[1] = law.parts_take(1)
-        if 1 in takes and self._goes_in_pieces(group):
-            takes[_PIECES] = law.parts_take(_PIECES) + _EACH * law.product()
-            if _side(group):
-                takes[_LINES] = law.lines_take() + _EACH * law.product()
+        for pieces in _PIECES:
+            if 1 in takes and self._goes_in_pieces(group, pieces):
+                takes[pieces] = law.parts_take(pieces) + _EACH * law.product()
+        if 2 in takes and _side(group):
+            takes[_LINES] = law.lines_take() + _EACH * law.product()
         best = min(takes, key=takes.__getitem__)
-        if best in (_PIECES, _LINES) or self.rows < _ROWS:
+        if best == _LINES or self.rows < _ROWS:
             return (best,)
-        return tuple(p for p in (_ALL, 1) if p in takes and takes[p] <= _WORSE * takes[best])
+        rivals = _PIECES if best in _PIECES else (_ALL, 1)
+        return tuple(p for p in rivals if p in takes and takes[p] <= _WORSE * takes[best])
 
-    def _goes_in_pieces(self, group: Group) -> bool:
+    def _goes_in_pieces(self, group: Group, pieces: int) -> bool:
         """Whether a piece is enough for all cores."""
-        part = self.rows // _PIECES * (self.columns // group.count)
-        return self.rows % _PIECES == 0 and part >= _TILE * group.chip.cores.base
+        part = self.rows // pieces * (self.columns // group.count)
+        return self.rows % pieces == 0 and part >= _TILE * group.chip.cores.base
 
 
 def _side(group: Group) -> int:
