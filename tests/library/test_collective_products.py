@@ -145,5 +145,5 @@ def test_which_ways_are_worth_building() -> None:
     assert worth(2048, 2048, 5121) == (0,)
     # In a square of devices, what links take longest for goes along one axis after the other.
     group = group_of(targets.chip("tpu-v6e"), 4)
-    assert worth(16384, 2048, 5120) == (-1,)
+    assert worth(16384, 2048, 5120) == (-1, 1)
     assert worth(16384, 6400, 5120) == (2, 4)

@@ -92,8 +92,11 @@ class SummedProduct:
         if 2 in takes and _side(group):
             takes[_LINES] = law.lines_take() + _EACH * law.product()
         best = min(takes, key=takes.__getitem__)
-        if best == _LINES or self.rows < _ROWS:
+        if self.rows < _ROWS:
             return (best,)
+        if best == _LINES:
+            # Twice as many launches, each of which fills its pipeline first: by how much, is seen.
+            return (_LINES, 1)
         rivals = _PIECES if best in _PIECES else (_ALL, 1)
         return tuple(p for p in rivals if p in takes and takes[p] <= _WORSE * takes[best])
 
