@@ -54,6 +54,8 @@ class ChipCall:
     weight_bytes: int = 0
     kv_bytes: int = 0
     operands: tuple[tuple[Operand | None, ...], ...] = ()
+    #: What it is made for, where a step that doesn't read this needs no such launch.
+    spare: Value | None = None
 
     @classmethod
     def of(

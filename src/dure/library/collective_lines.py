@@ -1,14 +1,15 @@
 """Products whose sums the devices of a square grid add up along one axis after the other.
 
-Where a device gives its parts straight to all others, what goes to one that isn't in its row or its
-column of the grid crosses two links, and the next part for the device between crosses one of them
-again.  Here a device adds up what its own line gives it before it passes anything on, and what is
-gathered is passed on as well, so that a link carries each sum once.  One half of the rows goes along
-the rows of the grid first, the other along its columns, so that all links are at work at all times.
+Where a device gives its parts straight to all others, what goes to one that isn't in its row or
+column of the grid crosses two links, and is one of several that cross the second of them for the
+same sum.  Here a device adds up what its own line gives it before it passes anything on, and what
+is gathered is passed on as well, so that a link carries each sum once.  One half of the matrix's
+rows goes along the rows of the grid first, the other along its columns, so that all links are at
+work at all times.
 
-In a half, ``first`` is the axis that it goes along first, and its columns are cut into as many parts
-as that has devices, then each of these along the second.  Axis 0 of every tensor is the device, as
-in :mod:`dure.library.collective_kernels`, and axis 1 the half of the rows.
+The axis that a half goes along first is its first; its columns are cut into as many parts as that
+has devices, and each of these again along the second.  Axis 0 of every tensor is the device, as in
+:mod:`dure.library.collective_kernels`, and axis 1 the half.
 """
 
 from __future__ import annotations
@@ -73,9 +74,7 @@ def give_product(x: Any, w: Any, bias: Any, y: Any, at: Any, half: Any, sizes: A
 
 
 @dure.kernel
-def add_and_give_across(
-    x: dl.Tensor, y: dl.Tensor, bm: dl.const, bn: dl.const, side: dl.const
-):
+def add_and_give_across(x: dl.Tensor, y: dl.Tensor, bm: dl.const, bn: dl.const, side: dl.const):
     """``y[c, h, me'] = sum(x[me, h, :, :, c'])`` for the devices c of one's line along the second
     axis: what a line has in common goes on to those that add it up.
 

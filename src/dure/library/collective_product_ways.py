@@ -2,8 +2,8 @@
 
 - *all*: each device's product goes to all of them, and each adds up everything: one latency;
 - *parts*: the columns of the product go to the device that adds them up, which gives its sums to
-  all: the fewest bytes of a device.  In ``pieces`` of rows, sums of one are given beside the product
-  of the next;
+  all: the fewest bytes of a device.  In ``pieces`` of rows, sums of one are given beside the
+  product of the next;
 - *lines*: in a square grid of devices, along one axis after the other: the fewest bytes of a link.
 
 What a way takes at least follows from the chip's peaks and links; those that are far behind by that
@@ -48,6 +48,7 @@ def _part(depth: int) -> int:
     """A large size that tiles so many rows of weights evenly, where there is one."""
     even = [size for size in range(_LANES, _DEPTH + 1, _LANES) if depth % size == 0]
     return max(even, default=tile(depth, _LANES))
+
 
 _LINE_KERNELS = (
     lines.matmul_give_lines,
