@@ -40,13 +40,15 @@ _EACH = 0.05
 _ROWS = 128
 #: Depth of a tile of weights with which a search starts: at most this, and in multiples of these.
 _DEPTH, _LANES = 3072, 128
+#: Columns with which one starts that makes products of two halves in turn: rows load for each.
+_WIDTH = 1280
 #: By how much what a way takes at least may exceed what the best one does.
 _WORSE = 1.08
 
 
-def _part(depth: int) -> int:
+def _part(depth: int, most: int = _DEPTH) -> int:
     """A large size that tiles so many rows of weights evenly, where there is one."""
-    even = [size for size in range(_LANES, _DEPTH + 1, _LANES) if depth % size == 0]
+    even = [size for size in range(_LANES, most + 1, _LANES) if depth % size == 0]
     return max(even, default=tile(depth, _LANES))
 
 
@@ -263,6 +265,8 @@ class _Stages:
             if m >= _ROWS:
                 # Tiles of the result that are on their way over a link for a short time.
                 tiles = {"bm": tile(m, 2048), "bn": tile(n, 512), "bk": _part(self.what.depth)}
+                if kernel is lines.matmul_give_lines:
+                    tiles["bn"] = _part(n, _WIDTH)
         consts: dict[str, object] = {} if adds else {"shape": self.group.shape}
         if kernel in _LINE_KERNELS:
             consts = {"side": _side(self.group)}
