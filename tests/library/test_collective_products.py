@@ -72,6 +72,40 @@ def test_what_devices_get(
     pieces: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    check(name, devices, shape, extra, pieces, monkeypatch)
+
+
+@pytest.mark.parametrize("pieces", [-1, 4])
+@pytest.mark.parametrize(
+    ("name", "devices", "shape", "extra"),
+    [
+        ("tpu-v6e", 4, (12, 24, 12), (True, True)),
+        ("tpu-v6e", 4, (4, 7, 8), (False, False)),
+        pytest.param("tpu-v6e", 9, (12, 20, 18), (False, True), marks=pytest.mark.long),
+        pytest.param("trainium2", 4, (132, 96, 24), (True, True), marks=pytest.mark.long),
+        pytest.param("trainium2", 16, (8, 32, 32), (False, True), marks=pytest.mark.long),
+    ],
+)
+def test_one_axis_of_a_square_after_the_other(
+    name: str,
+    devices: int,
+    shape: tuple[int, int, int],
+    extra: tuple[bool, bool],
+    pieces: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    check(name, devices, shape, extra, pieces, monkeypatch)
+
+
+def check(
+    name: str,
+    devices: int,
+    shape: tuple[int, int, int],
+    extra: tuple[bool, bool],
+    pieces: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Compare what devices get with NumPy, by the ways of so many pieces."""
     monkeypatch.setattr(SummedProduct, "worth", lambda *_: (pieces,))
     chip, (rows, depth, columns), (biased, residual) = targets.chip(name), shape, extra
     draw = np.random.default_rng(rows)
@@ -109,3 +143,7 @@ def test_which_ways_are_worth_building() -> None:
     assert worth(2048, 2048, 5120) == (1,)
     # Columns that can't be dealt out go to all.
     assert worth(2048, 2048, 5121) == (0,)
+    # In a square of devices, what links take longest for goes along one axis after the other.
+    group = group_of(targets.chip("tpu-v6e"), 4)
+    assert worth(16384, 2048, 5120) == (-1, 1)
+    assert worth(16384, 6400, 5120) == (2, 4)

@@ -71,6 +71,14 @@ def test_links_at_work_beside_products(
     assert products == {f"matmul_give_{way}" for way in names[pieces]}
 
 
+@pytest.mark.long
+def test_links_of_a_square(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SummedProduct, "worth", lambda *_: (-1,))
+    calls = run_step("tpu-v6e", "qwen3-0.6b", "prefill", 4, prefetch=False)
+    products = {call.kernel.__name__ for call in calls if "matmul_give" in call.kernel.__name__}
+    assert products == {"matmul_give_lines"}
+
+
 def run_step(
     name: str, model: str, phase: Phase, devices: int, *, prefetch: bool = True
 ) -> list[KernelCall]:

@@ -49,11 +49,15 @@ def narrowed(step: ChipStep) -> ChipStep:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["tpu-v6e", "mtia-v2", "rngd"])
-def test_a_prefill_on_bytes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "normed"),
+    [("tpu-v6e", False), ("tpu-v6e", True), ("mtia-v2", False), ("mtia-v2", True), ("rngd", True)],
+)
+def test_a_prefill_on_bytes(name: str, normed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dure.models.chip_answer.streams", lambda step, chip: False)
     target = chip(name)
-    step = narrowed(chip_step(TINY, Batch("prefill", 1, 300)).cut(target))
+    config = replace(TINY, qk_norm=normed)
+    step = narrowed(chip_step(config, Batch("prefill", 1, 300)).cut(target))
     answer = step_answer(step, target)
     assert answer.verdict.ok
     assert bool(answer.program.function.attrs.get("near")) == bool(target.near)

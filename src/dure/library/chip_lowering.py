@@ -54,6 +54,8 @@ class ChipCall:
     weight_bytes: int = 0
     kv_bytes: int = 0
     operands: tuple[tuple[Operand | None, ...], ...] = ()
+    #: What it is made for, where a step that doesn't read this needs no such launch.
+    spare: Value | None = None
 
     @classmethod
     def of(
@@ -92,6 +94,10 @@ class ChipLowering:
     same: dict[Value, Value] = field(default_factory=dict[Value, Value])
     #: Results that are part of a product with others.
     parts: dict[Value, Part] = field(default_factory=dict[Value, Part])
+    #: What is made once for all layers, before anything else, by what it is made of.
+    first: dict[tuple[Value, Value], tuple[ChipCall, Argument]] = field(
+        default_factory=dict[tuple[Value, Value], "tuple[ChipCall, Argument]"]
+    )
     weights: WeightType | None = None
     quantized: frozenset[str] = frozenset()
     #: How the KV cache is quantized.

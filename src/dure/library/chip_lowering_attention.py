@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -18,11 +18,13 @@ from dure.library.chip_lowering import (
     SUITS,
     ChipCall,
     ChipLowering,
+    Launch,
     elements,
     launch,
     lowers_on_chips,
 )
-from dure.library.chip_tensors import ABSENT, Argument, Operand
+from dure.library.chip_tensors import ABSENT, Argument, Operand, Stored
+from dure.library.embedding import gather_rows
 from dure.library.kv_quantized import kv_write_quantized, rope_kv_write_quantized
 from dure.library.operators_common import power_of_two, tile
 from dure.library.rope import kv_write, rope, rope_kv_write
@@ -61,26 +63,54 @@ def _heads(lowering: ChipLowering, op: Op, x: Value, table: Value) -> dict[str, 
     }
 
 
+def _tables(
+    lowering: ChipLowering, tables: Sequence[Value], positions: Value
+) -> Iterator[list[Argument]]:
+    """Rope's tables, and the positions by which tokens choose their rows.  Of many tokens, whose
+    rows take as many descriptors, before that the rows themselves, gathered once for all layers,
+    without positions.
+    """
+    (tokens,) = (lowering.extent(e) for e in positions.tensor.shape)
+    if tokens >= _MANY:
+        yield [*(_gathered(lowering, table, positions, tokens) for table in tables), ABSENT]
+    yield [*map(lowering.given, tables), lowering.indices(positions)]
+
+
+def _gathered(lowering: ChipLowering, table: Value, positions: Value, tokens: int) -> Argument:
+    """The tokens' rows of a table."""
+    if (table, positions) not in lowering.first:
+        width = lowering.extent(table.tensor.shape[1])
+        kind = tensor(table.tensor.dtype, tokens, width)
+        value = Value(kind)
+        rows = Argument(kind, Operand(Stored((value,))))
+        arguments = [lowering.given(table), lowering.indices(positions), rows]
+        tiles = {"bt": tile(tokens, 16), "bd": tile(width, 256)}
+        made = launch(gather_rows, arguments, tiles, lists={1: lowering.list(positions)})
+        found = replace(ChipCall.of(f"rows of {table.name}", [made], 0), spare=value)
+        lowering.first[table, positions] = found, rows
+    return lowering.first[table, positions][1]
+
+
 @lowers_on_chips("rope")
 def _rope(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     op = ops[0]
     x, cosines, sines, positions, *norm = op.operands
     kind = lowering.type(x)
     weight = lowering.given(norm[0]) if norm else ABSENT
-    tables = [lowering.given(cosines), lowering.given(sines)]
-    places, y = lowering.indices(positions), lowering.given(op.result)
-    arguments = [lowering.given(x), *tables, places, weight, y]
     heads = static_extent(kind.shape[1]) or 1
-    tiles = {"bt": 1, "bh": tile(heads, 8)}
-    lists = {3: lowering.list(positions)}
+    made: list[Launch] = []
     consts = _heads(lowering, op, x, cosines)
-    made = [launch(rope, arguments, tiles, consts, lists)]
-    if _turns_whole(consts, kind) and weight is ABSENT:
-        arguments.remove(weight)
-        for joined in (1, 2) if heads % 2 == 0 else (1,):
-            consts = {"half": consts["half"], "joined": joined}
+    whole = _turns_whole(consts, kind)
+    for tables in _tables(lowering, (cosines, sines), positions):
+        arguments = [lowering.given(x), *tables, weight, lowering.given(op.result)]
+        lists = {} if tables[-1] is ABSENT else {3: lowering.list(positions)}
+        if lists or not whole:
+            tiles = {"bt": 1, "bh": tile(heads, 8)}
+            made.append(launch(rope, arguments, tiles, consts, lists))
+        for joined in ((1, 2) if heads % 2 == 0 else (1,)) if whole else ():
+            own = {"half": consts["half"], "epsilon": consts["epsilon"], "joined": joined}
             tiles = {"bt": 1, "bh": max(joined, tile(heads, 8))}
-            made.append(launch(rope_whole, arguments, tiles, consts, lists))
+            made.append(launch(rope_whole, arguments, tiles, own, lists))
     return [ChipCall.of("rope", made, 3 * elements(kind))]
 
 
@@ -109,18 +139,24 @@ def _kv_write(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
         made = launch(kernel, arguments, tiles, consts, lists, unique=(first,), updates=updates)
         return [ChipCall.of("kv write", [made], 0, 0, written)]
     cosines, sines, positions, *norm = rest
-    arguments += [lowering.given(cosines), lowering.given(sines), lowering.indices(positions)]
-    arguments.append(lowering.given(norm[0]) if norm else ABSENT)
+    weight = lowering.given(norm[0]) if norm else ABSENT
     tiles = {"bt": 1, "bh": tile(heads, 8)}
-    lists[first + 3] = lowering.list(positions)
     consts |= _heads(lowering, op, x, cosines)
+    whole = not quantized and _turns_whole(consts, kind)
     kernel = rope_kv_write_quantized if quantized else rope_kv_write
-    made = [launch(kernel, arguments, tiles, consts, lists, unique=(first,), updates=updates)]
-    if not quantized and not norm and _turns_whole(consts, kind):
-        consts = {name: consts[name] for name in ("half", "heads_first")}
-        whole = rope_whole_kv_write, arguments[:-1], tiles, consts, lists
-        made.append(launch(*whole, unique=(first,), updates=updates))
-    return [ChipCall.of("rope, kv write", made, 3 * elements(kind), 0, written)]
+    own = {name: consts[name] for name in ("half", "epsilon", "heads_first") if name in consts}
+    found: list[Launch] = []
+    for tables in _tables(lowering, (cosines, sines), positions):
+        given = [*arguments, *tables, weight]
+        places = dict(lists)
+        if tables[-1] is not ABSENT:
+            places[first + 3] = lowering.list(positions)
+        more = {"unique": (first,), "updates": updates}
+        if tables[-1] is not ABSENT or not whole:
+            found.append(launch(kernel, given, tiles, consts, places, **more))
+        if whole:
+            found.append(launch(rope_whole_kv_write, given, tiles, own, places, **more))
+    return [ChipCall.of("rope, kv write", found, 3 * elements(kind), 0, written)]
 
 
 def _turns_whole(consts: Mapping[str, object], kind: TensorType) -> bool:

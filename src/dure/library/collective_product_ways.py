@@ -2,8 +2,9 @@
 
 - *all*: each device's product goes to all of them, and each adds up everything: one latency;
 - *parts*: the columns of the product go to the device that adds them up, which gives its sums to
-  all: the fewest bytes.  In ``pieces`` of rows, sums of one are given beside the product of the
-  next.
+  all: the fewest bytes of a device.  In ``pieces`` of rows, sums of one are given beside the
+  product of the next;
+- *lines*: in a square grid of devices, along one axis after the other: the fewest bytes of a link.
 
 What a way takes at least follows from the chip's peaks and links; those that are far behind by that
 aren't built.
@@ -18,6 +19,7 @@ from dure.compiler.chip.estimate import Links
 from dure.ir.dtypes import DType
 from dure.ir.types import TensorType
 from dure.library import collective_kernels as sums
+from dure.library import collective_lines as lines
 from dure.library import collective_products as products
 from dure.library.answer import peak
 from dure.library.call import KernelCall, TileKernel, tensor
@@ -27,7 +29,9 @@ from dure.machine.group import Group
 from dure.sim.cost import duration
 
 #: Pieces that rows are cut in: more of them read the weights as often, and hide little more.
-_PIECES = 2
+_PIECES = (2, 4)
+#: What stands for the ways that aren't a number of pieces.
+_ALL, _LINES = 0, -1
 #: Elements of a piece's result that a core has at least: with smaller tiles it loads too much.
 _TILE = 256 * 256
 #: What pieces take longer, of the product: their tiles don't fit as well.
@@ -36,14 +40,24 @@ _EACH = 0.05
 _ROWS = 128
 #: Depth of a tile of weights with which a search starts: at most this, and in multiples of these.
 _DEPTH, _LANES = 3072, 128
+#: Columns with which one starts that makes products of two halves in turn: rows load for each.
+_WIDTH = 1280
 #: By how much what a way takes at least may exceed what the best one does.
 _WORSE = 1.08
 
 
-def _part(depth: int) -> int:
+def _part(depth: int, most: int = _DEPTH) -> int:
     """A large size that tiles so many rows of weights evenly, where there is one."""
-    even = [size for size in range(_LANES, _DEPTH + 1, _LANES) if depth % size == 0]
+    even = [size for size in range(_LANES, most + 1, _LANES) if depth % size == 0]
     return max(even, default=tile(depth, _LANES))
+
+
+_LINE_KERNELS = (
+    lines.matmul_give_lines,
+    lines.add_and_give_across,
+    lines.add_and_give_line,
+    lines.give_lines,
+)
 
 
 @dataclass(frozen=True)
@@ -68,22 +82,37 @@ class SummedProduct:
         return tuple(way for pieces in self.worth(group) for way in made.ways(pieces))
 
     def worth(self, group: Group) -> tuple[int, ...]:
-        """The numbers of pieces that may be the fastest; 0 stands for everything to all."""
+        """The numbers of pieces that may be the fastest; 0 stands for everything to all, -1 for
+        one axis after the other.
+        """
         law = _Law(self, group)
-        takes = {0: law.all_takes()}
+        takes = {_ALL: law.all_takes()}
         if self.columns % group.count == 0:
             takes[1] = law.parts_take(1)
-        if 1 in takes and self._goes_in_pieces(group):
-            takes[_PIECES] = law.parts_take(_PIECES) + _EACH * law.product()
+        for pieces in _PIECES:
+            if 1 in takes and self._goes_in_pieces(group, pieces):
+                takes[pieces] = law.parts_take(pieces) + _EACH * law.product()
+        if 2 in takes and _side(group):
+            takes[_LINES] = law.lines_take() + _EACH * law.product()
         best = min(takes, key=takes.__getitem__)
-        if best == _PIECES or self.rows < _ROWS:
+        if self.rows < _ROWS:
             return (best,)
-        return tuple(p for p in (0, 1) if p in takes and takes[p] <= _WORSE * takes[best])
+        if best == _LINES:
+            # Twice as many launches, each of which fills its pipeline first: by how much, is seen.
+            return (_LINES, 1)
+        rivals = _PIECES if best in _PIECES else (_ALL, 1)
+        return tuple(p for p in rivals if p in takes and takes[p] <= _WORSE * takes[best])
 
-    def _goes_in_pieces(self, group: Group) -> bool:
+    def _goes_in_pieces(self, group: Group, pieces: int) -> bool:
         """Whether a piece is enough for all cores."""
-        part = self.rows // _PIECES * (self.columns // group.count)
-        return self.rows % _PIECES == 0 and part >= _TILE * group.chip.cores.base
+        part = self.rows // pieces * (self.columns // group.count)
+        return self.rows % pieces == 0 and part >= _TILE * group.chip.cores.base
+
+
+def _side(group: Group) -> int:
+    """Devices along each axis of a square grid; 0 where they aren't one."""
+    depth, rows, columns = group.shape
+    return rows if depth == 1 < rows == columns else 0
 
 
 @dataclass(frozen=True)
@@ -121,6 +150,15 @@ class _Law:
         signal = duration(self.group.chip, self.group.chip.sync.latency)
         return taken + (pieces + 1) * (links.latency + signal) / 1e12
 
+    def lines_take(self) -> float:
+        """Half along each axis of a square grid, then along the other, and back."""
+        chip, side = self.group.chip, _side(self.group)
+        line = Links(Group(chip, side, self.group.name, (1, 1, side)))
+        first = self.bytes / 2 * line.seconds_a_byte
+        signal = duration(chip, chip.sync.latency)
+        taken = max(self.product(2), first) + 2 * first / side + first
+        return taken + 4 * (line.latency + signal) / 1e12
+
 
 @dataclass(frozen=True)
 class _Stages:
@@ -133,7 +171,9 @@ class _Stages:
         return tensor(dtype or self.what.dtype, self.group.count, *shape)
 
     def ways(self, pieces: int) -> tuple[Way, ...]:
-        """In so many pieces, or (0) everything to all."""
+        """In so many pieces, everything to all, or one axis after the other."""
+        if pieces == _LINES:
+            return (tuple(self.lines()),)
         return (tuple(self.parts(pieces)),) if pieces else self.all()
 
     def all(self) -> tuple[Way, ...]:
@@ -165,6 +205,32 @@ class _Stages:
             given = self.sums(pieces, f"parts{piece % 2}")
         yield self.stage(products.add_and_give_columns, (pieces, pieces), **given)
 
+    def lines(self) -> Iterator[Stage]:
+        """Along one axis of a square grid, then along the other; and back."""
+        what, side = self.what, _side(self.group)
+        rows, own = what.rows // 2, what.columns // side
+        part = own // side
+        bias = None if what.bias is None else self.type(1, side, own, dtype=what.bias)
+        yield self.stage(
+            lines.matmul_give_lines,
+            x=self.type(2, rows, what.depth),
+            w=self.type(1, what.depth, side, own, dtype=what.weight),
+            bias=bias,
+            parts=self.type(2, side, rows, own),
+        )
+        parts = self.type(2, side, rows, side, part)
+        across = self.type(2, side, rows, part)
+        yield self.stage(lines.add_and_give_across, parts=parts, across=across)
+        whole = self.type(2, rows, side, side, part)
+        yield self.stage(
+            lines.add_and_give_line,
+            across=across,
+            residual=whole if what.residual else None,
+            line=self.type(2, rows, side, part),
+        )
+        line = self.type(2, rows, own)
+        yield self.stage(lines.give_lines, line=line, y=self.type(2, rows, side, own))
+
     def product(self, pieces: int, parts: str) -> dict[str, TensorType | None]:
         """What a piece of the product takes."""
         what, count = self.what, self.group.count
@@ -189,7 +255,8 @@ class _Stages:
     ) -> Stage:
         """A launch on named arguments."""
         adds = kernel in (sums.add_parts, sums.add_at_once)
-        last = arguments["parts" if adds else next(n for n in arguments if n.startswith("parts"))]
+        between = [n for n in ("across", "line", "parts", "parts0", "parts1") if n in arguments]
+        last = arguments["parts" if adds else between[0]]
         assert last is not None
         m, n = (int(str(extent)) for extent in last.shape[-2:])
         tiles = {"bm": tile(m, 16), "bn": tile(n, 256)}
@@ -198,7 +265,11 @@ class _Stages:
             if m >= _ROWS:
                 # Tiles of the result that are on their way over a link for a short time.
                 tiles = {"bm": tile(m, 2048), "bn": tile(n, 512), "bk": _part(self.what.depth)}
+                if kernel is lines.matmul_give_lines:
+                    tiles["bn"] = _part(n, _WIDTH)
         consts: dict[str, object] = {} if adds else {"shape": self.group.shape}
+        if kernel in _LINE_KERNELS:
+            consts = {"side": _side(self.group)}
         if kernel is sums.add_at_once:
             consts["bd"] = power_of_two(self.group.count)
         call = KernelCall(

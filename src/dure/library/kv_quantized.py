@@ -11,7 +11,7 @@ from typing import Any
 import dure
 import dure.lang as dl
 from dure.library.indices import DistinctPlaces, Places
-from dure.library.rope import head_parts, normalized, placed, rotated
+from dure.library.rope import head_parts, normalized, placed, rotated, rows_of
 
 _TOP = 127.0
 
@@ -35,7 +35,7 @@ def rope_kv_write_quantized(
 ):
     """:func:`dure.library.rope.rope_kv_write` into codes (H, S, D) and scales (H, S, 1)."""
     h, i = dl.program_id(0), dl.program_id(1)
-    rows = dl.load(positions, (i,), (bt,), fill=-1)
+    rows = rows_of(positions, i, bt)
     places = dl.load(slots, (i,), (bt,), fill=-1)
     turn = 2 * cosines.shape[1]
     parts = head_parts(x, i, h, turn, (bt, bh, half), rest, interleaved)

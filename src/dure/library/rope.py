@@ -2,7 +2,8 @@
 
 The tables of cosines and sines are inputs, so that every variant of frequency scaling is data
 (:mod:`dure.models.rope`).  A token's row of the tables is chosen by its position, through an index
-list. Before the rotation there may be an RMS norm of each head (Qwen3, Gemma 3).
+list; without one (None), token t's row is row t.  Before the rotation there may be an RMS norm of
+each head (Qwen3, Gemma 3).
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def rope(
     the heads' norm first.
     """
     h, i = dl.program_id(0), dl.program_id(1)
-    rows = dl.load(positions, (i,), (bt,), fill=-1)
+    rows = rows_of(positions, i, bt)
     turn = 2 * cosines.shape[1]
     parts = head_parts(x, i, h, turn, (bt, bh, half), rest, interleaved)
     parts = normalized(parts, x.shape[2], weight, turn, interleaved, epsilon)
@@ -81,7 +82,7 @@ def rope_kv_write(
     (H, S, D) where ``heads_first``; -1 writes nothing.
     """
     h, i = dl.program_id(0), dl.program_id(1)
-    rows = dl.load(positions, (i,), (bt,), fill=-1)
+    rows = rows_of(positions, i, bt)
     places = dl.load(slots, (i,), (bt,), fill=-1)
     turn = 2 * cosines.shape[1]
     parts = head_parts(x, i, h, turn, (bt, bh, half), rest, interleaved)
@@ -120,6 +121,11 @@ def kv_write(
     tile = dl.load(x, (i, h, c), (bt, bh, bd)).to(dl.float32)
     tile = placed(kept(tile, pool.dtype), heads_first)
     dl.store(pool, (h, places, c) if heads_first else (places, h, c), tile)
+
+
+def rows_of(positions: Any, i: Any, bt: Any) -> Any:
+    """Where tile i of the tokens finds its rows of the tables."""
+    return i if positions is None else dl.load(positions, (i,), (bt,), fill=-1)
 
 
 def kept(tile: Any, dtype: Any) -> Any:

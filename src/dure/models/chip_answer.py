@@ -246,7 +246,7 @@ def step_answer(
         standing_values(step, chip),
         near,
     )
-    chosen = [launch for entry in step.calls for launch in work.chosen(entry)]
+    chosen = _needed([launch for entry in step.calls for launch in work.chosen(entry)])
     program = step_program(step, chip, chosen, prefetch=prefetch)
     verify(program.function)
     verdict = sanitize(program.function, chip)
@@ -334,6 +334,19 @@ class _Launches:
                 self.made[key] = build(call, self.chip, base=options)
             found.append((self.made[key], operands))
         return found
+
+
+def _needed(chosen: Sequence[Chosen]) -> list[Chosen]:
+    """The launches without those whose results none of the ways that were chosen reads."""
+    read = {
+        value
+        for entry in chosen
+        if entry.step.part.spare is None
+        for operand in entry.operands
+        if operand is not None
+        for value in operand.stored.values
+    }
+    return [e for e in chosen if e.step.part.spare is None or e.step.part.spare in read]
 
 
 def _parts(

@@ -237,7 +237,8 @@ def _step(
         kv=kinds.kv,
     )
     program = fuse(program)
-    calls = tuple(_calls(program.body, lowering))
+    found = _calls(program.body, lowering)
+    calls = (*(StepCall(part) for part, _ in lowering.first.values()), *found)
     names = cast("tuple[str, ...]", program.attrs["outputs"])
     outputs = {n: lowering.root(v) for n, v in zip(names, program.body.yields, strict=False)}
     more = program, lowering.sizes, lowering.inputs, outputs, lowering.made

@@ -109,16 +109,15 @@ def draw_rope(
     return Drawn([pool, x, slots, cosines, sines, places, weight], {0: expected}, consts)
 
 
-def draw_rope_whole(write: bool, joined: int, rng: np.random.Generator, size: Shape) -> Drawn:
+def draw_rope_whole(
+    norm: bool, write: bool, joined: int, rng: np.random.Generator, size: Shape
+) -> Drawn:
     """The same of whole heads, ``joined`` in a row of the product."""
-    drawn = draw_rope(False, False, write, "bf16", rng, (*size, size[-1]))
-    consts: dict[str, object] = {"half": drawn.consts["half"], "joined": joined}
+    drawn = draw_rope(False, norm, write, "bf16", rng, (*size, size[-1]))
+    consts = {name: drawn.consts[name] for name in ("half", "epsilon")} | {"joined": joined}
     if write:
         consts["heads_first"] = True
-    arguments = list(drawn.arguments)
-    del arguments[6 if write else 4]
-    expected = drawn.expected if write else {4: drawn.expected[5]}
-    return Drawn(arguments, expected, consts)
+    return Drawn(drawn.arguments, drawn.expected, consts)
 
 
 def index_cases() -> Iterable[Case]:
@@ -171,10 +170,10 @@ def rope_cases() -> Iterable[Case]:
         yield Case(name, "rope", rope_kv_write, draw, sizes, tiles, large, 1e-4, updates=(0,))
     whole: tuple[Shape, ...] = ((1, 1, 2), (5, 3, 16), (7, 4, 32))
     for joined in (1, 2):
-        draw = partial(draw_rope_whole, False, joined)
+        draw = partial(draw_rope_whole, joined == 1, False, joined)
         name, large = f"rope of whole heads, {joined} in a row", ("rope", "512x32x128", "bf16")
         yield Case(name, "rope", rope_whole, draw, whole, tiles, large, 2e-2)
-    draw = partial(draw_rope_whole, True, 1)
+    draw = partial(draw_rope_whole, True, True, 1)
     name, large = "rope of whole heads to the cache", ("rope_kv_write", "512x8x128", "bf16")
     yield Case(name, "rope", rope_whole_kv_write, draw, whole, tiles, large, 2e-2, updates=(0,))
 
