@@ -62,15 +62,16 @@ def attention_rows(
     numbers = (bq, bh, bg, bd, page, piece, window, softcap, causal)
     sink = None if sinks is None else dl.load(sinks, (heads, 0, 0), (bh, bg, 1)).to(dl.float32)
     narrow = dl.zeros((bh, bq * bg, piece), multiplied(q.dtype, k_pool.dtype))
+    turned = dl.zeros((bh, piece, bq * bg), multiplied(q.dtype, k_pool.dtype))
     acc = dl.zeros((bh, bq * bg, bd), dl.float32)
     blocks = dl.cdiv(count, bq)
     query = queries(own_q, 0, heads, scale, k_pool, numbers)
     for block in dl.range(blocks):
         first = own_positions[block * bq]
         place = (k_pool, v_pool, block_table, sequence * pages, heads, context[sequence])
-        kept = (narrow, acc)
+        kept = (narrow, turned, acc)
         more = (own_q, min(block + 1, blocks - 1), scale)
-        acc, factor, narrow, query = attended(query, first, sink, place, numbers, kept, more)
+        acc, factor, narrow, turned, query = attended(query, first, sink, place, numbers, kept, more)
         result = convert(acc * factor, y.dtype)
         dl.store(own_y, (block, heads, 0, 0), swapped(result.reshape((bh, bq, bg, bd))))
 
@@ -92,7 +93,7 @@ def attended(
     The first turn adds up weights that were left by the tile before.  What that gives counts for
     nothing: it is scaled by the first piece's fall from the lowest number, which is zero.
     """
-    narrow, acc = kept
+    narrow, turned, acc = kept
     query = dl.transpose(columns, (0, 2, 1))
     length = place[5]
     bq, bh, bg, bd, _, piece, window, softcap, causal = numbers
@@ -111,6 +112,8 @@ def attended(
     present = (last * piece + dl.arange(piece) < length)[None, :, None]
     final = dl.load(place[0], (place[4], last_pages, 0), (bh, piece, bd)).to(query.dtype)
     final = dl.where(present, final, 0.0)
+    third = max(last - 2, begin)
+    third_values = present_values(query, place, pages_of(place, third, numbers), third, numbers)
     second_values = present_values(query, place, second_pages, second, numbers)
     last_values = present_values(query, place, last_pages, last, numbers)
     # A product hides what the queries of a tile don't see: of each query its row.
@@ -124,14 +127,15 @@ def attended(
     for p in dl.range(begin, last):
         # Both lists on their way, before what waits for one.
         next_pages = pages_of(place, max(min(p + 1, last - 1), begin), numbers)
-        pages = pages_of(place, max(p - 1, begin), numbers)
+        pages = pages_of(place, max(p - 2, begin), numbers)
         scores = dl.dot(query, keys)
         keys = columns_of(query, place, next_pages, numbers)
+        values = values_of(query, place, pages, numbers)
+        acc = dl.dot(dl.transpose(turned, (0, 2, 1)), values, acc) * fall
         scores = seen_scores(scores, p, seen, numbers, window > 0)
         top = dl.maximum(highest, dl.max(scores, 2, keepdims=True))
         drop = highest - top
-        values = values_of(query, place, pages, numbers)
-        acc = dl.dot(narrow, values, acc * fall)
+        turned = dl.transpose(narrow, (0, 2, 1))
         weights = weighed(scores, top, p, seen, numbers)
         sums = dl.sum(weights, 2, keepdims=True)
         narrow = weights.to(query.dtype)
@@ -143,23 +147,25 @@ def attended(
         scores = seen_scores(dl.dot(query, keys), last, seen, numbers, True)
     else:
         scores = dl.dot(query, keys, dl.dot(dl.transpose(spread, (0, 2, 1)), hidden))
+    acc = dl.dot(dl.transpose(turned, (0, 2, 1)), third_values, acc) * fall
     top = dl.maximum(highest, dl.max(scores, 2, keepdims=True))
     drop = highest - top
-    acc = dl.dot(narrow, second_values, acc * fall)
+    turned = dl.transpose(narrow, (0, 2, 1))
     columns = queries(more[0], more[1], place[4], more[2], place[0], numbers)
     weights = weighed(scores, top, last, seen, numbers)
     sums = dl.sum(weights, 2, keepdims=True)
     narrow = weights.to(query.dtype)
     fall = dl.exp(drop)
     total = total * fall + sums
-    acc = dl.dot(narrow, last_values, acc * fall)
+    acc = dl.dot(dl.transpose(turned, (0, 2, 1)), second_values, acc) * fall
+    acc = dl.dot(narrow, last_values, acc)
     if sink is not None:
         sink = dl.broadcast_to(sink.reshape((bh, 1, bg, 1)), (bh, bq, bg, 1))
         sink = sink.reshape((bh, rows, 1))
         both = dl.maximum(top, sink)
         fall = dl.exp(top - both)
-        return acc, fall / (total * fall + dl.exp(sink - both)), narrow, columns
-    return acc, 1.0 / dl.where(total > 0.0, total, 1.0), narrow, columns
+        return acc, fall / (total * fall + dl.exp(sink - both)), narrow, turned, columns
+    return acc, 1.0 / dl.where(total > 0.0, total, 1.0), narrow, turned, columns
 
 
 def pages_of(place: Any, p: Any, numbers: Any) -> Any:

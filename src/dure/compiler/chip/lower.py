@@ -167,10 +167,13 @@ class _Lowering:
         return True
 
     def turned(self, op: Op, block: Block) -> None:
-        """Turn a stored tile that a loop carries on transposed as soon as there is room for it."""
+        """Turn a stored tile that a loop carries on transposed as soon as there is room for it, after
+        what stands before it in the text: its engines may be those that others wait for.
+        """
         value = op.result
         target, base = self.wanted.get(value), self.usage.base(value)
         if target is not None and self.writer.stored.get(base) and self.free(target, ()):
+            self.flush(block)
             self.writer.copy(block, [(value, target)], op)
             self.put(value, target)
             # The loop needs what was turned only for that.
