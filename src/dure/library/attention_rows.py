@@ -1,10 +1,15 @@
 """Grouped attention for engines that work on elements as they pass.
 
-It computes what :func:`~dure.library.attention_grouped.grouped_attention` does, by the same pieces
-in the same order.  Scores are lowered by their maximum, raised to a power, added up and narrowed
-one after another, which is one pass of an engine that can.  Two pieces are under way at a time: the
-scores of one are computed while those of the piece in front of it are weighed, whose values are
-added up then; and what the first piece of the next tile needs, while the last one's are.
+It computes what :func:`~dure.library.attention_grouped.grouped_attention` does, by the same pieces,
+that of a query's own position first and then the others in their order.  Scores are lowered by
+their maximum, raised to a power, added up and narrowed one after another, which is one pass of an
+engine that can.
+
+Three pieces are under way at a time, so that no engine waits for another: while the scores of one
+are computed, the weights of the piece before it are transposed, and those of the one before that
+meet their values.  It goes on like that from a tile of queries to the next: only the piece of a
+tile's own positions is hidden in parts, and there always is one, so it comes first, in front of the
+loop over the others, and the last two pieces of the tile before end beside it.
 """
 
 from __future__ import annotations
@@ -38,6 +43,7 @@ def attention_rows(
     bq: dl.const,
     bh: dl.const,
     rows: dl.const,
+    aligned: dl.const,
     bg: dl.const,
     bd: dl.const,
     page: dl.const,
@@ -51,9 +57,9 @@ def attention_rows(
     """:func:`~dure.library.attention_grouped.grouped_attention` to pools (KV heads, slots, D), with
     a block table (sequences * pages), sequence by sequence.
 
-    Work items are as long as ``bq``, or longer.
+    Work items are as long as ``bq``, or longer; they start at positions that ``aligned`` divides.
     """
-    whole = piece % rows == 0 or (rows % bq == 0 and piece % bq == 0)
+    whole = piece % rows == 0 or (aligned % bq == 0 and rows % bq == 0 and piece % bq == 0)
     dl.static_assert(not causal or whole, "the positions of a tile of queries lie in one piece")
     item, heads = dl.program_id(0), dl.program_id(1)
     sequence, start, count = work_sequence[item], work_start[item], work_rows[item]

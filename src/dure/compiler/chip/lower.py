@@ -167,8 +167,9 @@ class _Lowering:
         return True
 
     def turned(self, op: Op, block: Block) -> None:
-        """Turn a stored tile that a loop carries on transposed as soon as there is room for it, after
-        what stands before it in the text: its engines may be those that others wait for.
+        """Turn a stored tile that a loop carries on transposed as soon as there is room for it.
+
+        What stands before it in the text comes first, which others may wait for.
         """
         value = op.result
         target, base = self.wanted.get(value), self.usage.base(value)
@@ -382,7 +383,7 @@ class _Lowering:
             self.put(result, buffer)
 
     def _want(self, value: Value, buffer: Buffer) -> None:
-        """Have a value in a buffer, and before that what a loop makes it of, turn by turn."""
+        """Have a value in a buffer, and what a loop that makes it, turn by turn, starts from."""
         self.wanted[value] = buffer
         maker = self.usage.makers.get(value)
         if maker is not None and maker.name == "for":
