@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from library_runner import EXECUTORS, Execute
 
 import dure.library as library
+from dure.library.attention_rows import attention_rows
 
 settings.register_profile(
     "kernels",
@@ -120,16 +121,39 @@ class Cache:
                 self.pools[kind][slots] = rows
         self.context = np.array(lengths, np.int32)
 
+    def share(
+        self,
+        query: Floats,
+        s: int,
+        position: int,
+        sink: Floats,
+        scale: float,
+        window: int,
+        softcap: float,
+    ) -> Floats:
+        """The part (H, 1) of the softmax of one row (H, D) that sinks (H, 1) leave."""
+        scores = self.scores(query, s, position, scale, window, softcap)
+        weights = np.exp(scores).sum(-1, keepdims=True)
+        return weights / (weights + np.exp(sink.astype(np.float64)))
+
+    def scores(
+        self, query: Floats, s: int, position: int, scale: float, window: int, softcap: float
+    ) -> Floats:
+        """Those (H, K) of one row (H, D) of sequence s."""
+        first = max(0, position - window + 1) if window else 0
+        keys = self.rows[0][s][first : position + 1].astype(np.float64)
+        group = len(query) // keys.shape[1]
+        scores = np.einsum("hd,khd->hk", query, np.repeat(keys, group, 1)) * scale
+        return softcap * np.tanh(scores / softcap) if softcap else scores
+
     def attend(
         self, query: Floats, s: int, position: int, scale: float, window: int, softcap: float
     ) -> Floats:
         """One row (H, D) of sequence s."""
         first = max(0, position - window + 1) if window else 0
-        keys, values = (self.rows[k][s][first : position + 1].astype(np.float64) for k in (0, 1))
-        group = len(query) // keys.shape[1]
-        scores = np.einsum("hd,khd->hk", query, np.repeat(keys, group, 1)) * scale
-        if softcap:
-            scores = softcap * np.tanh(scores / softcap)
+        values = self.rows[1][s][first : position + 1].astype(np.float64)
+        group = len(query) // values.shape[1]
+        scores = self.scores(query, s, position, scale, window, softcap)
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         weights /= weights.sum(-1, keepdims=True)
         return np.einsum("hk,khd->hd", weights, np.repeat(values, group, 1))
@@ -212,11 +236,12 @@ def test_a_token_has_the_same_bits_alone_and_in_a_chunk(execute: Execute) -> Non
     np.testing.assert_array_equal(alone[0], chunk[0])
 
 
-def run_grouped(
-    execute: Execute, cache: Cache, parts: list[tuple[int, int]], bq: int, ahead: int = 0
-) -> Floats:
-    """The last ``count`` tokens of each (s, count) in work items of aligned runs of eight."""
-    kv_heads, size, rows = *cache.pools[0].shape[1:], 8
+def work_items(
+    cache: Cache, parts: list[tuple[int, int]], rows: int
+) -> tuple[list[int], list[tuple[int, int, int]]]:
+    """The positions of the last ``count`` tokens of each (s, count), and work items of aligned runs
+    of ``rows``.
+    """
     positions: list[int] = []
     work: list[tuple[int, int, int]] = []
     for s, count in parts:
@@ -227,6 +252,15 @@ def run_grouped(
             work.append((s, len(positions), end - place))
             positions += range(place, end)
             place = end
+    return positions, work
+
+
+def run_grouped(
+    execute: Execute, cache: Cache, parts: list[tuple[int, int]], bq: int, ahead: int = 0
+) -> Floats:
+    """The last ``count`` tokens of each (s, count) in work items of aligned runs of eight."""
+    kv_heads, size, rows = *cache.pools[0].shape[1:], 8
+    positions, work = work_items(cache, parts, rows)
     q = normal(5, 20, kv_heads, 2, size)[-len(positions) :]
     y = np.zeros_like(q)
     pools = [np.ascontiguousarray(pool.swapaxes(0, 1)) for pool in cache.pools]
@@ -247,3 +281,33 @@ def test_a_token_of_a_group_has_the_same_bits_alone_and_in_a_chunk(execute: Exec
             np.testing.assert_array_equal(found, chunk)
     alone = run_grouped(execute, cache, [(0, 1)], 1)
     np.testing.assert_array_equal(alone[0], chunk[-1])
+
+
+@pytest.mark.parametrize("rows", [8, 64])
+@pytest.mark.parametrize(("window", "softcap", "sinks"), [(0, 0.0, False), (11, 3.0, True)])
+def test_attention_by_rows(rows: int, window: int, softcap: float, sinks: bool) -> None:
+    cache = Cache([45, 6, 17], 2, 16, 4, 1)
+    positions, work = work_items(cache, [(0, 41), (1, 6), (2, 9)], rows)
+    q = normal(5, len(positions), 2, 2, 16)
+    y = np.zeros_like(q)
+    pools = [np.ascontiguousarray(pool.swapaxes(0, 1)) for pool in cache.pools]
+    lists = [np.array(column, np.int32) for column in zip(*work, strict=True)]
+    where, table = np.array(positions, np.int32), cache.table.reshape(-1)
+    sink = normal(7, 2, 2, 1) if sinks else None
+    consts = {"bq": 4, "bh": 1, "rows": rows, "bg": 2, "bd": 16, "page": 4, "piece": 8}
+    numbers = {"scale": 0.3, "window": window, "softcap": softcap}
+    EXECUTORS[0](
+        attention_rows,
+        [q, *pools, where, table, cache.context, *lists, sink, y],
+        pages=cache.table.shape[1],
+        aligned=4,
+        **consts,
+        **numbers,
+    )
+    for t, position in enumerate(positions):
+        s = next(s for s, start, count in work if start <= t < start + count)
+        row = q[t].reshape(4, 16)
+        found = cache.attend(row, s, position, **numbers)
+        if sink is not None:
+            found = found * cache.share(row, s, position, sink.reshape(4, 1), **numbers)
+        np.testing.assert_allclose(y[t].reshape(4, 16), found, rtol=2e-3, atol=2e-3)

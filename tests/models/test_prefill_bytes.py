@@ -10,8 +10,10 @@ import pytest
 from dure.ir.dtypes import Array
 from dure.ir.interpret import execute
 from dure.ir.types import static_extent
+from dure.machine.chip import Chip
 from dure.models.batch import Batch
 from dure.models.chip_answer import step_answer
+from dure.models.chip_program import StepProgram
 from dure.models.chip_step import ChipStep, StepCall, chip_step
 from dure.models.chip_values import run_step
 from dure.models.config import ModelConfig, RopeConfig
@@ -35,12 +37,12 @@ def drawn(step: ChipStep) -> dict[str, Array]:
     return arrays
 
 
-def narrowed(step: ChipStep) -> ChipStep:
-    """The step with these kernels where it has them, however long they take."""
+def narrowed(step: ChipStep, wanted: set[str]) -> ChipStep:
+    """The step with the wanted kernels where it has them, however long they take."""
     calls: list[StepCall] = []
     for entry in step.calls:
         part = entry.part
-        places = [n for n, c in enumerate(part.calls) if c.kernel.__name__ in KERNELS][:1]
+        places = [n for n, c in enumerate(part.calls) if c.kernel.__name__ in wanted][:1]
         if places:
             kept, operands = ([own[n] for n in places] for own in (part.calls, part.operands))
             part = replace(part, calls=tuple(kept), operands=tuple(operands))
@@ -57,14 +59,34 @@ def test_a_prefill_on_bytes(name: str, normed: bool, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("dure.models.chip_answer.streams", lambda step, chip: False)
     target = chip(name)
     config = replace(TINY, qk_norm=normed)
-    step = narrowed(chip_step(config, Batch("prefill", 1, 300)).cut(target))
+    step = narrowed(chip_step(config, Batch("prefill", 1, 300)).cut(target), KERNELS)
     answer = step_answer(step, target)
     assert answer.verdict.ok
     assert bool(answer.program.function.attrs.get("near")) == bool(target.near)
     kernels = {part.built.call.kernel.__name__ for part in answer.parts}
     assert kernels >= KERNELS - ({"attention_columns"} if not target.bundles else set())
+    check(step, answer.program, target)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("sequences", "length"), [(1, 600), (3, 300)])
+def test_a_prefill_in_one_pass_on_bytes(sequences: int, length: int) -> None:
+    target = chip("trainium2")
+    names = {"attention_rows", "rms_norm_sums"}
+    config = replace(TINY, heads=16, kv_heads=8, context=4096)
+    step = chip_step(config, Batch("prefill", sequences, length)).cut(target)
+    assert step.batch.query_rows > length // 2
+    step = narrowed(step, names)
+    answer = step_answer(step, target)
+    assert answer.verdict.ok
+    assert {part.built.call.kernel.__name__ for part in answer.parts} >= names
+    check(step, answer.program, target)
+
+
+def check(step: ChipStep, program: StepProgram, target: Chip) -> None:
+    """Compare a step's logits on bytes with those of the interpreted program."""
     arrays = drawn(step)
-    found = run_step(step, answer.program, target, arrays)
+    found = run_step(step, program, target, arrays)
     assert step.program is not None
     values = [arrays[p.value.name].copy() for p in step.program.params]
     wanted = np.asarray(execute(step.program, values, step.sizes)[0])

@@ -1,10 +1,15 @@
 """Grouped attention for engines that work on elements as they pass.
 
-It computes what :func:`~dure.library.attention_grouped.grouped_attention` does, by the same pieces
-in the same order.  Scores are lowered by their maximum, raised to a power, added up and narrowed
-one after another, which is one pass of an engine that can.  Two pieces are under way at a time: the
-scores of one are computed while those of the piece in front of it are weighed, whose values are
-added up then; and what the first piece of the next tile needs, while the last one's are.
+It computes what :func:`~dure.library.attention_grouped.grouped_attention` does, by the same pieces,
+that of a query's own position first and then the others in their order.  Scores are lowered by
+their maximum, raised to a power, added up and narrowed one after another, which is one pass of an
+engine that can.
+
+Three pieces are under way at a time, so that no engine waits for another: while the scores of one
+are computed, the weights of the piece before it are transposed, and those of the one before that
+meet their values.  It goes on like that from a tile of queries to the next: only the piece of a
+tile's own positions is hidden in parts, and there always is one, so it comes first, in front of the
+loop over the others, and the last two pieces of the tile before end beside it.
 """
 
 from __future__ import annotations
@@ -38,6 +43,7 @@ def attention_rows(
     bq: dl.const,
     bh: dl.const,
     rows: dl.const,
+    aligned: dl.const,
     bg: dl.const,
     bd: dl.const,
     page: dl.const,
@@ -51,9 +57,9 @@ def attention_rows(
     """:func:`~dure.library.attention_grouped.grouped_attention` to pools (KV heads, slots, D), with
     a block table (sequences * pages), sequence by sequence.
 
-    Work items are as long as ``bq``, or longer.
+    Work items are as long as ``bq``, or longer; they start at positions that ``aligned`` divides.
     """
-    whole = piece % rows == 0 or (rows % bq == 0 and piece % bq == 0)
+    whole = piece % rows == 0 or (aligned % bq == 0 and rows % bq == 0 and piece % bq == 0)
     dl.static_assert(not causal or whole, "the positions of a tile of queries lie in one piece")
     item, heads = dl.program_id(0), dl.program_id(1)
     sequence, start, count = work_sequence[item], work_start[item], work_rows[item]
@@ -61,18 +67,84 @@ def attention_rows(
     own_positions, own_q, own_y = positions[start:stop], q[start:stop], y[start:stop]
     numbers = (bq, bh, bg, bd, page, piece, window, softcap, causal)
     sink = None if sinks is None else dl.load(sinks, (heads, 0, 0), (bh, bg, 1)).to(dl.float32)
-    narrow = dl.zeros((bh, bq * bg, piece), multiplied(q.dtype, k_pool.dtype))
-    acc = dl.zeros((bh, bq * bg, bd), dl.float32)
+    place = (k_pool, v_pool, block_table, sequence * pages, heads, context[sequence])
+    kind, columns = multiplied(q.dtype, k_pool.dtype), bq * bg
+    narrow = dl.zeros((bh, columns, piece), kind)
+    turned = dl.zeros((bh, piece, columns), kind)
+    second, latest = dl.zeros((bh, piece, bd), kind), dl.zeros((bh, piece, bd), kind)
+    acc = dl.zeros((bh, columns, bd), dl.float32)
+    fall = dl.zeros((bh, columns, 1), dl.float32)
+    total, highest = fall, fall
+    spread = dl.arange(bq)[:, None] == dl.arange(columns)[None, :] // bg
+    spread = dl.where(spread, _HIDDEN, 0.0).to(dl.bfloat16)
+    spread = dl.broadcast_to(spread[None, :, :], (bh, bq, columns))
     blocks = dl.cdiv(count, bq)
-    query = queries(own_q, 0, heads, scale, k_pool, numbers)
-    for block in dl.range(blocks):
-        first = own_positions[block * bq]
-        place = (k_pool, v_pool, block_table, sequence * pages, heads, context[sequence])
-        kept = (narrow, acc)
-        more = (own_q, min(block + 1, blocks - 1), scale)
-        acc, factor, narrow, query = attended(query, first, sink, place, numbers, kept, more)
+    apart = (dl.arange(piece)[None, :] - dl.arange(bq)[:, None])[None, :, :]
+    upright = queries(own_q, 0, heads, scale, k_pool, numbers)
+    own_keys, hidden = own_piece(apart, own_positions[0], place, numbers)
+    own_keys = dl.transpose(own_keys, (0, 2, 1))
+    for block in dl.range(blocks + 1):
+        # A turn more, for the end of the last tile.
+        tile, following = min(block, blocks - 1), min(block + 1, blocks - 1)
+        query, first = dl.transpose(upright, (0, 2, 1)), own_positions[tile * bq]
+        begin, last = ends_of(first, place[5], numbers)
+        stop = begin + (last - begin) * min(blocks - block, 1)
+        seen = (first, place[5], last)
+        own_values = present_values(query, place, last, numbers)
+        factor = factor_of(total, highest, sink, numbers)
+        # The piece of the queries' own positions, and beside it the end of the tile before.
+        if softcap or window:
+            scores = seen_scores(dl.dot(query, own_keys), last, seen, numbers, True)
+        else:
+            mask = dl.dot(dl.transpose(spread, (0, 2, 1)), hidden)
+            scores = dl.dot(query, own_keys, mask)
+        acc = dl.dot(dl.transpose(turned, (0, 2, 1)), second, acc) * fall
+        highest = dl.max(scores, 2, keepdims=True)
+        own_rows, hidden = own_piece(apart, own_positions[following * bq], place, numbers)
+        acc = dl.dot(narrow, latest, acc)
+        weights = weighed(scores, highest, last, seen, numbers)
+        total = dl.sum(weights, 2, keepdims=True)
+        narrow = weights.to(query.dtype)
+        own_keys = dl.transpose(own_rows, (0, 2, 1))
+        keys = columns_of(query, place, pages_of(place, begin, numbers), numbers)
+        fall = dl.zeros((bh, columns, 1), dl.float32)
         result = convert(acc * factor, y.dtype)
-        dl.store(own_y, (block, heads, 0, 0), swapped(result.reshape((bh, bq, bg, bd))))
+        second = present_values(query, place, last - 2 * min((last - begin) // 2, 1), numbers)
+        latest = present_values(query, place, max(last - 1, begin), numbers)
+        coming = queries(own_q, following, heads, scale, k_pool, numbers)
+        if block > 0:
+            result = swapped(result.reshape((bh, bq, bg, bd)))
+            dl.store(own_y, (block - 1, heads, 0, 0), result)
+        for p in dl.range(begin, stop):
+            # Both lists on their way, before what waits for one.
+            next_pages = pages_of(place, max(min(p + 1, last - 1), begin), numbers)
+            pages_before = pages_of(place, max(p - 2, begin), numbers)
+            scores = dl.dot(query, keys)
+            keys = columns_of(query, place, next_pages, numbers)
+            values = values_of(query, place, pages_before, numbers)
+            if p == begin + 1:
+                acc = dl.dot(dl.transpose(turned, (0, 2, 1)), own_values, acc)
+            else:
+                acc = dl.dot(dl.transpose(turned, (0, 2, 1)), values, acc)
+            acc = acc * fall
+            scores = seen_scores(scores, p, seen, numbers, window > 0)
+            top = dl.maximum(highest, dl.max(scores, 2, keepdims=True))
+            drop = highest - top
+            turned = dl.transpose(narrow, (0, 2, 1))
+            weights = weighed(scores, top, p, seen, numbers)
+            sums = dl.sum(weights, 2, keepdims=True)
+            narrow = weights.to(query.dtype)
+            fall = dl.exp(drop)
+            total = total * fall + sums
+            highest = top
+        upright = coming
+
+
+def ends_of(first: Any, length: Any, numbers: Any) -> Any:
+    """The first piece that queries from ``first`` on see, and the last."""
+    _, _, _, _, _, piece, window, _, causal = numbers
+    begin = max(first + 1 - window, 0) // piece if window else 0
+    return begin, first // piece if causal else max(dl.cdiv(length, piece), 1) - 1
 
 
 def queries(q: Any, block: Any, heads: Any, scale: Any, k_pool: Any, numbers: Any) -> Any:
@@ -83,83 +155,36 @@ def queries(q: Any, block: Any, heads: Any, scale: Any, k_pool: Any, numbers: An
     return dl.transpose(swapped(tile).reshape((bh, bq * bg, bd)), (0, 2, 1))
 
 
-def attended(
-    columns: Any, first: Any, sink: Any, place: Any, numbers: Any, kept: Any, more: Any
-) -> Any:
-    """The sums (bh, rows, D) of a tile of queries, the first at position ``first``, what to
-    multiply them by, the last weights, and the queries of the tile after it.
-
-    The first turn adds up weights that were left by the tile before.  What that gives counts for
-    nothing: it is scaled by the first piece's fall from the lowest number, which is zero.
+def own_piece(apart: Any, first: Any, place: Any, numbers: Any) -> Any:
+    """The last keys that queries from ``first`` on see, as columns, and what hides of them those
+    that a query doesn't see: of each query its row.
     """
-    narrow, acc = kept
-    query = dl.transpose(columns, (0, 2, 1))
-    length = place[5]
-    bq, bh, bg, bd, _, piece, window, softcap, causal = numbers
-    rows = bq * bg
-    highest = dl.full((bh, rows, 1), LOWEST, dl.float32)
-    total = dl.zeros((bh, rows, 1), dl.float32)
-    begin = max(first + 1 - window, 0) // piece if window else 0
-    last = first // piece if causal else max(dl.cdiv(length, piece), 1) - 1
-    seen = (first, length, last)
-    # What the end needs is on its way before the loop: lists, before what waits for one.
-    second = max(last - 1, begin)
-    pages = pages_of(place, begin, numbers)
-    last_pages = pages_of(place, last, numbers)
-    second_pages = pages_of(place, second, numbers)
-    keys = columns_of(query, place, pages, numbers)
-    present = (last * piece + dl.arange(piece) < length)[None, :, None]
-    final = dl.load(place[0], (place[4], last_pages, 0), (bh, piece, bd)).to(query.dtype)
-    final = dl.where(present, final, 0.0)
-    second_values = present_values(query, place, second_pages, second, numbers)
-    last_values = present_values(query, place, last_pages, last, numbers)
-    # A product hides what the queries of a tile don't see: of each query its row.
-    hidden = visible(piece, (last * piece, first, bq, 1, window, length, causal))
-    hidden = dl.where(hidden, 0.0, -_HIDDEN).to(dl.bfloat16)
-    hidden = dl.broadcast_to(hidden, (bh, bq, piece))
-    spread = dl.arange(bq)[:, None] == dl.arange(rows)[None, :] // bg
-    spread = dl.where(spread, _HIDDEN, 0.0).to(dl.bfloat16)
-    spread = dl.broadcast_to(spread[None, :, :], (bh, bq, rows))
-    fall = dl.zeros((bh, rows, 1), dl.float32)
-    for p in dl.range(begin, last):
-        # Both lists on their way, before what waits for one.
-        next_pages = pages_of(place, max(min(p + 1, last - 1), begin), numbers)
-        pages = pages_of(place, max(p - 1, begin), numbers)
-        scores = dl.dot(query, keys)
-        keys = columns_of(query, place, next_pages, numbers)
-        scores = seen_scores(scores, p, seen, numbers, window > 0)
-        top = dl.maximum(highest, dl.max(scores, 2, keepdims=True))
-        drop = highest - top
-        values = values_of(query, place, pages, numbers)
-        acc = dl.dot(narrow, values, acc * fall)
-        weights = weighed(scores, top, p, seen, numbers)
-        sums = dl.sum(weights, 2, keepdims=True)
-        narrow = weights.to(query.dtype)
-        fall = dl.exp(drop)
-        total = total * fall + sums
-        highest = top
-    keys = dl.transpose(final, (0, 2, 1))
+    bq, bh, _, bd, _, piece, window, softcap, causal = numbers
+    _, last = ends_of(first, place[5], numbers)
+    present = dl.arange(piece)[None, :, None] < place[5] - last * piece
+    keys = dl.load(place[0], (place[4], pages_of(place, last, numbers), 0), (bh, piece, bd))
+    keys = dl.where(present, keys, 0.0)
     if softcap or window:
-        scores = seen_scores(dl.dot(query, keys), last, seen, numbers, True)
+        return keys, dl.zeros((bh, 1, 1), dl.bfloat16)
+    if causal:
+        hidden = apart > first - last * piece
     else:
-        scores = dl.dot(query, keys, dl.dot(dl.transpose(spread, (0, 2, 1)), hidden))
-    top = dl.maximum(highest, dl.max(scores, 2, keepdims=True))
-    drop = highest - top
-    acc = dl.dot(narrow, second_values, acc * fall)
-    columns = queries(more[0], more[1], place[4], more[2], place[0], numbers)
-    weights = weighed(scores, top, last, seen, numbers)
-    sums = dl.sum(weights, 2, keepdims=True)
-    narrow = weights.to(query.dtype)
-    fall = dl.exp(drop)
-    total = total * fall + sums
-    acc = dl.dot(narrow, last_values, acc * fall)
-    if sink is not None:
-        sink = dl.broadcast_to(sink.reshape((bh, 1, bg, 1)), (bh, bq, bg, 1))
-        sink = sink.reshape((bh, rows, 1))
-        both = dl.maximum(top, sink)
-        fall = dl.exp(top - both)
-        return acc, fall / (total * fall + dl.exp(sink - both)), narrow, columns
-    return acc, 1.0 / dl.where(total > 0.0, total, 1.0), narrow, columns
+        hidden = dl.arange(piece)[None, None, :] + last * piece >= place[5]
+        hidden = dl.broadcast_to(hidden, (1, bq, piece))
+    hidden = dl.where(hidden, -_HIDDEN, 0.0).to(dl.bfloat16)
+    return keys, dl.broadcast_to(hidden, (bh, bq, piece))
+
+
+def factor_of(total: Any, highest: Any, sink: Any, numbers: Any) -> Any:
+    """What sums are multiplied by in the end."""
+    if sink is None:
+        return 1.0 / dl.where(total > 0.0, total, 1.0)
+    bq, bh, bg, _, _, _, _, _, _ = numbers
+    sink = dl.broadcast_to(sink.reshape((bh, 1, bg, 1)), (bh, bq, bg, 1))
+    sink = sink.reshape((bh, bq * bg, 1))
+    both = dl.maximum(highest, sink)
+    fall = dl.exp(highest - both)
+    return fall / (total * fall + dl.exp(sink - both))
 
 
 def pages_of(place: Any, p: Any, numbers: Any) -> Any:
@@ -180,11 +205,12 @@ def values_of(query: Any, place: Any, pages: Any, numbers: Any) -> Any:
     return values.to(query.dtype)
 
 
-def present_values(query: Any, place: Any, pages: Any, p: Any, numbers: Any) -> Any:
+def present_values(query: Any, place: Any, p: Any, numbers: Any) -> Any:
     """The values of a piece, zeros where the sequence has ended."""
     piece = numbers[5]
-    present = (p * piece + dl.arange(piece) < place[5])[None, :, None]
-    return dl.where(present, values_of(query, place, pages, numbers), 0.0)
+    present = dl.arange(piece)[None, :, None] < place[5] - p * piece
+    values = values_of(query, place, pages_of(place, p, numbers), numbers)
+    return dl.where(present, values, 0.0)
 
 
 def seen_scores(scores: Any, p: Any, seen: Any, numbers: Any, cut: Any) -> Any:

@@ -26,15 +26,19 @@ from dure.library.embedding import gather_rows
 from dure.library.ffn import gated_linear_kn
 from dure.library.matmul import matmul_kn
 from dure.library.matmul_scaled import gated_linear_scaled, matmul_scaled
-from dure.library.norm import layer_norm, rms_norm, rms_norm_folded, rms_norm_rows
+from dure.library.norm import layer_norm, rms_norm, rms_norm_folded, rms_norm_rows, rms_norm_sums
 from dure.library.operators_common import bytes_of, call, power_of_two, tile
 from dure.library.weight_types import WeightType
 from dure.machine.chip import Chip
 
 #: Parts of a row that is folded over the lanes of an engine.
 _LANES = 128
+#: Columns of a norm whose squares an engine adds up as they pass.
+_SUMMED = 512
 #: Which chips a launch of a kernel is for, by the kernel's name: others don't try it.
-SUITS: dict[str, Callable[[KernelCall, Chip], bool]] = {}
+SUITS: dict[str, Callable[[KernelCall, Chip], bool]] = {
+    "rms_norm_sums": lambda call, chip: chip.passes,
+}
 
 #: A launch and what its arguments take.
 Launch: TypeAlias = "tuple[KernelCall, tuple[Operand | None, ...]]"
@@ -337,6 +341,8 @@ def _norm(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     if kernel is rms_norm and m > 1:
         consts = {"bd": power_of_two(d), "epsilon": op.attr("eps")}
         launches.append(launch(rms_norm_rows, arguments(d), {"bm": 1}, consts))
+        consts = {"bd": tile(d, _SUMMED), "epsilon": op.attr("eps")}
+        launches.append(launch(rms_norm_sums, arguments(d), {"bm": tile(m, 8)}, consts))
     if kernel is rms_norm and not extra and d % _LANES == 0:
         consts = {"parts": _LANES, "columns": d // _LANES, "epsilon": op.attr("eps")}
         launches.append(launch(rms_norm_folded, arguments(_LANES, d // _LANES), {}, consts))

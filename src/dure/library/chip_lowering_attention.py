@@ -242,6 +242,8 @@ def _attention(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     if most > page and cached and kernel is grouped_attention:
         side = {name: consts[name] for name in consts if name != "heads_first"}
         side["pages"] = lists[4][0].shape[1]
+        # Tiles of queries of a longer item than a piece don't lie in two, if it starts at one.
+        side["aligned"] = int(np.gcd.reduce(lists[3][0][lists[7][0]])) or side["rows"]
         queries = tile(most, max(1, _ROWS // power_of_two(group)))
         start = {"bq": queries, "bh": 1, "piece": max(page, queries, tile(longest, _PIECE))}
         table, low, high = lists[4]

@@ -42,6 +42,35 @@ def rms_norm(
 
 
 @dure.kernel
+def rms_norm_sums(
+    x: dl.Tensor,
+    weight: dl.Tensor | None,
+    residual: dl.Tensor | None,
+    y: dl.Tensor,
+    bm: dl.const,
+    bd: dl.const,
+    epsilon: dl.const,
+):
+    """Like :func:`rms_norm`, with the sum of each block of a row added to that of those before: for
+    engines that square and add up elements as they pass.  The sum's order depends on ``bd`` too.
+    """
+    i = dl.program_id(0)
+    total = dl.zeros((bm, 1), dl.float32)
+    for c in dl.range(dl.cdiv(x.shape[1], bd)):
+        part = dl.load(x, (i, c), (bm, bd)).to(dl.float32)
+        total = total + dl.sum(part * part, 1, keepdims=True)
+    mean = total / dl.full((bm, 1), x.shape[1], dl.float32)
+    factor = dl.rsqrt(mean + epsilon)
+    for c in dl.range(dl.cdiv(x.shape[1], bd)):
+        out = dl.load(x, (i, c), (bm, bd)).to(dl.float32) * factor
+        if weight is not None:
+            out = out * dl.load(weight, (c,), (bd,)).to(dl.float32)[None, :]
+        if residual is not None:
+            out = out + dl.load(residual, (i, c), (bm, bd)).to(dl.float32)
+        dl.store(y, (i, c), convert(out, y.dtype))
+
+
+@dure.kernel
 def rms_norm_rows(
     x: dl.Tensor,
     weight: dl.Tensor | None,

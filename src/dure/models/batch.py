@@ -143,14 +143,18 @@ class Batch:
             many = str(self.tokens)
         return f"{self.phase} of {many} tokens{of}"
 
-    def cut(self, cores: int, heads: int) -> Batch:
+    def cut(self, cores: int, heads: int, whole: bool = False) -> Batch:
         """The batch with longer work items, as long as each of ``cores`` still has a few of them,
-        which are each item's for each of ``heads`` KV heads.
+        which are each item's for each of ``heads`` KV heads; with ``whole``, of any length where
+        each core can have all items, for heads of its own.
         """
         news = [new for _, new in self.rows]
+        most, least = _MOST_ROWS, _ITEMS * cores
+        if whole and heads % cores == 0:
+            most, least = max(news), 0
         rows = self.query_rows
-        while 2 * rows <= min(_MOST_ROWS, max(news)):
-            if sum(-(-new // (2 * rows)) for new in news) * heads < _ITEMS * cores:
+        while 2 * rows <= min(most, max(news)):
+            if sum(-(-new // (2 * rows)) for new in news) * heads < least:
                 break
             rows *= 2
         return replace(self, query_rows=rows)

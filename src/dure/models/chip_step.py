@@ -141,7 +141,7 @@ class ChipStep:
         if not (chip.bundles or chip.passes) or not isinstance(config, ModelConfig):
             return self
         heads = shard_config(config, self.shards).kv_heads
-        batch = self.batch.cut(int(chip.cores.base), heads)
+        batch = self.batch.cut(int(chip.cores.base), heads, chip.passes)
         if batch == self.batch:
             return self
         names = self.dtype, self.weights, self.kv

@@ -167,10 +167,14 @@ class _Lowering:
         return True
 
     def turned(self, op: Op, block: Block) -> None:
-        """Turn a stored tile that a loop carries on transposed as soon as there is room for it."""
+        """Turn a stored tile that a loop carries on transposed as soon as there is room for it.
+
+        What stands before it in the text comes first, which others may wait for.
+        """
         value = op.result
         target, base = self.wanted.get(value), self.usage.base(value)
         if target is not None and self.writer.stored.get(base) and self.free(target, ()):
+            self.flush(block)
             self.writer.copy(block, [(value, target)], op)
             self.put(value, target)
             # The loop needs what was turned only for that.
@@ -365,7 +369,7 @@ class _Lowering:
             a for a, v in zip(region.args, region.yields, strict=True) if self._made_by_dot(v)
         )
         for value, buffer in zip(region.yields, carried, strict=True):
-            self.wanted[value] = buffer
+            self._want(value, buffer)
         self.region(region, body)
         self._yield(region, carried, body, op)
         attrs = {k: v for k, v in op.attrs.items() if k == "instances"}
@@ -378,6 +382,15 @@ class _Lowering:
         for result, buffer in zip(op.results, carried, strict=True):
             self.put(result, buffer)
 
+    def _want(self, value: Value, buffer: Buffer) -> None:
+        """Have a value in a buffer, and what a loop that makes it, turn by turn, starts from."""
+        self.wanted[value] = buffer
+        maker = self.usage.makers.get(value)
+        if maker is not None and maker.name == "for":
+            initial = maker.operands[maker.results.index(value)]
+            if initial.type == buffer.type:
+                self.wanted.setdefault(initial, buffer)
+
     def _carried(self, op: Op, block: Block) -> list[Buffer]:
         """The buffers of what a loop carries, with their first values."""
         region = op.regions[0]
@@ -386,7 +399,9 @@ class _Lowering:
         self.needs([v for v in op.operands if v not in self.writer.stored], block)
         # What waits may read values that the loop updates in place.
         self.flush(block)
-        for initial, argument, last in zip(op.operands, region.args, region.yields, strict=True):
+        for initial, argument, last, result in zip(
+            op.operands, region.args, region.yields, op.results, strict=True
+        ):
             memory = self._carried_memory(argument, last)
             if self._begins(op, initial, argument, last):
                 self.begins[argument] = (initial, op)
@@ -400,7 +415,9 @@ class _Lowering:
                 assert source is not None
                 found.append(source)
                 continue
-            made = self.writer.buffer(argument.tile, memory, block, argument.name, op.span)
+            made = self.wanted.get(result)
+            if made is None or made.memory != memory or made in found or not self.free(made, [op]):
+                made = self.writer.buffer(argument.tile, memory, block, argument.name, op.span)
             copies.setdefault(memory, []).append((initial, made))
             found.append(made)
         for pairs in copies.values():
@@ -496,7 +513,14 @@ class _Lowering:
         if wanted is not None and wanted.type == result.type and self.free(wanted, inside):
             return wanted
         memory = self.engines.chip.scratchpad
-        for value in (region.yields[place] for region in op.regions):
+        kept = [region.yields[place] for region in op.regions]
+        makers = [self.usage.makers.get(value) for value in kept]
+        if all(m is not None and m.name == "dot" for m in makers):
+            # What both add to, if that is the same.
+            kept = [m.operands[2] for m in makers if m is not None]
+            memory = self._carried_memory(kept[0], op.regions[0].yields[place])
+            kept = kept[:1] if kept[0] is kept[-1] else []
+        for value in kept:
             for buffer in self.writer.stored.get(value, ()):
                 alone = self.occupant.get(buffer.root) is value and self.free(buffer, inside)
                 if alone and self.owned(value, buffer, block):

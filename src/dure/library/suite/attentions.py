@@ -253,7 +253,7 @@ def draw_grouped(form: Grouped, rng: np.random.Generator, size: Shape) -> Drawn:
         "causal": form.causal,
         # What an encoder's rows give lies as it was made.
         **({"parts": _PARTS} if form.columns else {}),
-        **({"pages": cache.table.shape[1]} if form.rows else {}),
+        **({"pages": cache.table.shape[1], "aligned": 1} if form.rows else {}),
     }
     if not form.columns and not form.rows:
         consts |= {"heads_first": form.causal, "ahead": form.ahead}
