@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING, TypeAlias
 
 from dure.ir.core import Op
@@ -57,7 +58,9 @@ class Recurrence:
         self.replay = replay
         self.queues: list[Queue] = [q for queues in replay.queues for q in queues]
         self.due = False
+        #: What is watched: a transfer of the queue that has most left of those that were in flight.
         self._anchor: tuple[Queue, Transfer] | None = None
+        self._longest: Queue | None = None
         self._kept: dict[_State, deque[_Kept]] = {}
         parts = len(self.queues) + sum(map(len, replay.semaphores))
         self._most = max(_FEWEST, _PARTS // max(parts, 1))
@@ -72,9 +75,11 @@ class Recurrence:
     def landed(self, flight: Flight) -> None:
         """A transfer has landed: the state is looked at when all that follows now has happened."""
         if self._anchor is None:
-            longest = max(self.queues, key=lambda q: q.left if q.flying else -1)
-            if flight.queue is longest:
-                self._anchor = (longest, flight.transfer)
+            if self._longest is None:
+                others = (q for q in self.queues if q.flying)
+                self._longest = max(others, key=lambda q: q.left, default=flight.queue)
+            if flight.queue is self._longest:
+                self._anchor = (flight.queue, flight.transfer)
         self.due = self.due or self._anchor == (flight.queue, flight.transfer)
 
     def completed(self, now: int) -> int:
@@ -131,7 +136,8 @@ class Recurrence:
 
     def _start_over(self) -> None:
         """What follows is something else: count anew from the next transfer that lands."""
-        self._anchor, self._seen, self._next = None, 0, 1
+        self._anchor, self._longest = None, None
+        self._seen, self._next = 0, 1
 
     def _state(self, quick: _State, now: int) -> _Kept:
         return _Kept(
@@ -163,11 +169,16 @@ class Recurrence:
             )
             for q in self.queues
         ]
-        semaphores = [
-            (s.level, s.waiter is None, tuple([(max(t - now, 0), n) for t, n in s.arriving]))
-            for entry in self.replay.semaphores
-            for s in entry
-        ]
+        semaphores: list[object] = []
+        awake = self.replay.awake
+        for semaphore in sorted(awake, key=_number):
+            semaphore.take_in(now)
+            if semaphore.rests:
+                awake.remove(semaphore)
+                continue
+            arriving = tuple([(t - now, n) for t, n in semaphore.arriving])
+            waits = semaphore.waiter is not None
+            semaphores.append((semaphore.number, semaphore.level, waits, arriving))
         return (tuple(queues), tuple(semaphores), self.replay.phases.state(now, self.queues))
 
     def _repetitions(self, kept: _Kept) -> int:
@@ -203,11 +214,8 @@ class Recurrence:
                 flight.start += shift
                 flight.end = None if flight.end is None else flight.end + shift
                 flight.signals = [(t + shift, s, n) for t, s, n in flight.signals]
-        for entry in replay.semaphores:
-            for semaphore in entry:
-                semaphore.arriving = type(semaphore.arriving)(
-                    (t + shift, n) for t, n in semaphore.arriving
-                )
+        for semaphore in replay.awake:
+            semaphore.arriving = deque([(t + shift, n) for t, n in semaphore.arriving])
         replay.starts[:] = [(t + shift, order, flight) for t, order, flight in replay.starts]
         ended = Counter({p: ps - kept.spent[p] for p, ps in replay.phases.spent.items()})
         for phase, ps in ended.items():
@@ -218,6 +226,9 @@ class Recurrence:
             replay.contention.shift(shift)
         self._start_over()
         return now + shift
+
+
+_number = attrgetter("number")
 
 
 def _busy(queue: Queue, now: int) -> int:
@@ -235,5 +246,7 @@ def _flight(flight: Flight, now: int) -> _State:
     if flight.end is not None:
         return (-1, max(flight.end - now, 0), signals)
     if flight.group is None:
-        return (-2, max(flight.start - now, 0), signals)
-    return (flight.group.number, flight.finish - flight.group.service, signals)
+        # Its instruction lies behind: what is compared of the queues' streams doesn't tell it.
+        return (-2, max(flight.start - now, 0), flight.transfer, signals)
+    contends = (flight.transfer.memory, flight.transfer.contends)
+    return (flight.group.number, flight.finish - flight.group.service, contends, signals)

@@ -21,6 +21,7 @@ replay of the dependencies.
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -124,13 +125,28 @@ class Flight:
 @dataclass(eq=False, slots=True)
 class _Semaphore:
     """``level``: what has been taken in and not yet been waited for; ``coming``: what is in
-    ``arriving``, (when, how much), in order.
+    ``arriving``, (when, how much), in order; ``initial``: what it begins with; ``number``: of all
+    core classes'.
     """
 
+    number: int
     level: int
+    initial: int
     coming: int = 0
     arriving: deque[tuple[int, int]] = field(default_factory=deque[tuple[int, int]])
     waiter: Queue | None = None
+
+    @property
+    def rests(self) -> bool:
+        """Whether it is as in the beginning."""
+        return self.waiter is None and not self.arriving and self.level == self.initial
+
+    def take_in(self, now: int) -> None:
+        """Take in what has arrived."""
+        while self.arriving and self.arriving[0][0] <= now:
+            count = self.arriving.popleft()[1]
+            self.coming -= count
+            self.level += count
 
 
 class Replay:
@@ -157,7 +173,12 @@ class Replay:
             [Queue(core, number, stream) for number, stream in enumerate(queues)]
             for core, queues in enumerate(streams)
         ]
-        self.semaphores = [[_Semaphore(level) for level in initial] for _ in streams]
+        numbers = itertools.count()
+        self.semaphores = [
+            [_Semaphore(next(numbers), level, level) for level in initial] for _ in streams
+        ]
+        #: Those that may not be as in the beginning.
+        self.awake: set[_Semaphore] = set()
         self.latency = latency
         self.outstanding = outstanding
         self.flows = flows
@@ -282,6 +303,7 @@ class Replay:
     def _wait(self, semaphore: _Semaphore, count: int) -> int:
         """Take ``count``: when the last of it arrives, or -1 where that isn't known yet."""
         until = 0
+        self.awake.add(semaphore)
         level = semaphore.level
         if level < count:
             if level + semaphore.coming < count:
@@ -294,6 +316,7 @@ class Replay:
         return until
 
     def _signal(self, semaphore: _Semaphore, time: int, count: int) -> None:
+        self.awake.add(semaphore)
         semaphore.arriving.append((time + self.latency, count))
         semaphore.coming += count
         if semaphore.waiter is not None:

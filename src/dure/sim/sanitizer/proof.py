@@ -2,7 +2,8 @@
 
 A block takes a set of states to a set of states.  What a block does to a state depends on it and on
 the few numbers that control in it depends on, so each such step is made once and remembered: a loop
-of a thousand iterations whose states repeat after five is five steps.
+of a thousand iterations whose states repeat after five is five steps.  Where there is one way to
+go, turns of short loops, and turns while a long ring fills, are run without looking at the states.
 
 A loop whose trip count is only known at run time is left after every number of iterations that its
 unknown allows.  From some iteration on, all that decides how the body runs is either the same in
@@ -13,33 +14,28 @@ from the iteration, and once no state is new, all later iterations are proved by
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TypeAlias
 
 from dure.ir.core import Op
 from dure.ir.dtypes import Array
-from dure.ir.expr import Expr, Symbol, as_expr, bounds, linear, substitute, symbol, symbols
+from dure.ir.expr import Expr, Symbol, as_expr, bounds, symbols
 from dure.sim.sanitizer.control import (
     Decisions,
     Environment,
-    Unknown,
     decide,
-    decided,
     forget,
     holds,
-    interval,
     known,
     names,
     parts,
     slope,
-    unknown_of,
     value_of,
 )
 from dure.sim.sanitizer.findings import NotProved
+from dure.sim.sanitizer.lasting import lasts
 from dure.sim.sanitizer.model import Model
 from dure.sim.sanitizer.pieces import (
     Block,
     Branch,
-    Control,
     Cut,
     Loop,
     Partial,
@@ -47,17 +43,14 @@ from dure.sim.sanitizer.pieces import (
     Scalar,
     Straight,
 )
-from dure.sim.sanitizer.state import State, States, Work
-
-Found: TypeAlias = frozenset[State]
+from dure.sim.sanitizer.state import Found, State, States, Work
+from dure.sim.sanitizer.unknowable import Unknowable
 
 #: Iterations of one loop that are run one by one.
 ITERATIONS = 20000
-#: Iterations of a loop with an unknown trip count before its states must repeat.
-UNKNOWN_ITERATIONS = 512
-
-#: The iteration, as a symbol, while forms are compared.
-_AT = symbol("iteration'", "loop", 0)
+#: Turns of a loop that are run without looking for states that repeat, at most; and turns that are
+#: looked at before some aren't.
+_SHORT, _LOOKED = 32, 8
 
 
 class Proof:
@@ -156,7 +149,64 @@ class Proof:
                     assert isinstance(inner, Straight)
                     self._straight(inner, environment)
                 return True
+        elif isinstance(piece, Loop):
+            start, trips = value_of(piece.start, environment), value_of(piece.trips, environment)
+            if not isinstance(trips, int) or trips > _SHORT:
+                return False
+            if self._goes_one_way(piece, decisions, environment, start, 0, trips):
+                self._turns(piece, decisions, environment, start, range(trips))
+                return True
         return False
+
+    def _goes_one_way(
+        self,
+        loop: Loop,
+        decisions: Decisions,
+        environment: Environment,
+        start: int | Expr,
+        first: int,
+        stop: int,
+    ) -> bool:
+        """Whether these turns of a loop without loops inside can be run on the work as it is."""
+        body = loop.body
+        if first >= stop:
+            return True
+        if self._alike(loop, environment, start, first, stop) < stop:
+            return False
+        if forget(decisions, body.defines) != decisions:
+            return False
+        inner = {**environment, loop.symbol: start + first * loop.step}
+        for piece in body.pieces:
+            if isinstance(piece, Partial):
+                after = [found for found, _ in self._cuts(piece, decisions, inner)]
+            elif isinstance(piece, Branch):
+                taken = list(decide(decisions, piece.condition, inner))
+                block = piece.then if taken[0][1] else piece.otherwise
+                if not all(isinstance(p, Straight) for p in block.pieces):
+                    return False
+                after = [found for found, _ in taken]
+            elif isinstance(piece, Straight):
+                continue
+            else:
+                return False
+            if after != [decisions]:
+                return False
+        return True
+
+    def _turns(
+        self,
+        loop: Loop,
+        decisions: Decisions,
+        environment: Environment,
+        start: int | Expr,
+        turns: range,
+    ) -> None:
+        """Run turns that go one way on the work."""
+        for turn in turns:
+            inner = {**environment, loop.symbol: start + turn * loop.step}
+            for piece in loop.body.pieces:
+                gone = self._live(piece, decisions, inner)
+                assert gone
 
     def _without(self, state: State, over: frozenset[str]) -> State:
         kept = forget(state.decisions, over)
@@ -241,7 +291,7 @@ class Proof:
         start, trips = value_of(loop.start, environment), value_of(loop.trips, environment)
         if isinstance(trips, int):
             return self._counted(loop, state, environment, start, trips)
-        return _Unknowable(self, loop, environment, start, trips).run(state)
+        return Unknowable(self, loop, environment, start, trips).run(state)
 
     def step(
         self, loop: Loop, states: Iterable[State], environment: Environment, at: int | Expr
@@ -261,9 +311,19 @@ class Proof:
             stop = min(trips, self._alike(loop, environment, start, at, trips))
             seen: dict[Found, int] | None = {current: at}
             place = start + at * loop.step
+            looked, run = 0, _LOOKED
             while at < stop:
+                if looked == _LOOKED and seen is not None:
+                    # A long ring fills before anything repeats: meanwhile nothing is compared.
+                    run, looked = 2 * run, 0
+                    turns = range(at, min(at + run, stop))
+                    after = self._unseen(loop, current, environment, start, turns)
+                    if after is not None:
+                        current = after
+                        at, steps = turns.stop, steps + len(turns)
+                        continue
                 current = self.step(loop, current, environment, place)
-                at, steps = at + 1, steps + 1
+                at, steps, looked = at + 1, steps + 1, looked + 1
                 if seen is None:
                     continue
                 before = seen.get(current)
@@ -275,6 +335,24 @@ class Proof:
             if steps > ITERATIONS:
                 raise NotProved(f"a loop of {trips} iterations, no two alike", loop.op)
         return current
+
+    def _unseen(
+        self,
+        loop: Loop,
+        current: Found,
+        environment: Environment,
+        start: int | Expr,
+        turns: range,
+    ) -> Found | None:
+        """So many turns, whose states aren't kept; None where there isn't one way to go."""
+        (state, *others) = current
+        span = (start, turns.start, turns.stop)
+        if others or not self._goes_one_way(loop, state.decisions, environment, *span):
+            return None
+        self.iterations += len(turns)
+        self.work.thaw(state.body)
+        self._turns(loop, state.decisions, environment, start, turns)
+        return frozenset((self.states.intern(self.work.freeze(), state.decisions),))
 
     def _alike(
         self, loop: Loop, environment: Environment, start: int | Expr, at: int, trips: int
@@ -298,7 +376,7 @@ class Proof:
             value = known(form, {**environment, loop.symbol: place})
             if value is None:
                 return at + 1
-            stop = min(stop, at + _lasts(control, relation, value, grows * loop.step))
+            stop = min(stop, at + lasts(control, relation, value, grows * loop.step))
         return max(stop, at + 1)
 
     def _counter(self, loop: Loop) -> Symbol:
@@ -313,221 +391,6 @@ class Proof:
         if names(found) != frozenset((counter.name,)):
             return None
         return slope(found, next(iter(symbols(found))))
-
-
-class _Unknowable:
-    """A loop whose trip count is only known at run time."""
-
-    def __init__(
-        self, proof: Proof, loop: Loop, environment: Environment, start: int | Expr, trips: Expr
-    ) -> None:
-        self.proof = proof
-        self.loop = loop
-        self.environment = environment
-        self.start = start
-        self.trips = trips
-        self.form: Unknown = unknown_of(trips)
-        self.most = bounds(trips)[1]
-        self.terms = dict(linear(self.form.unknown)[0])
-        self.decisive = self._decisive()
-        #: Symbols in other unknowns that control compares with the iteration.
-        self.loose: set[str] = set()
-
-    def _decisive(self) -> int:
-        """An iteration from which on the unknown is large for every condition on it."""
-        most = 0
-        for control in self.proof.model.body.controls:
-            left, _, right = parts(control.expr)
-            form = self._in_iterations(left - right)
-            if form is not None and self._factor(form)[0]:
-                most = max(most, abs(linear(form)[1]))
-        return min(64, 1 + abs(self.form.offset) + most)
-
-    def run(self, state: State) -> Found:
-        """Every state that the loop may end in."""
-        frontier: set[State] = {state}
-        exits: set[State] = set()
-        seen: set[object] = set()
-        settled: int | None = None
-        at = 0
-        while frontier:
-            if settled is None and at >= self.decisive and self._settled(at):
-                settled = at
-            inside: set[State] = set()
-            if settled is not None and self.loose:
-                frontier = {self._state(s, self._tightened(s.decisions)) for s in frontier}
-            for current in frontier:
-                more = as_expr(at) < self.trips
-                for decisions, goes_on in decide(current.decisions, more, self.environment):
-                    if goes_on:
-                        inside.add(self._state(current, decisions))
-                    else:
-                        exits.add(self._exit(current, decisions, settled))
-            if settled is not None:
-                inside = {s for s in inside if self._new(s, at, seen)}
-            place = self.start + at * self.loop.step
-            frontier = set(self.proof.step(self.loop, inside, self.environment, place))
-            at += 1
-            if at > UNKNOWN_ITERATIONS:
-                raise NotProved(
-                    "a loop whose trip count is only known at run time, and whose body isn't the "
-                    "same in every iteration",
-                    self.loop.op,
-                )
-        return frozenset(exits)
-
-    def _state(self, state: State, decisions: object) -> State:
-        return self.proof.states.intern(state.body, decisions)  # type: ignore[arg-type]
-
-    def _exit(self, state: State, decisions: object, settled: int | None) -> State:
-        """A state after the loop; one of a later iteration stands for all that are like it."""
-        kept = decisions
-        if settled is not None:
-            # u == sign * (trips - offset), and the trips are at least ``settled``.
-            unknown = self.form.unknown
-            assert self.form.sign > 0
-            first = settled - self.form.offset
-            low, high = bounds(unknown)
-            low = first if low is None else max(low, first)
-            kept = decided(kept, unknown, low, high)  # type: ignore[arg-type]
-        return self._state(state, kept)
-
-    def _tightened(self, decisions: Decisions) -> Decisions:
-        """Decisions without those that a later iteration makes again, for other numbers."""
-        return tuple(
-            d for d in decisions if d[0] is self.form.unknown or not names(d[0]) & self.loose
-        )
-
-    def _new(self, state: State, at: int, seen: set[object]) -> bool:
-        """Whether a state, with its unknown counted from the iteration, is new."""
-        unknown = self.form.unknown
-        low, high = interval(state.decisions, unknown)
-        top = bounds(unknown)[1]
-        rest = tuple(d for d in state.decisions if d[0] is not unknown)
-        key = (
-            state.body,
-            rest,
-            None if low is None else low - at,
-            None if high is None or high == top else high - at,
-        )
-        if key in seen:
-            return False
-        seen.add(key)
-        return True
-
-    # --- when iterations are alike ---------------------------------------------------------------
-
-    def _settled(self, at: int) -> bool:
-        """Whether, from an iteration on, the body's control depends only on how far the end is."""
-        return self.form.sign > 0 and all(
-            self._same(control, at) for control in self.loop.body.controls
-        )
-
-    def _same(self, control: Control, at: int) -> bool:
-        left, relation, right = parts(control.expr)
-        form = self._in_iterations(left - right)
-        if form is None:
-            return False
-        grows = slope(form, _AT)
-        factor, rest = self._factor(form)
-        if grows is None:
-            return False
-        if grows and (rest or factor is None) and control.kind in ("truth", "cut"):
-            return grows + (factor or 0) == 0 or self._open(form, relation, at)
-        if factor is None:
-            return not grows and control.kind in ("truth", "cut")
-        if grows + factor == 0:
-            # The same after both move on by one; what else is in it is known where it is used.
-            return True
-        if rest or control.kind in ("trips", "exact"):
-            return False
-        offset = linear(form)[1]
-        if factor == 0:
-            return self._steady(control, relation, grows * at + offset, grows)
-        if grows == 0:
-            # Inside the body the trips are more than the iteration.
-            least = at + 1 - self.form.offset
-            return self._steady(control, relation, factor * least + offset, factor)
-        return False
-
-    def _open(self, form: Expr, relation: str, at: int) -> bool:
-        """Whether a comparison of the iteration with another unknown has both outcomes; then no
-        later iteration has one that this one hasn't, once what was decided is forgotten.
-        """
-        now = substitute(form, {_AT: at})
-        unknown = {s.name for s in symbols(now) if s.name not in self.environment}
-        low, high = bounds(now)
-        if low is None or high is None or relation in ("==", "!="):
-            return False
-        self.loose |= unknown
-        return holds(relation, low) != holds(relation, high)
-
-    def _steady(self, control: Control, relation: str, value: int, grows: int) -> bool:
-        """Whether a comparison stays as it is while its form grows from a value."""
-        length = _lasts(control, relation, value, grows)
-        return length == _FOREVER or (self.most is not None and length >= self.most)
-
-    def _in_iterations(self, form: Expr) -> Expr | None:
-        """A form with the loop's counter replaced by its start and the iteration."""
-        name = self.loop.symbol
-        put: dict[Expr, int | Expr] = {}
-        for s in symbols(form):
-            if s.name == name:
-                put[s] = self.start + _AT * self.loop.step
-            elif s.name in self.environment:
-                put[s] = self.environment[s.name]
-        return substitute(form, put) if put else form
-
-    def _factor(self, form: Expr) -> tuple[int | None, bool]:
-        """How often the loop's unknown is in a form (None: some of it is), and whether anything
-        else is, the iteration apart.
-        """
-        terms = {p: c for p, c in linear(form)[0] if p != (_AT,)}
-        unknown = symbols(self.form.unknown)
-        ratios = {
-            (c // self.terms[p], c % self.terms[p]) for p, c in terms.items() if p in self.terms
-        }
-        rest = {p for p in terms if p not in self.terms}
-        if any(unknown & symbols(f) for p in rest for f in p):
-            return None, True
-        if not ratios:
-            return 0, bool(rest)
-        complete = sum(p in terms for p in self.terms) == len(self.terms)
-        if len(ratios) != 1 or not complete:
-            return None, True
-        ((factor, remainder),) = ratios
-        return (factor, bool(rest)) if remainder == 0 else (None, True)
-
-
-#: Longer than any loop.
-_FOREVER = 1 << 62
-
-
-def _constant(relation: str, value: int, grows: int) -> int:
-    """How many iterations a comparison with 0 stays as it is, this one counted, while its form
-    grows by ``grows`` from ``value``.
-    """
-    if grows == 0:
-        return _FOREVER
-    if relation in ("==", "!="):
-        if value == 0:
-            return 1
-        away = (value > 0) == (grows > 0)
-        return _FOREVER if away or value % grows else -value // grows
-    # f < 0 is f <= -1: compare with the largest value for which it holds.
-    last = -1 if relation == "<" else 0
-    if value <= last:
-        return _FOREVER if grows < 0 else (last - value) // grows + 1
-    return _FOREVER if grows > 0 else (value - last - 1) // -grows + 1
-
-
-def _lasts(control: Control, relation: str, value: int, grows: int) -> int:
-    """How many iterations a control stays as it is, whose form grows from a value."""
-    if control.kind != "cut" or holds(relation, value):
-        return _constant(relation, value, grows)
-    # Partly outside of its tensor a transfer moves more or less each time; wholly outside, nothing.
-    outside = control.span - value
-    return _constant("<=", outside, -grows) if outside <= 0 or grows == 0 else 1
 
 
 def _known(needs: Iterable[str], environment: Environment) -> object:

@@ -56,6 +56,9 @@ class State:
         self.number = number
 
 
+Found: TypeAlias = frozenset[State]
+
+
 class States:
     """All states met so far."""
 
