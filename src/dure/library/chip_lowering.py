@@ -34,7 +34,7 @@ from dure.machine.chip import Chip
 #: Parts of a row that is folded over the lanes of an engine.
 _LANES = 128
 #: Columns of a norm whose squares an engine adds up as they pass.
-_SUMMED = 512
+_SUMMED = 256
 #: Which chips a launch of a kernel is for, by the kernel's name: others don't try it.
 SUITS: dict[str, Callable[[KernelCall, Chip], bool]] = {
     "rms_norm_sums": lambda call, chip: chip.passes,

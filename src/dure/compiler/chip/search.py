@@ -37,7 +37,7 @@ _BOUNDS = 60
 _NEAR = 6
 #: The best that are simulated, for each number of operands that stay, and all that are at most.
 _SAMPLED = 4
-_SIMULATED = 16
+_SIMULATED = 32
 #: What of a bound is believed once programs are simulated: it rests on a simplified schedule.
 _TRUST = 0.95
 #: Simulated instructions after which the choice is made.
@@ -264,7 +264,8 @@ class _Search:
         while moved and best is not None:
             moved = False
             moves = self.space.directions()
-            for found in (*(move(best) for move in moves), *self.kept(best)):
+            near = (*(move(best) for move in moves), *self.kept(best), *self.resplit(best))
+            for found in near:
                 if len(self.timed) >= _SIMULATED or self.executed >= _EXECUTED:
                     return
                 # A bound of a simple schedule may be above the time: then two bounds are compared.
@@ -275,6 +276,19 @@ class _Search:
                     continue
                 if self.time(found) < self.time(best):
                     best, moved = found, True
+
+    def resplit(self, point: Point) -> Iterator[Point]:
+        """The point with other splits, of which none is next to another, and the same operands that
+        stay: they stay over another loop where cores have a single instance along an axis.
+        """
+        for split in range(SPLITS if point.resident else 0):
+            plain = replace(point, split=split, resident=())
+            if split == point.split:
+                continue
+            self.bound(plain)
+            found = {r.tensor: r for r in reversed(self.reuses.get(plain, []))}
+            if all(r.tensor in found for r in point.resident):
+                yield replace(plain, resident=tuple(found[r.tensor] for r in point.resident))
 
     def time(self, point: Point) -> float:
         """The simulated picoseconds of a point; infinite where it doesn't compile."""

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 
 from dure.compiler.chip.allocate import limit_of, storage_bytes
-from dure.compiler.chip.tree import Buffer, Tree, steps
+from dure.compiler.chip.tree import Buffer, Step, Tree, steps
 from dure.ir.expr import Symbol, as_expr
+from dure.ir.types import static_extent
 from dure.machine.chip import Chip
 
 #: Slots of what goes to other devices: its way over a link is long, however small it is.
 _AWAY = 8
+#: The part of its bandwidth that a transfer in short runs reaches by itself, at most.
+_SHORT = 0.5
 
 
 def choose_stages(
@@ -22,9 +26,8 @@ def choose_stages(
     device: Symbol | None = None,
 ) -> None:
     """``stages`` slots for what is loaded in a block that repeats (``ahead`` for what is loaded
-    ahead, where that is more) or stored by an index list there, each of whose entries takes its
-    time; more for what goes to another ``device``; two where queues hand over what they compute,
-    else one.
+    ahead, where that is more) or stored there by transfers that take their time; more for what goes
+    to another ``device``; two where queues hand over what they compute, else one.
 
     Where the scratchpad is too small for that, what is computed gives up its second slot first,
     then the largest of the rings; where accumulators are, what turns least often (:func:`_first`).
@@ -37,7 +40,7 @@ def choose_stages(
     for step in steps(tree.body):
         if step.kind == "dma_load":
             loaded.update(b.root for b in step.writes)
-        if step.kind == "dma_store" and step.lists:
+        if step.kind == "dma_store" and _slow(step, chip):
             slow.add(step.reads[0].root)
         if chip.passes:
             listed.update(b.root for b in step.lists)
@@ -75,6 +78,23 @@ def choose_stages(
         buffer.stages = buffer.root.stages
     for loop, buffer in tree.over_slots:
         loop.stop = as_expr(buffer.stages)
+
+
+def _slow(step: Step, chip: Chip) -> bool:
+    """Whether a store takes long by itself: each entry of an index list takes its time, and in
+    short runs several transfers side by side are faster than one.
+    """
+    if step.lists:
+        return True
+    dma = next((d for d in chip.dma.values() if d.queue == step.queue), None)
+    if dma is None or dma.efficiency is None or step.tensor is None:
+        return False
+    tile, extent = step.reads[0].type, static_extent(step.tensor.tensor.shape[-1])
+    if extent is None or tile.shape[-1] >= extent:
+        return False
+    runs, run = prod(tile.shape[:-1]), tile.shape[-1] * tile.dtype.bits / 8
+    values = {name: number.base for name, number in dma.numbers.items()}
+    return dma.efficiency({**values, "run": run, "runs": runs, "bytes": runs * run}) < _SHORT
 
 
 def _first(rings: Sequence[Buffer], sizes: Mapping[Buffer, int], excess: int) -> Buffer:
