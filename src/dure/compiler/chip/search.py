@@ -266,7 +266,7 @@ class _Search:
             moves = self.space.directions()
             near = (*(move(best) for move in moves), *self.kept(best), *self.resplit(best))
             for found in near:
-                if len(self.timed) >= _SIMULATED or self.executed >= _EXECUTED:
+                if len(self.timed) >= self.most or self.executed >= _EXECUTED:
                     return
                 # A bound of a simple schedule may be above the time: then two bounds are compared.
                 beaten = max(self.time(best), self.bound(best)[0])
@@ -277,11 +277,18 @@ class _Search:
                 if self.time(found) < self.time(best):
                     best, moved = found, True
 
+    @property
+    def most(self) -> int:
+        """Programs that are simulated at most.  What shares the scratchpad with its neighbours
+        while weights stream in takes other times there than by itself: a quick look is enough.
+        """
+        return _SIMULATED if self.base.budget is None else _SIMULATED // 2
+
     def resplit(self, point: Point) -> Iterator[Point]:
         """The point with other splits, of which none is next to another, and the same operands that
         stay: they stay over another loop where cores have a single instance along an axis.
         """
-        for split in range(SPLITS if point.resident else 0):
+        for split in range(SPLITS if point.resident and self.base.budget is None else 0):
             plain = replace(point, split=split, resident=())
             if split == point.split:
                 continue
