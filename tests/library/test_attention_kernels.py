@@ -283,9 +283,11 @@ def test_a_token_of_a_group_has_the_same_bits_alone_and_in_a_chunk(execute: Exec
     np.testing.assert_array_equal(alone[0], chunk[-1])
 
 
-@pytest.mark.parametrize("rows", [8, 64])
+@pytest.mark.parametrize(("rows", "early"), [(8, False), (64, False), (64, True)])
 @pytest.mark.parametrize(("window", "softcap", "sinks"), [(0, 0.0, False), (11, 3.0, True)])
-def test_attention_by_rows(rows: int, window: int, softcap: float, sinks: bool) -> None:
+def test_attention_by_rows(
+    rows: int, early: bool, window: int, softcap: float, sinks: bool
+) -> None:
     cache = Cache([45, 6, 17], 2, 16, 4, 1)
     positions, work = work_items(cache, [(0, 41), (1, 6), (2, 9)], rows)
     q = normal(5, len(positions), 2, 2, 16)
@@ -301,6 +303,7 @@ def test_attention_by_rows(rows: int, window: int, softcap: float, sinks: bool) 
         [q, *pools, where, table, cache.context, *lists, sink, y],
         pages=cache.table.shape[1],
         aligned=4,
+        early=early,
         **consts,
         **numbers,
     )

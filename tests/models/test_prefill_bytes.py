@@ -69,7 +69,7 @@ def test_a_prefill_on_bytes(name: str, normed: bool, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("sequences", "length"), [(1, 600), (3, 300)])
+@pytest.mark.parametrize(("sequences", "length"), [(1, 600), (3, 300), (2, 512)])
 def test_a_prefill_in_one_pass_on_bytes(sequences: int, length: int) -> None:
     target = chip("trainium2")
     names = {"attention_rows", "rms_norm_sums"}

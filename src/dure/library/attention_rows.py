@@ -53,11 +53,15 @@ def attention_rows(
     window: dl.const = 0,
     softcap: dl.const = 0.0,
     causal: dl.const = True,
+    early: dl.const = False,
 ):
     """:func:`~dure.library.attention_grouped.grouped_attention` to pools (KV heads, slots, D), with
     a block table (sequences * pages), sequence by sequence.
 
     Work items are as long as ``bq``, or longer; they start at positions that ``aligned`` divides.
+    With ``early``, for items of whole tiles, all page lists of a tile are on their way before what
+    waits for one, and without a window its first keys come with the tile before: a proof of items
+    of several lengths takes too long then.
     """
     whole = piece % rows == 0 or (aligned % bq == 0 and rows % bq == 0 and piece % bq == 0)
     dl.static_assert(not causal or whole, "the positions of a tile of queries lie in one piece")
@@ -81,8 +85,11 @@ def attention_rows(
     blocks = dl.cdiv(count, bq)
     apart = (dl.arange(piece)[None, :] - dl.arange(bq)[:, None])[None, :, :]
     upright = queries(own_q, 0, heads, scale, k_pool, numbers)
-    own_keys, hidden = own_piece(apart, own_positions[0], place, numbers)
+    own_keys, hidden = own_piece(apart, own_positions[0], place, None, numbers)
     own_keys = dl.transpose(own_keys, (0, 2, 1))
+    carried = early and not window
+    if carried:
+        keys = columns_of(upright, place, pages_of(place, 0, numbers), numbers)
     for block in dl.range(blocks + 1):
         # A turn more, for the end of the last tile.
         tile, following = min(block, blocks - 1), min(block + 1, blocks - 1)
@@ -90,7 +97,15 @@ def attention_rows(
         begin, last = ends_of(first, place[5], numbers)
         stop = begin + (last - begin) * min(blocks - block, 1)
         seen = (first, place[5], last)
-        own_values = present_values(query, place, last, numbers)
+        second_last, latest_last = last - 2 * min((last - begin) // 2, 1), max(last - 1, begin)
+        own_pages, next_own_pages, second_pages, latest_pages = None, None, None, None
+        if early:
+            next_last = ends_of(own_positions[following * bq], place[5], numbers)[1]
+            own_pages = pages_of(place, last, numbers)
+            next_own_pages = pages_of(place, next_last, numbers)
+            second_pages = pages_of(place, second_last, numbers)
+            latest_pages = pages_of(place, latest_last, numbers)
+        own_values = present_values(query, place, last, own_pages, numbers)
         factor = factor_of(total, highest, sink, numbers)
         # The piece of the queries' own positions, and beside it the end of the tile before.
         if softcap or window:
@@ -100,26 +115,34 @@ def attention_rows(
             scores = dl.dot(query, own_keys, mask)
         acc = dl.dot(dl.transpose(turned, (0, 2, 1)), second, acc) * fall
         highest = dl.max(scores, 2, keepdims=True)
-        own_rows, hidden = own_piece(apart, own_positions[following * bq], place, numbers)
+        own_rows, hidden = own_piece(
+            apart, own_positions[following * bq], place, next_own_pages, numbers
+        )
         acc = dl.dot(narrow, latest, acc)
         weights = weighed(scores, highest, last, seen, numbers)
         total = dl.sum(weights, 2, keepdims=True)
         narrow = weights.to(query.dtype)
         own_keys = dl.transpose(own_rows, (0, 2, 1))
-        keys = columns_of(query, place, pages_of(place, begin, numbers), numbers)
+        if not carried:
+            keys = columns_of(query, place, pages_of(place, begin, numbers), numbers)
         fall = dl.zeros((bh, columns, 1), dl.float32)
         result = convert(acc * factor, y.dtype)
-        second = present_values(query, place, last - 2 * min((last - begin) // 2, 1), numbers)
-        latest = present_values(query, place, max(last - 1, begin), numbers)
+        second = present_values(query, place, second_last, second_pages, numbers)
+        latest = present_values(query, place, latest_last, latest_pages, numbers)
         coming = queries(own_q, following, heads, scale, k_pool, numbers)
         if block > 0:
             result = swapped(result.reshape((bh, bq, bg, bd)))
             dl.store(own_y, (block - 1, heads, 0, 0), result)
         for p in dl.range(begin, stop):
-            # Both lists on their way, before what waits for one.
-            next_pages = pages_of(place, max(min(p + 1, last - 1), begin), numbers)
+            # Both lists on their way, before what waits for one.  The last turn's keys may be the
+            # first of the next tile, which without a window are those of all tiles.
+            if carried:
+                after = max(min(p + 1, (last - 1 - p) * pages), 0)
+            else:
+                after = max(min(p + 1, last - 1), begin)
+            next_pages = pages_of(place, after, numbers)
             pages_before = pages_of(place, max(p - 2, begin), numbers)
-            scores = dl.dot(query, keys)
+            scores = dl.dot(query, keys)  # pyright: ignore[reportPossiblyUnboundVariable]
             keys = columns_of(query, place, next_pages, numbers)
             values = values_of(query, place, pages_before, numbers)
             if p == begin + 1:
@@ -155,14 +178,16 @@ def queries(q: Any, block: Any, heads: Any, scale: Any, k_pool: Any, numbers: An
     return dl.transpose(swapped(tile).reshape((bh, bq * bg, bd)), (0, 2, 1))
 
 
-def own_piece(apart: Any, first: Any, place: Any, numbers: Any) -> Any:
+def own_piece(apart: Any, first: Any, place: Any, pages: Any, numbers: Any) -> Any:
     """The last keys that queries from ``first`` on see, as columns, and what hides of them those
     that a query doesn't see: of each query its row.
     """
     bq, bh, _, bd, _, piece, window, softcap, causal = numbers
     _, last = ends_of(first, place[5], numbers)
     present = dl.arange(piece)[None, :, None] < place[5] - last * piece
-    keys = dl.load(place[0], (place[4], pages_of(place, last, numbers), 0), (bh, piece, bd))
+    if pages is None:
+        pages = pages_of(place, last, numbers)
+    keys = dl.load(place[0], (place[4], pages, 0), (bh, piece, bd))
     keys = dl.where(present, keys, 0.0)
     if softcap or window:
         return keys, dl.zeros((bh, 1, 1), dl.bfloat16)
@@ -205,11 +230,13 @@ def values_of(query: Any, place: Any, pages: Any, numbers: Any) -> Any:
     return values.to(query.dtype)
 
 
-def present_values(query: Any, place: Any, p: Any, numbers: Any) -> Any:
-    """The values of a piece, zeros where the sequence has ended."""
+def present_values(query: Any, place: Any, p: Any, pages: Any, numbers: Any) -> Any:
+    """The values of a piece, whose pages may be there, zeros where the sequence has ended."""
     piece = numbers[5]
+    if pages is None:
+        pages = pages_of(place, p, numbers)
     present = dl.arange(piece)[None, :, None] < place[5] - p * piece
-    values = values_of(query, place, pages_of(place, p, numbers), numbers)
+    values = values_of(query, place, pages, numbers)
     return dl.where(present, values, 0.0)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from dure.compiler.chip.allocate import ScratchpadError
 from dure.compiler.chip.pipeline import Compiled, Options, compile_for
@@ -21,8 +22,9 @@ from dure.machine.chip import Chip
 from dure.sim.sanitizer import Verdict, sanitize
 from dure.sim.timing import Timing, simulate
 
-#: States that the proof of one of several programs may take before the next one is tried.
-_STATES = 4000
+#: States that the proof of one of several programs may take before the next one is tried, and the
+#: programs that are tried so.
+_STATES, _TRIED = 4000, 4
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def _proved(
     A proof may be too long for one split over the cores and short for another.
     """
     first: tuple[dict[str, int], Compiled, Verdict] | None = None
-    for consts, compiled in programs:
+    for consts, compiled in islice(programs, _TRIED):
         verify(compiled.function)
         verdict = sanitize(compiled.function, chip, states=_STATES)
         found = consts, compiled, verdict

@@ -246,6 +246,7 @@ def _attention(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
         side["aligned"] = int(np.gcd.reduce(lists[3][0][lists[7][0]])) or side["rows"]
         queries = tile(most, max(1, _ROWS // power_of_two(group)))
         start = {"bq": queries, "bh": 1, "piece": max(page, queries, tile(longest, _PIECE))}
+        side["early"] = int(np.gcd.reduce(lists[8][0])) % queries == 0
         table, low, high = lists[4]
         flat = {**lists, 4: (table.reshape(-1), low, high)}
         made.append(launch(attention_rows, arguments, start, side, flat))

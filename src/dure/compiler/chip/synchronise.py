@@ -9,6 +9,11 @@ of slots, to the turn that reuses the slot) become semaphores that start with as
 Dependences of one block between the same two queues share a semaphore: none of them crosses
 another, so that the n-th wait is for the n-th signal.  A dependence is left out where program order
 and the semaphores already there imply it.
+
+Where an engine waits for another in front of a loop, in which it first does something else, the
+wait stands in the loop, in front of what needs it.  There it is executed at every turn: the other
+engine signals at the start of each turn for the next one, and behind the loop for the last signal
+there is a last wait, so that each execution of the loop balances, whether it has turns or not.
 """
 
 from __future__ import annotations
@@ -22,6 +27,7 @@ from dure.compiler.chip.tree import (
     Branch,
     Buffer,
     Item,
+    Loop,
     Rotate,
     Semaphore,
     Step,
@@ -134,6 +140,8 @@ class _Synchroniser:
         self.roots: dict[Value, Value] = {}
         #: Semaphores that every run of their block leaves as they were.
         self.plain: list[tuple[Block, Semaphore]] = []
+        #: Waits and signals after the items of the block at hand.
+        self.put_off: dict[int, list[Item]] = {}
 
     # --- what an item touches --------------------------------------------------------------------
 
@@ -167,7 +175,14 @@ class _Synchroniser:
         touched = [self.touches(item) for item in block.items]
         edges = self.edges(block, touched)
         kept = self._needed(edges, block.repeated)
-        return self._insert(block, kept, touched)
+        made: list[Semaphore] = []
+        left_out = set(edges).difference(kept)
+        for edge in list(kept):
+            item = self._first_need(block, edge, left_out, kept)
+            if item is not None:
+                kept.remove(edge)
+                made.append(self._put_off(block, edge, item))
+        return made + self._insert(block, kept, touched)
 
     def edges(self, block: Block, touched: list[dict[Storage, Touch]]) -> list[Edge]:
         """Every dependence between items of this block, on this turn and on later ones."""
@@ -223,6 +238,53 @@ class _Synchroniser:
                 kept.remove(edge)
         return kept
 
+    # --- waits inside a loop ---------------------------------------------------------------------
+
+    def _first_need(
+        self, block: Block, edge: Edge, left_out: set[Edge], kept: list[Edge]
+    ) -> Item | None:
+        """The item of a loop's body that is the first to need an edge to the loop, where the queue
+        does something else before it; None where the wait stands in front of the loop.
+        """
+        loop = block.items[edge.target]
+        queues = {edge.before, edge.after}
+        if not block.repeated or not isinstance(loop, Loop):
+            return None
+        if edge.distance or edge.rare is not None or len(queues) < 2:
+            return None
+        if queues & self.asynchronous:
+            return None
+        body = [(item, self.touches(item)) for item in loop.body.items]
+        own = [(item, e) for item, e in body if _by(e, edge.after)]
+        if not _hand_over(body, queues):
+            return None
+        # What the wait put in order besides.
+        others = [e for e in kept if e is not edge and e.rare is None]
+        names = {edge.why}
+        for other in left_out:
+            ends = other.after == edge.after and other.target == edge.target
+            if ends and not _implied(other, others, block.repeated):
+                names.add(other.why)
+        for place, (item, entry) in enumerate(own):
+            if any(s.name in names and edge.after in t.reads | t.writes for s, t in entry.items()):
+                return item if place else None
+        return None
+
+    def _put_off(self, block: Block, edge: Edge, item: Item) -> Semaphore:
+        """Wait for an edge's signal in the loop that it leads to, in front of an item: at the first
+        turn for what was before the loop, later and after the loop for the turn before.
+        """
+        loop = block.items[edge.target]
+        assert isinstance(loop, Loop)
+        semaphore = Semaphore(edge.before, edge.after, 0, edge.why)
+        inside = loop.body.items
+        inside.insert(inside.index(item), Sync("wait", edge.after, semaphore))
+        inside.insert(0, Sync("signal", edge.before, semaphore))
+        self.put_off.setdefault(edge.target, []).append(Sync("wait", edge.after, semaphore))
+        self.put_off.setdefault(edge.source, []).append(Sync("signal", edge.before, semaphore))
+        self.plain.append((block, semaphore))
+        return semaphore
+
     # --- writing down ----------------------------------------------------------------------------
 
     def _insert(
@@ -230,7 +292,7 @@ class _Synchroniser:
     ) -> list[Semaphore]:
         made: list[Semaphore] = []
         before: dict[int, list[Item]] = {}
-        after: dict[int, list[Item]] = {}
+        after, self.put_off = self.put_off, {}
         shared: dict[tuple[str, str, int], Semaphore] = {}
         for edge in edges:
             semaphore = Semaphore(edge.before, edge.after, edge.distance, edge.why)
@@ -282,6 +344,24 @@ class _Synchroniser:
                     if storage.stages > 1 and not storage.turned:
                         found.setdefault(place, []).append(storage)
         return found
+
+
+def _hand_over(body: Sequence[tuple[Item, dict[Storage, Touch]]], queues: set[str]) -> bool:
+    """Whether queues hand something over to one another at each turn of a loop, so that none is
+    ahead of the other by more turns than that has slots.
+    """
+    users: dict[Storage, set[str]] = {}
+    writers: dict[Storage, set[str]] = {}
+    for _, entry in body:
+        for storage, touch in entry.items():
+            users.setdefault(storage, set()).update(touch.reads | touch.writes)
+            writers.setdefault(storage, set()).update(touch.writes)
+    return any(queues <= found and queues & writers[s] for s, found in users.items())
+
+
+def _by(entry: dict[Storage, Touch], queue: str) -> bool:
+    """Whether a queue touches something."""
+    return any(queue in touch.reads or queue in touch.writes for touch in entry.values())
 
 
 def _rare(block: Block, edge: Edge) -> Branch | None:
