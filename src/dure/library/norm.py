@@ -6,6 +6,8 @@ until the end, so that the sum's order depends on the row's length alone.
 
 from __future__ import annotations
 
+from typing import Any
+
 import dure
 import dure.lang as dl
 from dure.library.convert import NEGATIVE_INFINITY, convert
@@ -32,13 +34,7 @@ def rms_norm(
         squares = squares + part * part
     mean = dl.sum(squares, 1, keepdims=True) / dl.full((bm, 1), x.shape[1], dl.float32)
     factor = dl.rsqrt(mean + epsilon)
-    for c in dl.range(dl.cdiv(x.shape[1], bd)):
-        out = dl.load(x, (i, c), (bm, bd)).to(dl.float32) * factor
-        if weight is not None:
-            out = out * dl.load(weight, (c,), (bd,)).to(dl.float32)[None, :]
-        if residual is not None:
-            out = out + dl.load(residual, (i, c), (bm, bd)).to(dl.float32)
-        dl.store(y, (i, c), convert(out, y.dtype))
+    scaled((x, weight, residual, y), i, factor, (bm, bd))
 
 
 @dure.kernel
@@ -61,6 +57,13 @@ def rms_norm_sums(
         total = total + dl.sum(part * part, 1, keepdims=True)
     mean = total / dl.full((bm, 1), x.shape[1], dl.float32)
     factor = dl.rsqrt(mean + epsilon)
+    scaled((x, weight, residual, y), i, factor, (bm, bd))
+
+
+def scaled(tensors: Any, i: Any, factor: Any, sizes: Any) -> None:
+    """Store rows of x times their factor, with the weight and the residual where there are any."""
+    x, weight, residual, y = tensors
+    bm, bd = sizes
     for c in dl.range(dl.cdiv(x.shape[1], bd)):
         out = dl.load(x, (i, c), (bm, bd)).to(dl.float32) * factor
         if weight is not None:
