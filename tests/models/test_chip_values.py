@@ -10,7 +10,9 @@ from small_models import DECODERS, arguments, small
 
 from dure.ir.dtypes import DType
 from dure.ir.tensor.shards import run_shards
+from dure.library import chip_lowering_attention
 from dure.library.call import KernelCall
+from dure.library.chip_lowering import SUITS
 from dure.library.collective_product_ways import SummedProduct
 from dure.models.batch import Batch, Phase
 from dure.models.chip_answer import step_answer
@@ -79,14 +81,43 @@ def test_links_of_a_square(monkeypatch: pytest.MonkeyPatch) -> None:
     assert products == {"matmul_give_lines"}
 
 
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        ("h100", "gpt-oss-120b"),
+        *(
+            pytest.param(name, model, marks=pytest.mark.long)
+            for name in chip_names()
+            for model in ("qwen3-0.6b", "gemma-3-4b", "gpt-oss-120b")
+            if chip(name).cores.base >= 8 and (name, model) != ("h100", "gpt-oss-120b")
+        ),
+    ],
+)
+def test_cores_share_the_keys_of_a_token(
+    name: str, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Whatever is faster at this size, and however few keys there are.
+    monkeypatch.setitem(SUITS, "grouped_attention", lambda call, chip: False)
+    monkeypatch.setattr(chip_lowering_attention, "_LEAST", 32)
+    batch = Batch("decode", 2, 90, contexts=(90, 41))
+    calls = run_step(name, model, "decode", 1, batch=batch)
+    assert "join_attention" in {call.kernel.__name__ for call in calls}
+
+
 def run_step(
-    name: str, model: str, phase: Phase, devices: int, *, prefetch: bool = True
+    name: str,
+    model: str,
+    phase: Phase,
+    devices: int,
+    *,
+    prefetch: bool = True,
+    batch: Batch | None = None,
 ) -> list[KernelCall]:
     """Compare a step on bytes with the interpreted program; gives its launches."""
     config = small(model, vocabulary=512)
     experts = config.experts is not None and devices > 1 and len(name) % 2
     shards = Shards(devices, devices if experts else 1)
-    whole = sharded(chip_step(config, BATCHES[phase]), shards)
+    whole = sharded(chip_step(config, batch or BATCHES[phase]), shards)
     answer = step_answer(whole, chip(name), prefetch=prefetch)
     step = answer.step
     assert answer.verdict.ok and step.program is not None

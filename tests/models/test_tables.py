@@ -174,12 +174,16 @@ def test_the_file_of_the_score() -> None:
 # --- published rows ------------------------------------------------------------------------------
 
 _HEAD = ",".join(rows.COLUMNS)
-_ROW = "{model},bf16,1,{phase},{batch},{context},{output},{metric},{value},=,yes,0.25,host,a table"
+_ROW = (
+    "{model},bf16,1,{numbers},{phase},{batch},{context},{output},{metric},{value},"
+    "=,yes,0.25,host,a table"
+)
 
 
 def _line(**given: object) -> str:
     usual: dict[str, object] = {
-        "phase": "decode", "batch": 1, "context": 40, "output": "", "metric": "ms", "value": 0.05,
+        "numbers": "", "phase": "decode", "batch": 1, "context": 40, "output": "", "metric": "ms",
+        "value": 0.05,
     }  # fmt: skip
     return _ROW.format(**{**usual, **given})
 
@@ -226,9 +230,17 @@ def test_a_bound_is_no_error_where_it_holds(tiny: str, tmp_path: Path, rngd: Chi
     assert rows.Predicted(row, row.seconds / 2, "").error == pytest.approx(-0.5)
 
 
+def test_a_part_of_a_chip_as_a_device(tiny: str, tmp_path: Path, rngd: Chip) -> None:
+    numbers = "cores=2 memory.hbm.size=6GB"
+    (row,) = _rows(tmp_path, rngd, _line(model=tiny, numbers=numbers))
+    ((cell, _),) = row.parts()
+    assert (cell.chip.cores.base, cell.chip.memories["hbm"].size.base) == (2, 6e9)
+
+
 @pytest.mark.parametrize(
     ("line", "found"),
     [
+        (_line(model="m", numbers="hbm.speed=1"), "hbm.speed"),
         (_line(model="m", phase="train"), "phase is 'train'"),
         (_line(model="m", metric="tokens/s"), "metric is 'tokens/s'"),
         (_line(model="m", value="fast"), "value is 'fast'"),

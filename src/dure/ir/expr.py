@@ -12,7 +12,7 @@ a positive divisor.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -397,7 +397,7 @@ def _bounds(expr: Expr) -> tuple[int | None, int | None]:
                 for factor in product:
                     part = part.times(Interval(*bounds(factor)))
                 total = total.plus(part.times(Interval(coefficient, coefficient)))
-            return total.low, total.high
+            return _together(expr, total)
         case FloorDiv():
             numerator, divisor = bounds(expr.numerator), bounds(expr.divisor)
             if divisor[0] is None or divisor[0] <= 0:
@@ -409,15 +409,40 @@ def _bounds(expr: Expr) -> tuple[int | None, int | None]:
             ]
             return (min(lows) if lows else None), (max(highs) if highs else None)
         case MinMax():
-            pairs = [bounds(a) for a in expr.arguments]
-            lows = [low for low, _ in pairs if low is not None]
-            highs = [high for _, high in pairs if high is not None]
-            whole_low, whole_high = len(lows) == len(pairs), len(highs) == len(pairs)
-            if expr.function == "min":
-                return (min(lows) if whole_low else None), (min(highs) if highs else None)
-            return (max(lows) if lows else None), (max(highs) if whole_high else None)
+            return _chosen(expr.function, [bounds(a) for a in expr.arguments])
         case _:
             return 0, 1
+
+
+def _together(expr: Sum, known: Interval) -> tuple[int | None, int | None]:
+    """Bounds of a sum, given those of its terms apart: what a minimum or maximum shares with the
+    other terms counts once.
+    """
+    for (chosen, *others), coefficient in expr.terms:
+        if others or not isinstance(chosen, MinMax):
+            continue
+        rest = expr - chosen * coefficient
+        if not symbols(chosen) & symbols(rest):
+            continue
+        pairs = [bounds(rest + argument * coefficient) for argument in chosen.arguments]
+        least = (chosen.function == "min") == (coefficient > 0)
+        low, high = _chosen("min" if least else "max", pairs)
+        lows = [b for b in (low, known.low) if b is not None]
+        highs = [b for b in (high, known.high) if b is not None]
+        return max(lows, default=None), min(highs, default=None)
+    return known.low, known.high
+
+
+def _chosen(
+    function: str, pairs: Sequence[tuple[int | None, int | None]]
+) -> tuple[int | None, int | None]:
+    """Bounds of the least or the greatest of expressions with these bounds."""
+    lows = [low for low, _ in pairs if low is not None]
+    highs = [high for _, high in pairs if high is not None]
+    whole_low, whole_high = len(lows) == len(pairs), len(highs) == len(pairs)
+    if function == "min":
+        return (min(lows) if whole_low else None), (min(highs) if highs else None)
+    return (max(lows) if lows else None), (max(highs) if whole_high else None)
 
 
 def substitute(expr: Expr, values: Mapping[Expr, IntLike]) -> Expr:

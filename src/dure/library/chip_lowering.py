@@ -60,6 +60,8 @@ class ChipCall:
     operands: tuple[tuple[Operand | None, ...], ...] = ()
     #: What it is made for, where a step that doesn't read this needs no such launch.
     spare: Value | None = None
+    #: Ways of several launches, one after another.
+    chains: tuple[tuple[Launch, ...], ...] = ()
 
     @classmethod
     def of(
@@ -71,8 +73,8 @@ class ChipCall:
 
     def ways(self, chip: Chip) -> tuple[tuple[Launch, ...], ...]:
         """The ways to compute it on a chip, each the launches that it makes one after another."""
-        found = zip(self.calls, self.operands, strict=True)
-        return tuple((way,) for way in found if _suits(way[0], chip))
+        found = (*zip(zip(self.calls, self.operands, strict=True)), *self.chains)
+        return tuple(way for way in found if all(_suits(call, chip) for call, _ in way))
 
     def others(self, chip: Chip) -> tuple[tuple[Launch, ...], ...]:
         """Slower ways, for where none of those can be had."""

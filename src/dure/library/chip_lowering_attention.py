@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 
 from dure.ir.core import Op, Value
-from dure.ir.dtypes import BlockFormat
+from dure.ir.dtypes import BlockFormat, float32
 from dure.ir.types import TensorType, static_extent
 from dure.library.attention_columns import attention_columns
 from dure.library.attention_grouped import grouped_attention, quantized_attention
 from dure.library.attention_rows import attention_rows
+from dure.library.attention_split import join_attention, split_attention
 from dure.library.call import IndexArray, KernelCall, stored_bytes, tensor
 from dure.library.chip_lowering import (
     SUITS,
@@ -33,6 +35,8 @@ from dure.machine.chip import Chip
 
 #: Keys of a piece of attention, and queries of a tile, at most; the compiler chooses.
 _PIECE, _QUERIES = 256, 16
+#: Keys of a run, at least, and which argument has the lengths of sequences that are cut in runs.
+_LEAST, _CONTEXT = 64, 7
 #: Rows of queries by which tiles along rows start.
 _ROWS = 512
 #: Tokens that are enough for kernels that work on many side by side.
@@ -50,6 +54,20 @@ def _turns_well(call: KernelCall, chip: Chip) -> bool:
 
 
 SUITS["grouped_attention"] = SUITS["quantized_attention"] = _turns_well
+
+
+def _shares_well(call: KernelCall, chip: Chip) -> bool:
+    # As many runs as there are cores for, and keys.
+    kind, splits = call.types[0], cast(int, call.consts["splits"])
+    assert kind is not None
+    tokens, heads, *_ = (static_extent(e) or 1 for e in kind.shape)
+    cores, longest = tokens * heads * splits, int(call.indices[_CONTEXT].max())
+    return cores <= chip.cores.base and (
+        chip.cores.base < 2 * cores or longest < 2 * splits * _LEAST
+    )
+
+
+SUITS["split_attention"] = _shares_well
 
 
 def _heads(lowering: ChipLowering, op: Op, x: Value, table: Value) -> dict[str, object]:
@@ -255,7 +273,39 @@ def _attention(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
         del consts["heads_first"]
         made.append(launch(attention_columns, arguments, tiles, {**consts, "parts": parts}, lists))
     moved = read * sum(map(_row_bytes, caches)) if cached else 0
-    return [ChipCall.of("attention", made, 4 * heads * size * seen, 0, moved)]
+    found = ChipCall.of("attention", made, 4 * heads * size * seen, 0, moved)
+    if most > 1 or not cached:
+        return [found]
+    given = [arguments[0], *caches, *[ABSENT] * (4 - len(caches)), *places[:5]]
+    shift = 0 if kernel is quantized_attention else 2
+    kept = {n + shift: found for n, found in lists.items() if n + shift < len(given)}
+    own = {name: consts[name] for name in consts if name not in ("rows", "heads_first")}
+    sizes = {"bh": 1, "piece": piece}
+    ways = _shared(given, sink, y, longest, (sizes, own, kept))
+    return [replace(found, chains=tuple(ways))]
+
+
+def _shared(
+    given: Sequence[Argument],
+    sink: Argument,
+    y: Argument,
+    longest: int,
+    how: tuple[Mapping[str, int], Mapping[str, object], Mapping[int, tuple[IndexArray, int, int]]],
+) -> Iterator[tuple[Launch, ...]]:
+    """The ways in which cores share the keys of a token: in 2, 4, 8 and more runs."""
+    assert y.type is not None
+    tokens, groups, group, size = (static_extent(e) or 1 for e in y.type.shape)
+    tiles, consts, lists = how
+    page, splits = int(cast(int, consts["page"])), 2
+    while splits * _LEAST <= longest:
+        kinds = [tensor(float32, tokens, groups, splits, group, n) for n in (1, 1, size)]
+        parts = [Argument(kind, Operand(Stored((Value(kind),)))) for kind in kinds]
+        piece = max(page, min(tiles["piece"], power_of_two(longest) // splits))
+        own = {**consts, "splits": splits}
+        shared = launch(split_attention, [*given, *parts], {**tiles, "piece": piece}, own, lists)
+        sizes = {"bg": consts["bg"], "bd": consts["bd"], "splits": splits}
+        yield shared, launch(join_attention, [*parts, sink, y], {"bh": 1}, sizes)
+        splits *= 2
 
 
 def _seen(op: Op, lists: Mapping[int, tuple[IndexArray, int, int]]) -> tuple[int, int]:

@@ -141,7 +141,8 @@ class _Composer:
         chip: Chip,
         devices: int,
     ) -> None:
-        self.items = items
+        #: The kernels that run before, in and after each loop, in their order.
+        self.items = _joined(items)
         self.chip = chip
         self.device = own_device(devices)
         #: What a phase has seen in another shape.
@@ -160,7 +161,7 @@ class _Composer:
         self.top = capacity(memory)
         #: Where tiles that are loaded ahead begin, and where the next of them go.
         self.bottom = max(
-            (self.shared_end(m) for item in items for run in self.runs(item) for m in run),
+            (self.shared_end(m) for _, own in self.items for run in self.runs(own) for m in run),
             default=0,
         )
         self.next = self.bottom
@@ -168,11 +169,11 @@ class _Composer:
     def region(self) -> Region:
         """The body."""
         ops: list[Op] = []
-        for item in self.items:
-            inner = [self.phase(run) for run in self.runs(item)]
-            if isinstance(item, Repeat):
-                attrs = {"start": 0, "stop": item.count, "step": 1}
-                body = Region((), tuple(inner), (), (item.counter,))
+        for repeat, kernels in self.items:
+            inner = [self.phase(run) for run in self.runs(kernels)]
+            if repeat is not None:
+                attrs = {"start": 0, "stop": repeat.count, "step": 1}
+                body = Region((), tuple(inner), (), (repeat.counter,))
                 ops.append(Op("for", (), (), attrs, (body,)))
             else:
                 ops += inner
@@ -220,12 +221,12 @@ class _Composer:
             rest = [Op("if", (), (), condition, (Region((), tuple(rest)), Region((), ())))]
         return [*views, *declared], rest
 
-    def runs(self, item: Item) -> list[list[_Member]]:
+    def runs(self, kernels: Sequence[Kernel]) -> list[list[_Member]]:
         """The kernels in order, those together that touch nothing which another of them stores and
         have room side by side.
         """
         found: list[list[_Member]] = []
-        for kernel in _kernels(item):
+        for kernel in kernels:
             run = found[-1] if found else []
             below = self.below(run)
             if run and self.joins(kernel, run, below):
@@ -352,6 +353,18 @@ class _Composer:
 
 def _kernels(item: Item) -> tuple[Kernel, ...]:
     return item.body if isinstance(item, Repeat) else (item,)
+
+
+def _joined(items: Sequence[Item]) -> list[tuple[Repeat | None, tuple[Kernel, ...]]]:
+    """Each loop with its kernels, and those that follow one another outside of loops together."""
+    found: list[tuple[Repeat | None, tuple[Kernel, ...]]] = []
+    for item in items:
+        repeat = item if isinstance(item, Repeat) else None
+        if repeat is None and found and found[-1][0] is None:
+            found[-1] = None, (*found[-1][1], *_kernels(item))
+        else:
+            found.append((repeat, _kernels(item)))
+    return found
 
 
 def _stored(kernel: Kernel) -> set[str]:

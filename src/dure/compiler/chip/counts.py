@@ -7,7 +7,7 @@ that is taken as a rule: of a tile at the tensor's edge and a whole one, the who
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,7 +17,7 @@ from dure.errors import DureError
 from dure.ir.core import Function, Value
 from dure.ir.devices import device_id
 from dure.ir.dtypes import Array
-from dure.ir.expr import Compare, Expr, Symbol, as_expr, bounds, evaluate, symbols
+from dure.ir.expr import Compare, Expr, Symbol, as_expr, bounds, evaluate, substitute, symbols
 from dure.ir.rewrite import expressions_in
 
 #: Entries of an index argument that a loop's length is averaged over at most.
@@ -90,24 +90,36 @@ class Counts:
         whose length is read from an index argument, the mean over what is read.
         """
         self.depends[loop.symbol] = self.cores_in((loop.start, loop.stop))
-        entries = [s for s in self.cores if s in symbols(loop.stop)]
+        places = self._places(loop)
         found: list[tuple[int, int]] = []
-        for value in range(self.cores[entries[0]]) if len(entries) == 1 else (0,):
-            here = {**known, entries[0].name: value} if entries else known
+        for place in places:
+            here = {**known, **place}
             length = number(as_expr(loop.stop - loop.start), here, least=0)
             found.append((max(0, -(-length // loop.step)), number(loop.start, here)))
         best: tuple[float, int] = max(found)
         self.turns[loop.symbol] = max(1, int(best[0]))
-        sampled = self._sampled(loop, known)
+        sampled = self._sampled(loop, known, places)
         if sampled is not None:
             self.means[loop.symbol] = sampled
             return sampled, best[1]
         self.means[loop.symbol] = sum(trips for trips, _ in found) / len(found)
         return best
 
-    def _sampled(self, loop: Loop, known: Mapping[str, int]) -> float | None:
-        """The mean trips of a loop over the entries of the index arguments that its length is read
-        from together; None where it is read from none, or from ones of different lengths.
+    def _places(self, loop: Loop) -> list[dict[str, int]]:
+        """The core's coordinates on which the end of a loop depends, each with its values; the
+        first ones where it depends on several.
+        """
+        entries = [s for s in self.cores if s in symbols(loop.stop)]
+        if len(entries) != 1:
+            return [dict.fromkeys([s.name for s in entries], 0)]
+        return [{entries[0].name: value} for value in range(self.cores[entries[0]])]
+
+    def _sampled(
+        self, loop: Loop, known: Mapping[str, int], places: Sequence[Mapping[str, int]]
+    ) -> float | None:
+        """The mean trips of a loop over places of the core, and over the entries of the index
+        arguments that its length is read from together; None where it is read from none, or from
+        ones of different lengths.
         """
         length = as_expr(loop.stop - loop.start)
         read = [s for s in symbols(length) if s in self.samples]
@@ -115,12 +127,13 @@ class Counts:
         if len(sizes) != 1:
             return None
         (size,) = sizes
-        total, count = 0, min(size, _SAMPLES)
+        total, count = 0, min(size, max(1, _SAMPLES // len(places)))
         for n in range(count):
-            here = dict(known)
-            here.update((s.name, int(self.samples[s][n * size // count])) for s in read)
-            total += max(0, -(-number(length, here, least=0) // loop.step))
-        return total / count
+            read_here = {s.name: int(self.samples[s][n * size // count]) for s in read}
+            for place in places:
+                here = {**known, **place, **read_here}
+                total += max(0, -(-number(length, here, least=0) // loop.step))
+        return total / (count * len(places))
 
     def share_of(self, branch: Branch, known: Mapping[str, int]) -> tuple[Block, float]:
         """The side of a branch that counts, and in which part of its turns it is taken."""
@@ -216,9 +229,12 @@ def number(expr: Expr | int, known: Mapping[str, int], least: int | None = None)
     try:
         return evaluate(expr, known)
     except DureError:
-        low, high = bounds(expr)
+        low, high = bounds(
+            substitute(expr, {s: known[s.name] for s in symbols(expr) if s.name in known})
+        )
         if least is not None:
             low = least if low is None else max(low, least)
+            high = high if high is None else max(high, least)
         if low is None or high is None:
             return 1 if low is None else max(low, 1)
         return (low + high + 1) // 2

@@ -8,16 +8,19 @@ from functools import partial
 
 import numpy as np
 
-from dure.library.attention import paged_attention
+from dure.library.attention import LOWEST, paged_attention
 from dure.library.attention_columns import attention_columns
 from dure.library.attention_dense import attention_scores, dense_attention
 from dure.library.attention_grouped import grouped_attention
 from dure.library.attention_ragged import ragged_attention
 from dure.library.attention_rows import attention_rows
+from dure.library.attention_split import join_attention, split_attention
 from dure.library.suite.case import NUMPY, Array, Case, Drawn, Shape, empty, normal, values
 
 #: Parts of the heads whose tiles are worked on side by side.
 _PARTS = 2
+#: Runs that a token's keys are cut in.
+_RUNS = 2
 
 _TOLERANCES = {"f32": 1e-4, "f16": 4e-3, "bf16": 3e-2}
 
@@ -266,6 +269,87 @@ def draw_grouped(form: Grouped, rng: np.random.Generator, size: Shape) -> Drawn:
     return Drawn(arguments, {10: np.stack(expected)}, consts)
 
 
+def run_sums(
+    query: Array, k: Array, v: Array, keys: tuple[int, int], softcap: float
+) -> tuple[Array, Array, Array]:
+    """The highest score, the sum of weights below it and the weighted values of scaled queries
+    (Hkv, group, D) over a run of keys.
+    """
+    heads, group, d = query.shape
+    if keys[0] >= keys[1]:
+        empty_run = np.zeros((heads, group, 1))
+        return empty_run + LOWEST, empty_run, np.zeros((heads, group, d))
+    scores = np.einsum("hgd,khd->hgk", query, k[slice(*keys)])
+    if softcap:
+        scores = softcap * np.tanh(scores / softcap)
+    top = scores.max(-1, keepdims=True)
+    weights = np.exp(scores - top)
+    sums = weights.sum(-1, keepdims=True)
+    return top, sums, np.einsum("hgk,khd->hgd", weights, v[slice(*keys)])
+
+
+def draw_split(
+    dtype: str, window: int, softcap: float, rng: np.random.Generator, size: Shape
+) -> Drawn:
+    """One token of each sequence of ``(Hq, Hkv, 1, Skv, D, sequences)``, in runs of its keys."""
+    heads, kv_heads, _, _, d, _ = size
+    group, page, piece = heads // kv_heads, 4, 4
+    lengths, _ = ragged(rng, size)
+    cache = scattered(rng, dtype, lengths, (kv_heads, d), page)
+    q = normal(rng, dtype, len(lengths), kv_heads, group, d)
+    found: list[list[Array]] = [[], [], []]
+    for s, length in enumerate(lengths):
+        begin = max(length - window, 0) if window else 0
+        pieces = range(begin // piece, (length - 1) // piece + 1)
+        each = -(-len(pieces) // _RUNS)
+        for run in range(_RUNS):
+            first = (pieces.start + run * each) * piece
+            keys = max(first, begin), min(first + each * piece, length)
+            sums = run_sums(
+                values(q[s]) * d**-0.5, cache.rows[0][s], cache.rows[1][s], keys, softcap
+            )
+            for kept, value in zip(found, sums, strict=True):
+                kept.append(value)
+    shape = len(lengths), _RUNS, kv_heads, group
+    expected = [np.stack(f).reshape(*shape, -1).swapaxes(1, 2) for f in found]
+    consts = {
+        "bg": 1 << (group - 1).bit_length(),
+        "bd": 1 << (d - 1).bit_length(),
+        "page": page,
+        "piece": piece,
+        "splits": _RUNS,
+        "scale": d**-0.5,
+        "window": window,
+        "softcap": softcap,
+    }
+    pools = [np.ascontiguousarray(p.swapaxes(0, 1)) for p in cache.pools]
+    order = np.arange(len(lengths), dtype=np.int32)
+    lists = [np.array(lengths, np.int32) - 1, cache.table, cache.context, order, order]
+    results = [empty("f32", *e.shape) for e in expected]
+    arguments = [q, *pools, None, None, *lists, *results]
+    return Drawn(arguments, {10 + n: e for n, e in enumerate(expected)}, consts)
+
+
+def draw_join(dtype: str, sunk: bool, rng: np.random.Generator, size: Shape) -> Drawn:
+    """``(T, Hkv, group, D)`` of ``_RUNS`` runs, of which some have no keys."""
+    tokens, heads, group, d = size
+    shape = tokens, heads, _RUNS, group
+    there = np.arange(_RUNS)[:, None, None] < rng.integers(1, _RUNS + 1)
+    top = np.where(there, normal(rng, "f32", *shape, 1), LOWEST).astype(np.float32)
+    sums = np.where(there, rng.uniform(1, 9, (*shape, 1)), 0).astype(np.float32)
+    weighted = np.where(there, normal(rng, "f32", *shape, d), 0).astype(np.float32)
+    sinks = normal(rng, "f32", heads, group, 1) if sunk else None
+    wide = np.exp(top.astype(np.float64))
+    whole = (sums * wide).sum(2) + (0 if sinks is None else np.exp(sinks.astype(np.float64)))
+    consts = {
+        "bg": 1 << (group - 1).bit_length(),
+        "bd": 1 << (d - 1).bit_length(),
+        "splits": _RUNS,
+    }
+    y = empty(dtype, tokens, heads, group, d)
+    return Drawn([top, sums, weighted, sinks, y], {4: (weighted * wide).sum(2) / whole}, consts)
+
+
 def draw_ragged(dtype: str, rng: np.random.Generator, size: Shape) -> Drawn:
     """The same batch through the algorithm of the measured kernel, heads first."""
     heads, kv_heads, _, _, d, _ = size
@@ -358,12 +442,29 @@ def paged_cases() -> Iterable[Case]:
         draw, tolerance = partial(draw_grouped, form), _TOLERANCES[form.dtype]
         full, name = ("attn", "32x8x512x2048x128", "bf16"), f"attention by rows{form.name}"
         yield Case(name, item, attention_rows, draw, mixed, tiles, full, tolerance)
+    yield from shared_cases()
     for dtype in ("f32", "bf16"):
         draw = partial(draw_ragged, dtype)
         full = ("ragged_attention", "32x8x512x2048x128", "bf16")
         name = f"paged attention as measured {dtype}"
         tolerance = _TOLERANCES[dtype]
         yield Case(name, item, ragged_attention, draw, mixed, {}, full, tolerance, pinned=True)
+
+
+def shared_cases() -> Iterable[Case]:
+    """Decode whose keys many cores share, and what puts their sums together."""
+    # There is a core for each run: one that has many of them takes long to prove.
+    decode: tuple[Shape, ...] = ((1, 1, 1, 1, 1, 1), (3, 1, 1, 5, 8, 2), (4, 2, 1, 21, 16, 2))
+    item, large = "paged decode attention", ("attn", "32x8x1x8192x128", "bf16")
+    for dtype, window, softcap in (("bf16", 0, 0.0), ("f32", 5, 3.0)):
+        name = f"attention of runs of keys{' window softcap' if window else ''} {dtype}"
+        draw, tolerance = partial(draw_split, dtype, window, softcap), _TOLERANCES[dtype]
+        yield Case(name, item, split_attention, draw, decode, {"bh": 1}, large, tolerance)
+    sizes: tuple[Shape, ...] = ((1, 1, 1, 1), (2, 1, 3, 8), (3, 2, 4, 16))
+    for dtype, sunk in (("bf16", False), ("f32", True)):
+        name = f"sums of runs of keys{' sinks' if sunk else ''} {dtype}"
+        draw, tolerance = partial(draw_join, dtype, sunk), _TOLERANCES[dtype]
+        yield Case(name, item, join_attention, draw, sizes, {"bh": 1}, large, tolerance)
 
 
 def draw_scores(dtype: str, rng: np.random.Generator, size: Shape) -> Drawn:

@@ -2,7 +2,8 @@
 
 Beside a chip's machine file lies ``models.csv``.  Lines that begin with ``#`` are comments; a row
 is a ``model`` of :mod:`dure.models.shapes` in a ``dtype`` on so many ``devices`` as the machine
-file describes one, and what was measured:
+file describes one, but for other ``numbers`` (paths with their values, between spaces) where a part
+of the chip was a device, and what was measured:
 
 - ``decode``: a step of ``batch`` sequences of ``context`` positions, in ``ms``;
 - ``prefill``: a step of ``batch`` sequences of ``context`` new positions, in ``ms``;
@@ -32,8 +33,8 @@ from dure.models.tables.cells import Cell, Outcome, outcomes, step_of
 from dure.targets import chip_folder
 
 COLUMNS = (
-    *("model", "dtype", "devices", "phase", "batch", "context", "output", "metric", "value"),
-    *("relation", "known", "within", "unknown", "source"),
+    *("model", "dtype", "devices", "numbers", "phase", "batch", "context", "output", "metric"),
+    *("value", "relation", "known", "within", "unknown", "source"),
 )
 METRICS = {"decode": ("ms",), "prefill": ("ms",), "serve": ("requests/s", "tokens/s")}
 #: The largest batch that is taken where none is known.
@@ -355,7 +356,7 @@ def _row(names: Sequence[str], line: str, where: str, chip: Chip) -> ModelRow:
     output = _whole(entry, "output", where) if phase == "serve" else 0
     batch = 0 if phase == "serve" and not entry["batch"] else _whole(entry, "batch", where)
     return ModelRow(
-        chip=chip,
+        chip=_with(chip, entry["numbers"].split(), where),
         model=entry["model"],
         dtype=entry["dtype"],
         devices=_whole(entry, "devices", where),
@@ -372,6 +373,18 @@ def _row(names: Sequence[str], line: str, where: str, chip: Chip) -> ModelRow:
         source=entry["source"],
         where=where,
     )
+
+
+def _with(chip: Chip, numbers: Sequence[str], where: str) -> Chip:
+    """The chip with other numbers."""
+    from dure.machine.chip_loader import with_overrides  # imports pydantic
+
+    pairs = (number.partition("=") for number in numbers)
+    try:
+        return with_overrides(chip, {path: value for path, _, value in pairs})
+    except DureError as error:
+        place = f"{where}: {error.where}" if error.where else where
+        raise UsageError(error.what, where=place, rule=error.rule, fix=error.fix) from error
 
 
 def _one_of(entry: Mapping[str, str], name: str, known: Iterable[str], where: str) -> str:

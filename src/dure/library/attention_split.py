@@ -1,0 +1,105 @@
+"""Attention of few tokens over a paged KV cache, whose keys many cores share.
+
+A token's keys are cut into runs of pieces, each an instance of its own (:func:`split_attention`);
+a second kernel puts the runs' sums together (:func:`join_attention`).  Where the runs begin
+follows from the token's position alone, so that its result doesn't depend on the batch.
+"""
+
+from __future__ import annotations
+
+import dure
+import dure.lang as dl
+from dure.library.attention import LOWEST
+from dure.library.attention_grouped import added, columns_of, lowered, multiplied, scored
+from dure.library.convert import convert
+from dure.library.indices import OptionalPlaces, Places
+
+
+@dure.kernel
+def split_attention(
+    q: dl.Tensor,
+    k_pool: dl.Tensor,
+    v_pool: dl.Tensor,
+    k_scales: dl.Tensor | None,
+    v_scales: dl.Tensor | None,
+    positions: Places,
+    block_table: OptionalPlaces,
+    context: Places,
+    work_sequence: Places,
+    work_start: Places,
+    highest: dl.Tensor,
+    total: dl.Tensor,
+    weighted: dl.Tensor,
+    bh: dl.const,
+    bg: dl.const,
+    bd: dl.const,
+    page: dl.const,
+    piece: dl.const,
+    splits: dl.const,
+    scale: dl.const,
+    window: dl.const = 0,
+    softcap: dl.const = 0.0,
+    causal: dl.const = True,
+):
+    """What :func:`~dure.library.attention_grouped.grouped_attention` computes of each of ``splits``
+    runs of keys, for work items of one token: the highest score and the sum of weights below it
+    (T, KV heads, splits, group, 1), and the weighted values (T, KV heads, splits, group, D), all
+    in float32.  A run without keys has a sum of 0.
+    """
+    item, heads, part = dl.program_id(0), dl.program_id(1), dl.program_id(2)
+    sequence, start = work_sequence[item], work_start[item]
+    cache = ((k_pool, v_pool, k_scales, v_scales), block_table, sequence, heads, context[sequence])
+    numbers = (1, bh, bg, bd, page, piece, window, softcap, causal, True)
+    tile = dl.load(q[start : start + 1], (0, heads, 0, 0), (1, bh, bg, bd))
+    tile = convert(tile.to(dl.float32) * scale, multiplied(q.dtype, k_pool.dtype))
+    query = tile.reshape((bh, bg, bd))
+    first = positions[start]
+    begin = max(first + 1 - window, 0) // piece if window else 0
+    last = first // piece if causal else max(dl.cdiv(cache[4], piece), 1) - 1
+    each = dl.cdiv(last + 1 - begin, splits)
+    low = begin + part * each
+    top = dl.full((bh, bg, 1), LOWEST, dl.float32)
+    sums = (dl.zeros((bh, bg, 1), dl.float32), dl.zeros((bh, bg, bd), dl.float32))
+    for p in dl.range(low, min(low + each, last + 1)):
+        keys = columns_of(query, p, cache, numbers)
+        scores = scored(query, keys, p, (first, True), cache, numbers)
+        top, below, drop = lowered(scores, top)
+        place = (p, first, True)
+        sums = added((below, drop), sums, place, cache, numbers, query.dtype)
+    place = (0, heads, part, 0, 0)
+    dl.store(highest[start : start + 1], place, top.reshape((1, bh, 1, bg, 1)))
+    dl.store(total[start : start + 1], place, sums[0].reshape((1, bh, 1, bg, 1)))
+    dl.store(weighted[start : start + 1], place, sums[1].reshape((1, bh, 1, bg, bd)))
+
+
+@dure.kernel
+def join_attention(
+    highest: dl.Tensor,
+    total: dl.Tensor,
+    weighted: dl.Tensor,
+    sinks: dl.Tensor | None,
+    y: dl.Tensor,
+    bh: dl.const,
+    bg: dl.const,
+    bd: dl.const,
+    splits: dl.const,
+):
+    """The results y (T, KV heads, group, D) from what :func:`split_attention` gives; ``sinks``
+    (KV heads, ``group``, 1), which may be None, are one more logit a head, which has no value.
+    """
+    token, heads = dl.program_id(0), dl.program_id(1)
+    place = (token, heads, 0, 0, 0)
+    tops = dl.load(highest, place, (1, bh, splits, bg, 1)).reshape((bh, splits, bg, 1))
+    sums = dl.load(total, place, (1, bh, splits, bg, 1)).reshape((bh, splits, bg, 1))
+    values = dl.load(weighted, place, (1, bh, splits, bg, bd)).reshape((bh, splits, bg, bd))
+    top = dl.max(tops, 1, keepdims=True)
+    sink = None if sinks is None else dl.load(sinks, (heads, 0, 0), (bh, bg, 1))
+    if sink is not None:
+        sink = sink.to(dl.float32).reshape((bh, 1, bg, 1))
+        top = dl.maximum(top, sink)
+    factors = dl.exp(tops - top)
+    whole = dl.sum(sums * factors, 1, keepdims=True)
+    if sink is not None:
+        whole = whole + dl.exp(sink - top)
+    result = dl.sum(values * factors, 1, keepdims=True) / dl.where(whole > 0.0, whole, 1.0)
+    dl.store(y, (token, heads, 0, 0), convert(result.reshape((1, bh, bg, bd)), y.dtype))
