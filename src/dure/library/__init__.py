@@ -13,6 +13,7 @@ from dure.library.attention_dense import attention_scores, dense_attention
 from dure.library.attention_grouped import grouped_attention
 from dure.library.attention_ragged import ragged_attention
 from dure.library.attention_rows import attention_rows
+from dure.library.attention_split import join_attention, split_attention
 from dure.library.conv import conv2d
 from dure.library.elementwise import (
     elementwise_1d,
@@ -55,6 +56,7 @@ __all__ = [
     "gather_rows",
     "grouped_attention",
     "grouped_matmul",
+    "join_attention",
     "kv_write",
     "layer_norm",
     "matmul",
@@ -76,6 +78,7 @@ __all__ = [
     "rope_whole_kv_write",
     "softmax",
     "softmax_rows",
+    "split_attention",
     "top_k",
     "transpose",
 ]
