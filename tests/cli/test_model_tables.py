@@ -135,9 +135,9 @@ def test_validate_models(
     assert run([*arguments, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["models"]
     assert {row["model"] for row in found} == {"llama-3.1-70b", "llama-3.1-405b"}
-    assert all(row["chips"] == 16 and row["unknown"] and row["source"] for row in found)
+    assert all(row["chips"] == 64 and row["unknown"] and row["source"] for row in found)
     assert run(arguments) == 0
-    assert "llama-3.1-405b bf16 decode 1 x 10750 on 16 devices" in capsys.readouterr().out
+    assert "llama-3.1-405b bf16 decode 1 x 10750 on 64 devices" in capsys.readouterr().out
     assert run([*arguments, "--markdown", str(page)]) == 0
     assert "## Whole models" in page.read_text(encoding="utf-8")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dure.cli.main import run
+from dure.targets import chip_folder
 
 DATA = "op,dims,device_ns\ngemm,64x256x128,3000\nlstm,4x8,100\n"
 
@@ -54,7 +55,7 @@ def test_the_page(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (["--algorithm", "mine"], "no algorithm is called 'mine'"),
         (["--data", "{data}"], "measurements and numbers are those of one chip"),
         (["--set", "cores=1"], "measurements and numbers are those of one chip"),
-        (["--target", "h100", "--rows", "operators"], "no measurement of h100 is known"),
+        (["--target", "{mine}", "--rows", "operators"], "no measurement of mine is known"),
         (["--target", "h100", "--rows", "kernels"], "--rows all"),
         (["--target", "h10"], "no target named 'h10'"),
         (["--target", "atom", "--data", "nowhere.csv"], "can't be read"),
@@ -64,7 +65,12 @@ def test_the_page(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_refusals(
     arguments: list[str], words: str, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    filled = [str(data) if a == "{data}" else a for a in arguments]
+    folder = chip_folder("rngd")
+    assert folder is not None
+    text = (folder / "machine.toml").read_text(encoding="utf-8")
+    mine = data.with_name("mine.toml")
+    mine.write_text(text.replace('name = "rngd"', 'name = "mine"'), encoding="utf-8")
+    filled = [a.format(data=data, mine=mine) for a in arguments]
     assert run(["validate", *filled]) == 2
     error = capsys.readouterr().err
     assert words in error and "fix: " in error

@@ -49,6 +49,8 @@ class ModelRow:
     model: str
     dtype: str
     devices: int
+    #: What is other in the machine file.
+    numbers: str
     phase: str
     batch: int
     context: int
@@ -150,6 +152,7 @@ class Predicted:
             "model": row.model,
             "dtype": row.dtype,
             "chips": row.devices,
+            "numbers": row.numbers or None,
             "phase": row.phase,
             "batch": row.batch or None,
             "context": row.context,
@@ -280,7 +283,8 @@ def _note(one: Predicted) -> str:
     row = one.row
     why = f"not predicted: {one.why}; " if one.why else ""
     what = f"{row.chip.name}, {row.model} {row.phase}"
-    return f"{what}: {why}unknown: {row.unknown}. Source: {row.source}."
+    each = f"a device has {', '.join(row.numbers.split())}; " if row.numbers else ""
+    return f"{what}: {why}{each}unknown: {row.unknown}. Source: {row.source}."
 
 
 _HEAD = """
@@ -360,6 +364,7 @@ def _row(names: Sequence[str], line: str, where: str, chip: Chip) -> ModelRow:
         model=entry["model"],
         dtype=entry["dtype"],
         devices=_whole(entry, "devices", where),
+        numbers=entry["numbers"],
         phase=phase,
         batch=batch,
         context=_whole(entry, "context", where),
