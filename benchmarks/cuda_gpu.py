@@ -40,18 +40,20 @@ def main() -> None:
     for row in (*_products(), *_streams(), *_attention(), *_others()):
         rows.append(row)
         print(row, flush=True)
-    result = {
-        "device": torch.cuda.get_device_name(0),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "rows": rows,
-    }
-    if chosen.json is not None:
-        chosen.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    written(chosen.json, rows)
 
 
-def _ns(run: Callable[[], object], times: int = 20) -> float:
-    """Nanoseconds of one run."""
+def written(path: Path | None, rows: list[dict[str, Any]], **facts: str) -> None:
+    """Write rows, with the device and the versions, where there is a path."""
+    if path is None:
+        return
+    device = {"device": torch.cuda.get_device_name(0), "torch": torch.__version__}
+    result = {**device, "cuda": torch.version.cuda, **facts, "rows": rows}
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def nanoseconds(run: Callable[[], object], times: int = 20) -> float:
+    """Nanoseconds of one run of some in a CUDA graph, the median of seven replays."""
     for _ in range(3):
         run()
     torch.cuda.synchronize()
@@ -76,10 +78,10 @@ def _drawn(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
 
 def _products() -> Iterator[dict[str, Any]]:
     for m, n, k in _PRODUCTS:
-        yield _product((m, n, k), "bf16", _ns(_multiplied(_drawn(m, k), [_drawn(n, k)])))
+        yield _product((m, n, k), "bf16", nanoseconds(_multiplied(_drawn(m, k), [_drawn(n, k)])))
     for size in (4096, 8192):
         x, w = (_drawn(size, size, dtype=torch.float8_e4m3fn) for _ in range(2))
-        yield _product((size, size, size), "fp8", _ns(_multiplied_scaled(x, w)))
+        yield _product((size, size, size), "fp8", nanoseconds(_multiplied_scaled(x, w)))
 
 
 def _multiplied(x: torch.Tensor, weights: list[torch.Tensor]) -> Callable[[], object]:
@@ -106,7 +108,7 @@ def _product(sizes: tuple[int, int, int], dtype: str, ns: float) -> dict[str, An
 def _streams() -> Iterator[dict[str, Any]]:
     for n, k in _STREAMS:
         weights = [_drawn(n, k) for _ in range(max(2, int(_STREAMED / (n * k * 2))))]
-        ns = _ns(_multiplied(_drawn(1, k), weights), 2) / len(weights)
+        ns = nanoseconds(_multiplied(_drawn(1, k), weights), 2) / len(weights)
         row = {"op": "gemm", "dims": f"1x{n}x{k}", "dtype": "bf16", "ns": ns}
         yield {**row, "gb_s": n * k * 2 / ns}
         weights.clear()
@@ -116,7 +118,7 @@ def _attention() -> Iterator[dict[str, Any]]:
     for batch, heads, groups, length, size in _ATTENTION:
         q = _drawn(batch, heads, length, size)
         k, v = (_drawn(batch, groups, length, size) for _ in range(2))
-        ns = _ns(_attended(q, k, v), 5)
+        ns = nanoseconds(_attended(q, k, v), 5)
         row = {"op": "causal attention", "dims": f"{batch}x{heads}x{groups}x{length}x{size}"}
         flops = 2 * batch * heads * length * length * size
         yield {**row, "dtype": "bf16", "ns": ns, "tflops": flops / ns / 1e3}
@@ -129,13 +131,18 @@ def _attended(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Callable[[],
 
 def _others() -> Iterator[dict[str, Any]]:
     large = torch.empty(2**30, device="cuda")
-    ns = _ns(lambda: torch.sum(large), 2)
+    ns = nanoseconds(lambda: torch.sum(large), 2)
     yield {"op": "read", "dims": "4 GiB", "dtype": "f32", "ns": ns, "gb_s": 4 * 2**30 / ns}
     x, w = _drawn(2048, 4096), _drawn(4096)
-    ns = _ns(lambda: F.rms_norm(x, (4096,), w))
+    ns = nanoseconds(lambda: F.rms_norm(x, (4096,), w))
     yield {"op": "rmsnorm", "dims": "2048x4096", "dtype": "bf16", "ns": ns}
     one = torch.zeros(1, device="cuda")
-    yield {"op": "a launch in a graph", "dims": "1", "dtype": "f32", "ns": _ns(lambda: one.add_(1))}
+    yield {
+        "op": "a launch in a graph",
+        "dims": "1",
+        "dtype": "f32",
+        "ns": nanoseconds(lambda: one.add_(1)),
+    }
 
 
 if __name__ == "__main__":

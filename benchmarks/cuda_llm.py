@@ -14,15 +14,14 @@ The rows are what ``dure sim llama-3.1-8b --target h100`` can be held against.
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from cuda_gpu import nanoseconds, written
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 _LAYERS, _HIDDEN, _INNER, _VOCABULARY = 32, 4096, 14336, 128256
@@ -53,18 +52,12 @@ def main() -> None:
         times = {backend: _timed(*work, "eager", backend) for backend in _BACKENDS}
         best = min(times, key=times.__getitem__)
         for how, ns in (("eager", times[best]), ("compiled", _timed(*work, "compiled", best))):
+            if math.isinf(ns):
+                continue
             row = {"phase": phase, "batch": sequences, "context": context, "how": how}
             rows.append({**row, "attention": best.name, "ms": ns / 1e6})
             print(rows[-1], flush=True)
-    result = {
-        "device": torch.cuda.get_device_name(0),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "model": "the shapes of Llama 3.1 8B, random bfloat16 weights",
-        "rows": rows,
-    }
-    if chosen.json is not None:
-        chosen.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    written(chosen.json, rows, model="the shapes of Llama 3.1 8B, random bfloat16 weights")
 
 
 def _timed(
@@ -73,7 +66,7 @@ def _timed(
     """Nanoseconds with a backend of attention; infinite where it can't."""
     try:
         with sdpa_kernel(backend):
-            return _ns(_step(phase, sequences, context, how, model))
+            return nanoseconds(_step(phase, sequences, context, how, model), 1)
     except RuntimeError as error:
         print(f"{how}, {backend.name}: {str(error).splitlines()[0][:100]}", flush=True)
         return math.inf
@@ -145,26 +138,6 @@ def _layer() -> Layer:
 
 def _drawn(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, device="cuda", dtype=torch.bfloat16) / shape[-1] ** 0.5
-
-
-@torch.no_grad()
-def _ns(step: Callable[[], object]) -> float:
-    """Nanoseconds of a step."""
-    for _ in range(3):
-        step()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    found: list[float] = []
-    for _ in range(8):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        found.append(start.elapsed_time(end) * 1e6)
-    return statistics.median(found[1:])
 
 
 if __name__ == "__main__":
