@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import dure
 import dure.lang as dl
 from dure.compiler.chip.allocate import ScratchpadError
+from dure.compiler.chip.counts import number
 from dure.compiler.chip.host import from_chip, to_chip
 from dure.compiler.chip.partition import Partition, core_splits, partition
 from dure.compiler.chip.pipeline import Compiled, Options, compile_for, prepare
@@ -24,6 +25,7 @@ from dure.errors import KernelError
 from dure.ir import dtypes
 from dure.ir.core import Function, Op, Region, walk
 from dure.ir.dtypes import DType
+from dure.ir.expr import minimum, symbol
 from dure.ir.interpret import run
 from dure.ir.parser import parse_function
 from dure.ir.printer import print_function
@@ -353,3 +355,10 @@ def test_arithmetic_in_a_type_that_the_engines_lack(name: str, dtype: DType) -> 
     from_chip(compiled.function, passed, [x, found])
     wide, right = found.astype(np.float64), expected.astype(np.float64)
     np.testing.assert_allclose(wide, right, rtol=8e-3, atol=1e-3)
+
+
+def test_what_is_known_narrows_what_is_not() -> None:
+    """Trips on cores whose runs of keys lie beyond the last one are none."""
+    last, core = symbol("last", "loop", 0, 7), symbol("core", "grid", 0, 15)
+    trips = minimum(last + 1, core + 1) - core
+    assert [number(trips, {"core": c}, least=0) for c in range(16)] == [1] * 8 + [0] * 8

@@ -237,3 +237,21 @@ def test_a_tensor_of_another_type() -> None:
     tensors = {n: tensor(bfloat16, *s) for n, s in (("x", (M, D)), ("w", (D, F)), ("y", (M, D)))}
     with pytest.raises(IRError, match="argument 'y'"):
         compose("bad", tensors, [Kernel("up", function, bindings)], target)
+
+
+def test_kernels_outside_of_loops_share_a_phase_where_none_needs_another() -> None:
+    target, count = chip("rngd"), 4
+    kind = tensor(int32, count)
+    call = KernelCall(copy, (kind, kind), {}, {"bm": count})
+    made = compile_for(tile_function(call), target, Options(oriented=False)).function
+    pairs = (("a", "b"), ("c", "d"), ("d", "e"))
+    kernels = [
+        Kernel(f"{x} to {y}", made, (Binding(x, (count,)), Binding(y, (count,)))) for x, y in pairs
+    ]
+    program = compose("copies", dict.fromkeys("abcde", kind), kernels, target)
+    names = [phase.attr("name") for phase in phases_of(program.body)]
+    assert names == ["a to b | c to d", "d to e"]
+    assert sanitize(program, target).ok
+    given = {name: np.full(count, n, np.int32) for n, name in enumerate("abcde")}
+    run_values(program, target, list(given.values()))
+    assert [int(array[0]) for array in given.values()] == [0, 0, 2, 2, 2]

@@ -162,3 +162,13 @@ def test_range_counts_trips() -> None:
     for start, stop, step in itertools.product(range(-2, 5), range(-3, 9), (1, 2, 3)):
         found = Range(as_expr(start), as_expr(stop), step).trips
         assert found is const(len(range(start, stop, step)))
+
+
+def test_what_a_minimum_shares_with_a_sum_counts_once() -> None:
+    x, q = symbol("x", "loop", 0, 100), symbol("q", "loop", 0, 50)
+    assert bounds(minimum(x, q + 1) - q) == (-50, 1)
+    assert bounds(q - minimum(x, q + 1)) == (-1, 50)
+    assert bounds(maximum(x, q) - q) == (0, 100)
+    # A run of keys: the trips of a loop from part * each on.
+    each = x // 16 + 1
+    assert bounds(minimum(x + 1, each * 8) - each * 7)[1] == 7

@@ -175,14 +175,14 @@ def test_the_file_of_the_score() -> None:
 
 _HEAD = ",".join(rows.COLUMNS)
 _ROW = (
-    "{model},bf16,1,{numbers},{phase},{batch},{context},{output},{metric},{value},"
+    "{model},bf16,1,{set},{phase},{batch},{context},{output},{metric},{value},"
     "=,yes,0.25,host,a table"
 )
 
 
 def _line(**given: object) -> str:
     usual: dict[str, object] = {
-        "numbers": "", "phase": "decode", "batch": 1, "context": 40, "output": "", "metric": "ms",
+        "set": "", "phase": "decode", "batch": 1, "context": 40, "output": "", "metric": "ms",
         "value": 0.05,
     }  # fmt: skip
     return _ROW.format(**{**usual, **given})
@@ -231,8 +231,7 @@ def test_a_bound_is_no_error_where_it_holds(tiny: str, tmp_path: Path, rngd: Chi
 
 
 def test_a_part_of_a_chip_as_a_device(tiny: str, tmp_path: Path, rngd: Chip) -> None:
-    numbers = "cores=2 memory.hbm.size=6GB"
-    (row,) = _rows(tmp_path, rngd, _line(model=tiny, numbers=numbers))
+    (row,) = _rows(tmp_path, rngd, _line(model=tiny, set="cores=2;memory.hbm.size=6GB"))
     ((cell, _),) = row.parts()
     assert (cell.chip.cores.base, cell.chip.memories["hbm"].size.base) == (2, 6e9)
 
@@ -240,7 +239,8 @@ def test_a_part_of_a_chip_as_a_device(tiny: str, tmp_path: Path, rngd: Chip) -> 
 @pytest.mark.parametrize(
     ("line", "found"),
     [
-        (_line(model="m", numbers="hbm.speed=1"), "hbm.speed"),
+        (_line(model="m", set="hbm.speed=1"), "hbm.speed"),
+        (_line(model="m", set="cores"), "'cores' sets nothing"),
         (_line(model="m", phase="train"), "phase is 'train'"),
         (_line(model="m", metric="tokens/s"), "metric is 'tokens/s'"),
         (_line(model="m", value="fast"), "value is 'fast'"),

@@ -195,12 +195,23 @@ def attend(query: Any, first: Any, cache: Any, numbers: Any, sink: Any, ahead: A
         total, acc = added((below, drop), (total, acc), place, cache, numbers, query.dtype)
     else:
         for p in dl.range(begin, last + 1):
-            keys = columns_of(query, p, cache, numbers)
-            scores = scored(query, keys, p, (first, p == last), cache, numbers)
-            highest, below, drop = lowered(scores, highest)
-            place = (p, first, p == last)
-            total, acc = added((below, drop), (total, acc), place, cache, numbers, query.dtype)
+            sums = (highest, total, acc)
+            highest, total, acc = with_piece(query, p, (first, p == last), sums, cache, numbers)
     return acc / dl.where(total > 0.0, total, 1.0)
+
+
+def with_piece(query: Any, p: Any, ends: Any, sums: Any, cache: Any, numbers: Any) -> Any:
+    """The highest score, and the sums of weights and of weighted values below it, with those of
+    piece ``p``; ``ends`` are the first query's position and whether the piece is the last.
+    """
+    first, is_last = ends
+    highest, total, acc = sums
+    keys = columns_of(query, p, cache, numbers)
+    scores = scored(query, keys, p, ends, cache, numbers)
+    highest, below, drop = lowered(scores, highest)
+    place = (p, first, is_last)
+    total, acc = added((below, drop), (total, acc), place, cache, numbers, query.dtype)
+    return highest, total, acc
 
 
 def columns_of(query: Any, p: Any, cache: Any, numbers: Any) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dure
 import dure.lang as dl
 from dure.library.attention import LOWEST
-from dure.library.attention_grouped import added, columns_of, lowered, multiplied, scored
+from dure.library.attention_grouped import multiplied, with_piece
 from dure.library.convert import convert
 from dure.library.indices import OptionalPlaces, Places
 
@@ -58,18 +58,15 @@ def split_attention(
     last = first // piece if causal else max(dl.cdiv(cache[4], piece), 1) - 1
     each = dl.cdiv(last + 1 - begin, splits)
     low = begin + part * each
-    top = dl.full((bh, bg, 1), LOWEST, dl.float32)
-    sums = (dl.zeros((bh, bg, 1), dl.float32), dl.zeros((bh, bg, bd), dl.float32))
+    top, below = dl.full((bh, bg, 1), LOWEST, dl.float32), dl.zeros((bh, bg, 1), dl.float32)
+    acc = dl.zeros((bh, bg, bd), dl.float32)
     for p in dl.range(low, min(low + each, last + 1)):
-        keys = columns_of(query, p, cache, numbers)
-        scores = scored(query, keys, p, (first, True), cache, numbers)
-        top, below, drop = lowered(scores, top)
-        place = (p, first, True)
-        sums = added((below, drop), sums, place, cache, numbers, query.dtype)
+        # Every piece is masked as the last one is: whether it is would only be known at run time.
+        top, below, acc = with_piece(query, p, (first, True), (top, below, acc), cache, numbers)
     place = (0, heads, part, 0, 0)
     dl.store(highest[start : start + 1], place, top.reshape((1, bh, 1, bg, 1)))
-    dl.store(total[start : start + 1], place, sums[0].reshape((1, bh, 1, bg, 1)))
-    dl.store(weighted[start : start + 1], place, sums[1].reshape((1, bh, 1, bg, bd)))
+    dl.store(total[start : start + 1], place, below.reshape((1, bh, 1, bg, 1)))
+    dl.store(weighted[start : start + 1], place, acc.reshape((1, bh, 1, bg, bd)))
 
 
 @dure.kernel

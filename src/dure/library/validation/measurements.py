@@ -245,11 +245,20 @@ def _measurement(entry: Mapping[str, str], ns: float, where: str) -> Measurement
         raise UsageError(
             f"no kernel is called '{kernel}'", where=where, fix="leave it out, or name an operator"
         )
-    settings: dict[str, str] = {}
-    for text in filter(None, entry.get("set", "").split(";")):
-        path, equals, value = text.partition("=")
-        if not equals:
-            raise UsageError(f"'{text}' sets nothing", where=where, fix="cores=1")
-        settings[path.strip()] = value.strip()
+    settings = settings_of(entry.get("set", ""), where)
     near = tuple(entry.get("near", "").split())
     return Measurement(op, dims, dtype, ns, kernel, relation == "<=", near, settings, where)
+
+
+def settings_of(text: str, where: str) -> dict[str, str]:
+    """Other numbers of a chip, ``PATH=VALUE`` with ``;`` between, by their paths.
+
+    Raises :class:`UsageError` for one without a value.
+    """
+    found: dict[str, str] = {}
+    for each in filter(None, text.split(";")):
+        path, equals, value = each.partition("=")
+        if not equals:
+            raise UsageError(f"'{each}' sets nothing", where=where, fix="cores=1")
+        found[path.strip()] = value.strip()
+    return found

@@ -2,8 +2,8 @@
 
 Beside a chip's machine file lies ``models.csv``.  Lines that begin with ``#`` are comments; a row
 is a ``model`` of :mod:`dure.models.shapes` in a ``dtype`` on so many ``devices`` as the machine
-file describes one, but for other ``numbers`` (paths with their values, between spaces) where a part
-of the chip was a device, and what was measured:
+file describes one, but for the numbers that ``set`` says (``PATH=VALUE`` with ``;`` between) where
+a part of the chip was a device, and what was measured:
 
 - ``decode``: a step of ``batch`` sequences of ``context`` positions, in ``ms``;
 - ``prefill``: a step of ``batch`` sequences of ``context`` new positions, in ``ms``;
@@ -27,13 +27,14 @@ from pathlib import Path
 
 from dure.errors import DureError, UsageError
 from dure.library.answer import roofline_seconds
+from dure.library.validation.measurements import settings_of
 from dure.machine.chip import Chip
 from dure.models.batch import Batch, phase_of
 from dure.models.tables.cells import Cell, Outcome, outcomes, step_of
 from dure.targets import chip_folder
 
 COLUMNS = (
-    *("model", "dtype", "devices", "numbers", "phase", "batch", "context", "output", "metric"),
+    *("model", "dtype", "devices", "set", "phase", "batch", "context", "output", "metric"),
     *("value", "relation", "known", "within", "unknown", "source"),
 )
 METRICS = {"decode": ("ms",), "prefill": ("ms",), "serve": ("requests/s", "tokens/s")}
@@ -50,7 +51,7 @@ class ModelRow:
     dtype: str
     devices: int
     #: What is other in the machine file.
-    numbers: str
+    settings: Mapping[str, str]
     phase: str
     batch: int
     context: int
@@ -152,7 +153,7 @@ class Predicted:
             "model": row.model,
             "dtype": row.dtype,
             "chips": row.devices,
-            "numbers": row.numbers or None,
+            "set": dict(row.settings),
             "phase": row.phase,
             "batch": row.batch or None,
             "context": row.context,
@@ -283,7 +284,8 @@ def _note(one: Predicted) -> str:
     row = one.row
     why = f"not predicted: {one.why}; " if one.why else ""
     what = f"{row.chip.name}, {row.model} {row.phase}"
-    each = f"a device has {', '.join(row.numbers.split())}; " if row.numbers else ""
+    others = ", ".join(f"{path}={value}" for path, value in row.settings.items())
+    each = f"a device has {others}; " if others else ""
     return f"{what}: {why}{each}unknown: {row.unknown}. Source: {row.source}."
 
 
@@ -359,12 +361,13 @@ def _row(names: Sequence[str], line: str, where: str, chip: Chip) -> ModelRow:
     phase = _one_of(entry, "phase", METRICS, where)
     output = _whole(entry, "output", where) if phase == "serve" else 0
     batch = 0 if phase == "serve" and not entry["batch"] else _whole(entry, "batch", where)
+    settings = settings_of(entry["set"], where)
     return ModelRow(
-        chip=_with(chip, entry["numbers"].split(), where),
+        chip=_with(chip, settings, where),
         model=entry["model"],
         dtype=entry["dtype"],
         devices=_whole(entry, "devices", where),
-        numbers=entry["numbers"],
+        settings=settings,
         phase=phase,
         batch=batch,
         context=_whole(entry, "context", where),
@@ -380,13 +383,12 @@ def _row(names: Sequence[str], line: str, where: str, chip: Chip) -> ModelRow:
     )
 
 
-def _with(chip: Chip, numbers: Sequence[str], where: str) -> Chip:
+def _with(chip: Chip, settings: Mapping[str, str], where: str) -> Chip:
     """The chip with other numbers."""
     from dure.machine.chip_loader import with_overrides  # imports pydantic
 
-    pairs = (number.partition("=") for number in numbers)
     try:
-        return with_overrides(chip, {path: value for path, _, value in pairs})
+        return with_overrides(chip, settings)
     except DureError as error:
         place = f"{where}: {error.where}" if error.where else where
         raise UsageError(error.what, where=place, rule=error.rule, fix=error.fix) from error
