@@ -165,39 +165,52 @@ def attend(query: Any, first: Any, cache: Any, numbers: Any, sink: Any, ahead: A
     acc = dl.zeros((bh, rows, bd), dl.float32)
     begin = max(first + 1 - window, 0) // piece if window else 0
     last = first // piece if causal else max(dl.cdiv(cache[4], piece), 1) - 1
+    sums, span = (highest, total, acc), (begin, last + 1, first)
+    _, total, acc = with_pieces(query, span, sums, cache, numbers, ahead)
+    return acc / dl.where(total > 0.0, total, 1.0)
+
+
+def with_pieces(query: Any, span: Any, sums: Any, cache: Any, numbers: Any, ahead: Any) -> Any:
+    """The highest score, and the sums of weights and of weighted values below it, with those of
+    some pieces.  ``span`` are the first of them, the one after them, and the first query's
+    position: the last of them may have keys that not every query sees.  With ``ahead`` there is
+    at least one.
+    """
+    begin, end, first = span
+    highest, total, acc = sums
+    bq, bh, bg, _, _, piece, _, _, _, _ = numbers
+    rows = bq * bg
+    below, drop = dl.zeros((bh, rows, piece), dl.float32), dl.zeros((bh, rows, 1), dl.float32)
     if ahead == 2:
-        below, drop = dl.zeros((bh, rows, piece), dl.float32), dl.zeros((bh, rows, 1), dl.float32)
         keys = columns_of(query, begin, cache, numbers)
-        for p in dl.range(begin, last):
+        for p in dl.range(begin, end - 1):
             scores = scored(query, keys, p, (first, False), cache, numbers)
             keys = columns_of(query, p + 1, cache, numbers)
             if p > begin:
                 place = (max(p - 1, 0), first, False)
                 total, acc = added((below, drop), (total, acc), place, cache, numbers, query.dtype)
             highest, below, drop = lowered(scores, highest)
-        scores = scored(query, keys, last, (first, True), cache, numbers)
-        if last > begin:
-            place = (max(last - 1, 0), first, False)
+        scores = scored(query, keys, end - 1, (first, True), cache, numbers)
+        if end - 1 > begin:
+            place = (max(end - 2, 0), first, False)
             total, acc = added((below, drop), (total, acc), place, cache, numbers, query.dtype)
         highest, below, drop = lowered(scores, highest)
-        place = (last, first, True)
-        total, acc = added((below, drop), (total, acc), place, cache, numbers, query.dtype)
     elif ahead:
-        below, drop = dl.zeros((bh, rows, piece), dl.float32), dl.zeros((bh, rows, 1), dl.float32)
-        for p in dl.range(begin, last + 1):
+        for p in dl.range(begin, end):
             keys = columns_of(query, p, cache, numbers)
-            scores = scored(query, keys, p, (first, p == last), cache, numbers)
+            scores = scored(query, keys, p, (first, p == end - 1), cache, numbers)
             if p > begin:
                 place = (max(p - 1, 0), first, False)
                 total, acc = added((below, drop), (total, acc), place, cache, numbers, query.dtype)
             highest, below, drop = lowered(scores, highest)
-        place = (last, first, True)
-        total, acc = added((below, drop), (total, acc), place, cache, numbers, query.dtype)
     else:
-        for p in dl.range(begin, last + 1):
-            sums = (highest, total, acc)
-            highest, total, acc = with_piece(query, p, (first, p == last), sums, cache, numbers)
-    return acc / dl.where(total > 0.0, total, 1.0)
+        for p in dl.range(begin, end):
+            ends, sums = (first, p == end - 1), (highest, total, acc)
+            highest, total, acc = with_piece(query, p, ends, sums, cache, numbers)
+    if ahead:
+        place = (max(end - 1, 0), first, True)
+        total, acc = added((below, drop), (total, acc), place, cache, numbers, query.dtype)
+    return highest, total, acc
 
 
 def with_piece(query: Any, p: Any, ends: Any, sums: Any, cache: Any, numbers: Any) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dure
 import dure.lang as dl
 from dure.library.attention import LOWEST
-from dure.library.attention_grouped import multiplied, with_piece
+from dure.library.attention_grouped import multiplied, with_pieces
 from dure.library.convert import convert
 from dure.library.indices import OptionalPlaces, Places
 
@@ -40,11 +40,12 @@ def split_attention(
     window: dl.const = 0,
     softcap: dl.const = 0.0,
     causal: dl.const = True,
+    ahead: dl.const = 0,
 ):
     """What :func:`~dure.library.attention_grouped.grouped_attention` computes of each of ``splits``
     runs of keys, for work items of one token: the highest score and the sum of weights below it
     (T, KV heads, splits, group, 1), and the weighted values (T, KV heads, splits, group, D), all
-    in float32.  A run without keys has a sum of 0.
+    in float32.  A run without keys has a sum of 0.  ``ahead`` is what it is there.
     """
     item, heads, part = dl.program_id(0), dl.program_id(1), dl.program_id(2)
     sequence, start = work_sequence[item], work_start[item]
@@ -60,9 +61,12 @@ def split_attention(
     low = begin + part * each
     top, below = dl.full((bh, bg, 1), LOWEST, dl.float32), dl.zeros((bh, bg, 1), dl.float32)
     acc = dl.zeros((bh, bg, bd), dl.float32)
-    for p in dl.range(low, min(low + each, last + 1)):
-        # Every piece is masked as the last one is: whether it is would only be known at run time.
-        top, below, acc = with_piece(query, p, (first, True), (top, below, acc), cache, numbers)
+    span, sums = (low, min(low + each, last + 1), first), (top, below, acc)
+    if ahead:
+        if low <= last:
+            top, below, acc = with_pieces(query, span, sums, cache, numbers, ahead)
+    else:
+        top, below, acc = with_pieces(query, span, sums, cache, numbers, ahead)
     place = (0, heads, part, 0, 0)
     dl.store(highest[start : start + 1], place, top.reshape((1, bh, 1, bg, 1)))
     dl.store(total[start : start + 1], place, below.reshape((1, bh, 1, bg, 1)))

@@ -62,9 +62,8 @@ def _shares_well(call: KernelCall, chip: Chip) -> bool:
     assert kind is not None
     tokens, heads, *_ = (static_extent(e) or 1 for e in kind.shape)
     cores, longest = tokens * heads * splits, int(call.indices[_CONTEXT].max())
-    return cores <= chip.cores.base and (
-        chip.cores.base < 2 * cores or longest < 2 * splits * _LEAST
-    )
+    every = chip.cores.base < 2 * cores or longest < 2 * splits * _LEAST
+    return cores <= chip.cores.base and every and _turns_well(call, chip)
 
 
 SUITS["split_attention"] = _shares_well
@@ -302,9 +301,11 @@ def _shared(
         parts = [Argument(kind, Operand(Stored((Value(kind),)))) for kind in kinds]
         piece = max(page, min(tiles["piece"], power_of_two(longest) // splits))
         own = {**consts, "splits": splits}
-        shared = launch(split_attention, [*given, *parts], {**tiles, "piece": piece}, own, lists)
         sizes = {"bg": consts["bg"], "bd": consts["bd"], "splits": splits}
-        yield shared, launch(join_attention, [*parts, sink, y], {"bh": 1}, sizes)
+        joined = launch(join_attention, [*parts, sink, y], {"bh": 1}, sizes)
+        for ahead in (0, 1, 2) if longest > splits * page else (0,):
+            form, sizes = {**own, "ahead": ahead}, {**tiles, "piece": piece}
+            yield launch(split_attention, [*given, *parts], sizes, form, lists), joined
         splits *= 2
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -288,10 +288,9 @@ def run_sums(
     return top, sums, np.einsum("hgk,khd->hgd", weights, v[slice(*keys)])
 
 
-def draw_split(
-    dtype: str, window: int, softcap: float, rng: np.random.Generator, size: Shape
-) -> Drawn:
+def draw_split(form: Grouped, rng: np.random.Generator, size: Shape) -> Drawn:
     """One token of each sequence of ``(Hq, Hkv, 1, Skv, D, sequences)``, in runs of its keys."""
+    dtype, window, softcap = form.dtype, form.window, form.softcap
     heads, kv_heads, _, _, d, _ = size
     group, page, piece = heads // kv_heads, 4, 4
     lengths, _ = ragged(rng, size)
@@ -321,6 +320,7 @@ def draw_split(
         "scale": d**-0.5,
         "window": window,
         "softcap": softcap,
+        "ahead": form.ahead,
     }
     pools = [np.ascontiguousarray(p.swapaxes(0, 1)) for p in cache.pools]
     order = np.arange(len(lengths), dtype=np.int32)
@@ -456,9 +456,11 @@ def shared_cases() -> Iterable[Case]:
     # There is a core for each run: one that has many of them takes long to prove.
     decode: tuple[Shape, ...] = ((1, 1, 1, 1, 1, 1), (3, 1, 1, 5, 8, 2), (4, 2, 1, 21, 16, 2))
     item, large = "paged decode attention", ("attn", "32x8x1x8192x128", "bf16")
-    for dtype, window, softcap in (("bf16", 0, 0.0), ("f32", 5, 3.0)):
-        name = f"attention of runs of keys{' window softcap' if window else ''} {dtype}"
-        draw, tolerance = partial(draw_split, dtype, window, softcap), _TOLERANCES[dtype]
+    plain, windowed = Grouped("bf16"), Grouped("f32", 5, 3.0)
+    ahead = [replace(form, ahead=n) for form, n in ((windowed, 1), (plain, 2), (windowed, 2))]
+    for form in (plain, windowed, *ahead):
+        name = f"attention of runs of keys{form.name}"
+        draw, tolerance = partial(draw_split, form), _TOLERANCES[form.dtype]
         yield Case(name, item, split_attention, draw, decode, {"bh": 1}, large, tolerance)
     sizes: tuple[Shape, ...] = ((1, 1, 1, 1), (2, 1, 3, 8), (3, 2, 4, 16))
     for dtype, sunk in (("bf16", False), ("f32", True)):
