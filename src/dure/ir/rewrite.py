@@ -5,6 +5,7 @@ Programs are frozen, so that each of these builds a new one and shares what it d
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -227,18 +228,31 @@ def expressions_in(value: object) -> list[Expr]:
 
 
 def _collect(value: object, found: list[Expr]) -> None:
-    if isinstance(value, int | str):
-        return
-    if isinstance(value, Expr):
-        found.append(value)
-    elif isinstance(value, tuple | list):
+    held = _held(type(value))
+    if held == "expression":
+        found.append(cast("Expr", value))
+    elif held == "entries":
         for entry in cast("Sequence[object]", value):
             _collect(entry, found)
-    elif isinstance(value, Layout | PlaneLayouts):
-        found += _layout_expressions(value)
-    elif isinstance(value, Mapping):
+    elif held == "named":
         for entry in cast("Mapping[str, object]", value).values():
             _collect(entry, found)
+    elif held == "strides":
+        found += _layout_expressions(cast("Layout | PlaneLayouts", value))
+
+
+@functools.cache
+def _held(kind: type) -> str:
+    """What of an attribute of this type may be expressions; asked for each type once."""
+    if issubclass(kind, int | str):
+        return ""
+    kinds = {
+        "expression": (Expr,),
+        "entries": (tuple, list),
+        "named": (Mapping,),
+        "strides": (Layout, PlaneLayouts),
+    }
+    return next((name for name, classes in kinds.items() if issubclass(kind, classes)), "")
 
 
 def _layout_expressions(layout: Layout | PlaneLayouts) -> Iterable[Expr]:
@@ -303,7 +317,8 @@ class _Commoner:
     def renewed(self, op: Op, known: Mapping[object, Op]) -> Op:
         operands = tuple(self.values.get(o, o) for o in op.operands)
         regions = tuple(self.region(r, known) for r in op.regions)
-        touched = not self.symbols.keys().isdisjoint(
+        dropped = self.symbols.keys()
+        touched = bool(dropped) and not dropped.isdisjoint(
             s for e in _op_expressions(op) for s in symbols(e)
         )
         if operands == op.operands and not touched and all(map(_same, regions, op.regions)):

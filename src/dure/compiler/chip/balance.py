@@ -69,7 +69,7 @@ class _Balancer:
             return
         reads, writes = {b.memory for b in step.reads}, {b.memory for b in step.writes}
         for queue in self.engines.able([operation for operation, _ in done]):
-            near = reads <= self.engines.reads(queue) and writes <= self.engines.writes(queue)
+            near = reads <= self.engines.reads[queue] and writes <= self.engines.writes[queue]
             if queue == step.queue or not near or not self.takes(queue, done):
                 continue
             names = self.engines.names(queue, [o for o, _ in done], frozenset(reads | writes))

@@ -32,20 +32,35 @@ class Engines:
         """What instructions cost."""
         return Costs(self.chip)
 
+    @cached_property
+    def _doers(self) -> dict[tuple[str, Operation], str | None]:
+        return {}
+
     def doer(self, queue: str, operation: Operation) -> str | None:
         """The first engine of a queue with a law for this operation."""
-        for name in self.queues[queue]:
-            if operation == "none" or self.chip.engines[name].law(operation):
-                return name
-        return None
+        key = queue, operation
+        if key not in self._doers:
+            named = ((n, self.chip.engines[n]) for n in self.queues[queue])
+            able = (n for n, engine in named if operation == "none" or engine.law(operation))
+            self._doers[key] = next(able, None)
+        return self._doers[key]
 
-    def reads(self, queue: str) -> frozenset[str]:
-        """The memories that a queue's engines read."""
-        return frozenset(m for n in self.queues[queue] for m in self.chip.engines[n].reads)
+    @cached_property
+    def reads(self) -> dict[str, frozenset[str]]:
+        """The memories that each queue's engines read."""
+        engines = self.chip.engines
+        return {
+            q: frozenset(m for n in own for m in engines[n].reads) for q, own in self.queues.items()
+        }
 
-    def writes(self, queue: str) -> frozenset[str]:
-        """The memories that a queue's engines write."""
-        return frozenset(m for n in self.queues[queue] for m in self.chip.engines[n].writes)
+    @cached_property
+    def writes(self) -> dict[str, frozenset[str]]:
+        """The memories that each queue's engines write."""
+        engines = self.chip.engines
+        return {
+            q: frozenset(m for n in own for m in engines[n].writes)
+            for q, own in self.queues.items()
+        }
 
     def able(self, operations: Iterable[Operation]) -> list[str]:
         """The queues that have all of these operations; copying counts as one that all need."""

@@ -6,7 +6,7 @@ others from them.  Constants and free reindexings are cloned into every instruct
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -83,7 +83,7 @@ class Writer:
         """
         turns = any(op.name == "dot" for op in ops) or self.engines.doer(queue, "transpose")
         turns = turns or any(self.transposes(value) for value, _ in outputs)
-        body = _Body(self, self.engines.reads(queue), frozenset(accumulators), block, bool(turns))
+        body = _Body(self, self.engines.reads[queue], frozenset(accumulators), block, bool(turns))
         for op in ops:
             body.add(op)
         yields = tuple(body.use(value) for value, _ in outputs)
@@ -120,7 +120,7 @@ class Writer:
             (
                 q
                 for q in self.engines.able(["copy"])
-                if reads <= self.engines.reads(q) and writes <= self.engines.writes(q)
+                if reads <= self.engines.reads[q] and writes <= self.engines.writes[q]
             ),
             key=lambda q: sum(_copy_cost(self.engines, value, q) for value, _ in pairs),
             default=None,
@@ -158,20 +158,20 @@ class Writer:
         source = self.stored.get(self.usage.base(value), [None])[0]
         found: list[tuple[float, str, str, str]] = []
         for queue in self.engines.able(["transpose"]):
-            if source is not None and source.memory not in self.engines.reads(queue):
+            if source is not None and source.memory not in self.engines.reads[queue]:
                 continue
             try:
                 cost = _cost(self.engines, value, queue, "transpose")
             except IRError:
                 continue  # an engine that doesn't take the type
             plain = self._swaps(value)
-            for memory in sorted(self.engines.writes(queue)):
+            for memory in sorted(self.engines.writes[queue]):
                 if memory == made.memory:
                     found.append((cost, queue, "", memory))
                     continue
                 for other in self.engines.able(["copy"]) if plain else ():
-                    near = memory in self.engines.reads(other)
-                    if near and made.memory in self.engines.writes(other):
+                    near = memory in self.engines.reads[other]
+                    if near and made.memory in self.engines.writes[other]:
                         more = _cost(self.engines, value, other, "copy")
                         found.append((cost + more, queue, other, memory))
         if not found:
@@ -313,19 +313,13 @@ def vector_runs(writer: Writer, group: Sequence[Op]) -> list[tuple[str, list[Op]
 
     Raises :class:`TargetError` for an op that no queue has.
     """
-    engines, ops = writer.engines, list(group)
-    shared = _shared(writer, ops)
+    engines, ops, asked = writer.engines, list(group), _Runs(writer, group)
     # For the ops from each place on: picoseconds, and the queue and end of the first run.
     best: list[tuple[float, str, int]] = [(0.0, "", len(ops))] * (len(ops) + 1)
     for start in reversed(range(len(ops))):
         found: list[tuple[float, str, int]] = []
         for queue in engines.queues:
-            length = _prefix(writer, queue, ops[start:])
-            for end, cost in zip(
-                range(start + 1, start + length + 1),
-                _run_costs(writer, queue, ops[start : start + length], shared),
-                strict=True,
-            ):
+            for end, cost in enumerate(asked.costs(queue, start), start + 1):
                 found.append((cost + best[end][0], queue, end))
         if not found:
             op = ops[start]
@@ -340,56 +334,92 @@ def vector_runs(writer: Writer, group: Sequence[Op]) -> list[tuple[str, list[Op]
     return runs
 
 
-def _shared(writer: Writer, ops: Sequence[Op]) -> set[Value]:
-    """What others than one op of a group need, for engines that pass on what they make."""
-    if not writer.engines.chip.passes:
-        return set()
-    usage, inside = writer.usage, set(ops)
-    made = [r for op in ops for r in op.results]
-    needed = (v for v in made if any(c not in inside for c in usage.consumers[v]))
-    return shared_values(ops, needed, usage.makers)
+class _Runs:
+    """What runs of a group's ops would cost."""
 
+    def __init__(self, writer: Writer, ops: Sequence[Op]) -> None:
+        self.writer = writer
+        self.engines = writer.engines
+        self.ops = ops
+        self.operations = [operation_of(op, writer.usage.makers) for op in ops]
+        self.shared = self._shared()
+        self.copying = self.engines.able(["copy"])
+        self.cycles: dict[tuple[str, int], float] = {}
 
-def _run_costs(
-    writer: Writer, queue: str, ops: Sequence[Op], shared: Set[Value]
-) -> Iterator[float]:
-    """The picoseconds of the first op on a queue, of the first two, and so on.
+    def _shared(self) -> set[Value]:
+        """What others than one op of the group need, for engines that pass on what they make."""
+        if not self.engines.chip.passes:
+            return set()
+        usage, inside = self.writer.usage, set(self.ops)
+        made = [r for op in self.ops for r in op.results]
+        needed = (v for v in made if any(c not in inside for c in usage.consumers[v]))
+        return shared_values(self.ops, needed, usage.makers)
 
-    What the queue can't reach where it is stored is copied to it, and counts as one copy more; so
-    does what it can't write to the scratchpad.
-    """
-    engines = writer.engines
-    reads, chip = engines.reads(queue), engines.chip
-    near = chip.scratchpad in engines.writes(queue)
-    able = engines.able(["copy"])
+    def costs(self, queue: str, start: int) -> Iterator[float]:
+        """The picoseconds of the op at a place on a queue, of it and the next, and so on, as far as
+        the queue's engines do them in one instruction.
 
-    def copied(value: Value) -> float:
-        return max((_copy_cost(engines, value, q) for q in able), default=0.0)
+        What the queue can't reach where it is stored is copied to it, and counts as one copy more;
+        so does what it can't write to the scratchpad.
+        """
+        engines, usage, chip = self.engines, self.writer.usage, self.engines.chip
+        reads, near = engines.reads[queue], chip.scratchpad in engines.writes[queue]
+        issue, copies = 0.0, 0.0
+        works: dict[str, float] = {}
+        own = engines.queues[queue]
+        passes = {n: Pass(chip.engines[n], usage.makers, self.shared) for n in own}
+        far: set[Value] = set()
+        for place in range(start, start + self._length(queue, start)):
+            op, operation = self.ops[place], self.operations[place]
+            name = engines.doer(queue, operation)
+            assert name is not None
+            engine = chip.engines[name]
+            clock = float((engine.clock or chip.clock).base)
+            issue = max(issue, float(duration(chip, engine.issue, engine.clock)))
+            if operation != "none":
+                cycles = passes[name].add(operation, op, self._cycles(name, place))
+                works[name] = works.get(name, 0.0) + cycles / clock * 1e12
+            for value in map(usage.base, op.operands):
+                stored = self.writer.stored.get(value, ())
+                if stored and value not in far and all(b.memory not in reads for b in stored):
+                    far.add(value)
+                    copies += self._copied(value)
+            away = 0.0 if near else sum(map(self._copied, op.results))
+            yield issue + max(works.values(), default=0.0) + copies + away
 
-    issue = 0.0
-    works: dict[str, float] = {}
-    makers = writer.usage.makers
-    passes = {n: Pass(chip.engines[n], makers, shared) for n in engines.queues[queue]}
-    copies = 0.0
-    far: set[Value] = set()
-    for op in ops:
-        operation = operation_of(op, makers)
-        name = engines.doer(queue, operation)
-        assert name is not None
-        engine = chip.engines[name]
-        clock = float((engine.clock or chip.clock).base)
-        issue = max(issue, float(duration(chip, engine.issue, engine.clock)))
-        if operation != "none":
-            cycles = passes[name].add(operation, op, engines.costs.cycles(name, operation, op))
-            work = cycles / clock * 1e12
-            works[name] = works.get(name, 0.0) + work
-        for value in map(writer.usage.base, op.operands):
-            stored = writer.stored.get(value, ())
-            if stored and value not in far and all(b.memory not in reads for b in stored):
-                far.add(value)
-                copies += copied(value)
-        away = 0.0 if near else sum(map(copied, op.results))
-        yield issue + max(works.values(), default=0.0) + copies + away
+    def _cycles(self, name: str, place: int) -> float:
+        key = name, place
+        if key not in self.cycles:
+            costs = self.engines.costs
+            self.cycles[key] = costs.cycles(name, self.operations[place], self.ops[place])
+        return self.cycles[key]
+
+    def _copied(self, value: Value) -> float:
+        return max((_copy_cost(self.engines, value, q) for q in self.copying), default=0.0)
+
+    def _length(self, queue: str, start: int) -> int:
+        """How many of the ops from a place on the queue's engines do in one instruction."""
+        engines, writer = self.engines, self.writer
+        turns = engines.doer(queue, "transpose") is not None
+        inside: set[Value] = set()
+        count = 0
+        limit: float = float("inf")
+        for op, operation in zip(self.ops[start:], self.operations[start:], strict=True):
+            name = engines.doer(queue, operation)
+            if name is None:
+                break
+            chain = engines.chip.engines[name].chain
+            if chain is not None:
+                limit = min(limit, chain.base)
+            # What is computed here and used transposed must be stored in between.
+            stuck = not turns and any(
+                writer.usage.base(o) in inside and writer.transposes(o) for o in op.operands
+            )
+            if count >= limit or stuck:
+                break
+            inside.update(op.results)
+            count += 1
+        return count
 
 
 def _copy_cost(engines: Engines, value: Value, queue: str) -> float:
@@ -408,28 +438,3 @@ def _cost(
     engine = chip.engines[name]
     issue = float(duration(chip, engine.issue, engine.clock))
     return issue + cycles / float((engine.clock or chip.clock).base) * 1e12
-
-
-def _prefix(writer: Writer, queue: str, ops: Sequence[Op]) -> int:
-    """How many of the first ops the queue's engines do in one instruction."""
-    engines = writer.engines
-    turns = engines.doer(queue, "transpose") is not None
-    inside: set[Value] = set()
-    count = 0
-    limit: float = float("inf")
-    for op in ops:
-        name = engines.doer(queue, operation_of(op, writer.usage.makers))
-        if name is None:
-            break
-        chain = engines.chip.engines[name].chain
-        if chain is not None:
-            limit = min(limit, chain.base)
-        # What is computed here and used transposed must be stored in between.
-        stuck = not turns and any(
-            writer.usage.base(o) in inside and writer.transposes(o) for o in op.operands
-        )
-        if count >= limit or stuck:
-            break
-        inside.update(op.results)
-        count += 1
-    return count

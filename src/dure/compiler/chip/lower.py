@@ -191,7 +191,7 @@ class _Lowering:
 
     def destination(self, value: Value, run: Sequence[Op], queue: str, block: Block) -> Buffer:
         """The buffer that a computed value goes to."""
-        writable = self.engines.writes(queue)
+        writable = self.engines.writes[queue]
         wanted = self.wanted.get(value)
         if wanted is not None and wanted.memory in writable and self.free(wanted, run):
             return wanted

@@ -18,6 +18,7 @@ from dure.compiler.chip.share import share_reads
 from dure.compiler.chip.stages import choose_stages
 from dure.compiler.chip.synchronise import check_semaphores, synchronise
 from dure.compiler.chip.throttle import throttle
+from dure.compiler.chip.tree import Tree
 from dure.compiler.chip.trim import trim
 from dure.compiler.chip.turn import turn
 from dure.compiler.chip.widen import widen_apart
@@ -91,21 +92,25 @@ def compile_for(function: Function, chip: Chip, options: Options | None = None) 
     """
     options = options or Options()
     check_pushes(function)
-    plan = options.plan or default_plan(function, chip)
-    prepared = prepare(function, chip, plan, options)
+    prepared = prepare(function, chip, options.plan or default_plan(function, chip), options)
     tree = lower(prepared.function, chip, options.ahead, options.near)
+    return scheduled(prepared, tree, chip, options)
+
+
+def scheduled(prepared: Prepared, tree: Tree, chip: Chip, options: Options) -> Compiled:
+    """The machine program of a tile program's instructions, which this changes."""
+    function = prepared.function
     keep(tree, options.resident)
     if options.stage is not None:
         stage(tree, options.stage)
-    device = device_id(prepared.function)
-    choose_stages(tree, chip, options.stages, options.budget, options.slots, device)
-    share_reads(tree, prepared.function, chip, options.near, options.reserved)
+    choose_stages(tree, chip, options.stages, options.budget, options.slots, device_id(function))
+    share_reads(tree, function, chip, options.near, options.reserved)
     if options.ahead:
         throttle(tree, chip)
-    synchronise(tree, chip, _inout(prepared.function))
+    synchronise(tree, chip, _inout(function))
     check_semaphores(function.name, tree, chip)
     used = allocate(tree, chip, options.budget)
-    made = emit(prepared.function, tree, chip, options.near)
+    made = emit(function, tree, chip, options.near)
     return Compiled(made, prepared.conversions, used, options)
 
 

@@ -18,11 +18,13 @@ from dure.compiler.chip.allocate import allocate
 from dure.compiler.chip.estimate import estimate
 from dure.compiler.chip.lower import lower
 from dure.compiler.chip.partition import Partition
-from dure.compiler.chip.pipeline import Compiled, Options, compile_for, prepare
+from dure.compiler.chip.pipeline import Compiled, Options, Prepared, prepare, scheduled
+from dure.compiler.chip.pushes import check_pushes
 from dure.compiler.chip.resident import Reuse, keep, reuses
 from dure.compiler.chip.share import share_reads
 from dure.compiler.chip.space import SPLITS, Listed, Point, Space, Specialize
 from dure.compiler.chip.stages import choose_stages
+from dure.compiler.chip.tree import Tree, copied
 from dure.errors import DureError, KernelError
 from dure.ir.core import Function
 from dure.ir.devices import device_id
@@ -107,8 +109,8 @@ class _Search:
     costs: Costs = field(init=False)
     #: The bound of every point that was looked at.
     bounds: dict[Point, Bound] = field(default_factory=dict["Point", "Bound"])
-    programs: dict[tuple[int, Partition], Function] = field(
-        default_factory=dict[tuple[int, Partition], Function]
+    programs: dict[tuple[int, Partition], tuple[Prepared, Tree]] = field(
+        default_factory=dict[tuple[int, Partition], "tuple[Prepared, Tree]"]
     )
     reuses: dict[Point, list[Reuse]] = field(default_factory=dict[Point, list[Reuse]])
     timed: dict[Point, tuple[Compiled, Timing]] = field(
@@ -200,8 +202,8 @@ class _Search:
         plan = None if function is None else self.space.plan(function, point)
         if function is None or plan is None:
             return _NONE
-        prepared = self.prepared(function, plan)
-        tree = lower(prepared, self.chip, near=self.base.near)
+        program, tree = self.lowered(function, plan)
+        prepared = program.function
         self.reuses[point] = reuses(tree)
         keep(tree, point.resident)
         device = device_id(prepared)
@@ -213,14 +215,16 @@ class _Search:
             self.long[point] = int(bound.instructions)
         return bound.ps, bound.work, sum(used.values())
 
-    def prepared(self, function: Function, plan: Partition) -> Function:
-        """The tile program of one core."""
+    def lowered(self, function: Function, plan: Partition) -> tuple[Prepared, Tree]:
+        """The tile program of one core, and its instructions, which may be changed."""
         key = (id(function), plan)
-        found = self.programs.get(key)
-        if found is None:
-            found = prepare(function, self.chip, plan, self.base).function
-            self.programs[key] = found
-        return found
+        if key not in self.programs:
+            check_pushes(function)
+            prepared = prepare(function, self.chip, plan, self.base)
+            tree = lower(prepared.function, self.chip, self.base.ahead, self.base.near)
+            self.programs[key] = prepared, tree
+        prepared, tree = self.programs[key]
+        return prepared, copied(tree)
 
     # --- the decision ----------------------------------------------------------------------------
 
@@ -330,11 +334,9 @@ class _Search:
         function = self.space.function(point.tiles)
         assert function is not None
         plan = self.space.plan(function, point)
-        return compile_for(
-            function,
-            self.chip,
-            replace(self.base, plan=plan, stages=point.stages, resident=point.resident),
-        )
+        assert plan is not None
+        how = replace(self.base, plan=plan, stages=point.stages, resident=point.resident)
+        return scheduled(*self.lowered(function, plan), self.chip, how)
 
     def failure(self) -> DureError:
         """The error of a kernel that nothing compiles."""

@@ -7,7 +7,7 @@ addresses, and emission writes it down as machine IR.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 from dure.ir.core import Op, Region, Span, Value
@@ -146,6 +146,66 @@ class Tree:
     #: Loops whose trips are a buffer's slots, which are chosen later.
     over_slots: list[tuple[Loop, Buffer]] = field(default_factory=list["tuple[Loop, Buffer]"])
     semaphores: list[Semaphore] = field(default_factory=list["Semaphore"])
+
+
+def copied(tree: Tree) -> Tree:
+    """The same program, of which nothing that scheduling changes is shared with this one."""
+    return _Copy().tree(tree)
+
+
+class _Copy:
+    def __init__(self) -> None:
+        self.blocks: dict[Block, Block] = {}
+        self.buffers: dict[Buffer, Buffer] = {}
+        self.loops: dict[Loop, Loop] = {}
+        self.semaphores: dict[Semaphore, Semaphore] = {}
+
+    def tree(self, tree: Tree) -> Tree:
+        body = self.block(tree.body)
+        buffers = self.every(tree.buffers)
+        for buffer in self.buffers.values():
+            buffer.block = self.blocks[buffer.block]
+        over = [(self.loops[loop], self.buffer(buffer)) for loop, buffer in tree.over_slots]
+        return Tree(body, buffers, over, [self.semaphore(s) for s in tree.semaphores])
+
+    def block(self, block: Block) -> Block:
+        found = self.blocks[block] = replace(block, items=[])
+        if block.parent is not None:
+            found.parent = self.blocks[block.parent]
+        found.items = [self.item(item) for item in block.items]
+        return found
+
+    def item(self, item: Item) -> Item:
+        match item:
+            case Step():
+                reads, writes, lists = map(self.every, (item.reads, item.writes, item.lists))
+                return replace(item, reads=reads, writes=writes, lists=lists, attrs={**item.attrs})
+            case Structure():
+                return item
+            case Sync():
+                return replace(item, semaphore=self.semaphore(item.semaphore))
+            case Rotate():
+                return Rotate(self.every(item.buffers))
+            case Loop():
+                found = self.loops[item] = replace(item, body=self.block(item.body))
+                return found
+            case Branch():
+                then, otherwise = self.block(item.then), self.block(item.otherwise)
+                return replace(item, then=then, otherwise=otherwise)
+
+    def every(self, buffers: list[Buffer]) -> list[Buffer]:
+        return [self.buffer(buffer) for buffer in buffers]
+
+    def buffer(self, buffer: Buffer) -> Buffer:
+        # A buffer's block may come after what uses it: blocks are filled in when all are known.
+        if buffer not in self.buffers:
+            self.buffers[buffer] = replace(buffer)
+            alias = buffer.alias_of
+            self.buffers[buffer].alias_of = None if alias is None else self.buffer(alias)
+        return self.buffers[buffer]
+
+    def semaphore(self, semaphore: Semaphore) -> Semaphore:
+        return self.semaphores.setdefault(semaphore, replace(semaphore))
 
 
 def inner_blocks(item: Item) -> tuple[Block, ...]:
