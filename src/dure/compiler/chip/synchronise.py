@@ -224,10 +224,10 @@ class _Synchroniser:
                             continue  # the same as in the first turn
                         yield Edge(other, source, queue, place, later, name)
                 if touch.writes:
-                    written = dict.fromkeys(touch.writes, (turn, place))
-                    read = dict.fromkeys(touch.reads, (turn, place))
+                    written = dict.fromkeys(sorted(touch.writes), (turn, place))
+                    read = dict.fromkeys(sorted(touch.reads), (turn, place))
                 else:
-                    read |= dict.fromkeys(touch.reads, (turn, place))
+                    read |= dict.fromkeys(sorted(touch.reads), (turn, place))
 
     def _needed(self, edges: list[Edge], repeated: bool) -> list[Edge]:
         """The edges that the others and program order don't imply, the widest left out first."""
