@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dure.compiler.chip import search
+from dure.compiler.chip.pipeline import compile_for
 from dure.compiler.chip.ring import Ring
 from dure.compiler.chip.search import choose
 from dure.compiler.chip.sizes import tiled_by
@@ -62,6 +65,17 @@ def test_a_row_is_no_larger_than_it_is() -> None:
     """A tile of more rows than there are would be cleared first."""
     found = choose(lambda c: product(1, 512, 4096, dict(c)), NAMES, chip("rngd"))
     assert found.consts["bm"] == 1
+
+
+@pytest.mark.parametrize("name", chip_names())
+def test_what_is_chosen_is_what_its_options_compile_to(name: str) -> None:
+    """The search schedules copies of programs that it lowers once for many points."""
+    found = choose(lambda c: product(64, 512, 384, dict(c)), NAMES, chip(name))
+    again = compile_for(product(64, 512, 384, found.consts), chip(name), found.compiled.options)
+    assert found.compiled.text == again.text
+    for consts, other in islice(found.others, 2):
+        again = compile_for(product(64, 512, 384, consts), chip(name), other.options)
+        assert other.text == again.text
 
 
 def test_nothing_shorter_fits(monkeypatch: pytest.MonkeyPatch) -> None:
