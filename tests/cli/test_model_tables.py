@@ -98,6 +98,12 @@ def test_matrix(tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert tiny in capsys.readouterr().out
     assert run([*arguments, "--markdown", "none/models.md"]) == 2
     assert "can't be written" in capsys.readouterr().err
+    # Rows are put into a matrix of the same chips.
+    assert run([*arguments, "--markdown", str(page)]) == 0
+    assert page.read_text(encoding="utf-8") == text
+    other = ["matrix", "--model", tiny, "--target", "atom", "--markdown", str(page)]
+    assert run(other) == 2
+    assert "is no matrix of atom" in capsys.readouterr().err
     # The written matrix has a row that is no model of the package.
     assert run([*arguments, "--check", str(page)]) == 2
     assert "is out of date" in capsys.readouterr().err

@@ -283,11 +283,16 @@ def test_the_packages_rows() -> None:
 
 
 def _entry(
-    target: str, phase: Any, ps: int | None, devices: int = 1, why: str = ""
+    target: str,
+    phase: Any,
+    ps: int | None,
+    devices: int = 1,
+    why: str = "",
+    model: str = "llama-3.1-8b",
 ) -> matrix.Entry:
     fraction = None if ps is None else 0.5
     found = Outcome(devices, 1.0, 0.9, ps, fraction, "memory", "derived", why=why)
-    return matrix.Entry("llama-3.1-8b", target, phase, found)
+    return matrix.Entry(model, target, phase, found)
 
 
 def test_a_written_matrix() -> None:
@@ -311,6 +316,26 @@ def test_a_written_matrix() -> None:
     assert "columns are atom, rngd" in matrix.out_of_date(text, [], models, ("rngd",))[0]
     assert "is no model" in matrix.out_of_date(text, [], ("other",), targets)[0]
     assert matrix.out_of_date("# nothing", [], models, targets)
+
+
+def test_rows_of_other_models_stay_in_a_written_matrix() -> None:
+    first, second = "llama-3.1-8b", "gemma-3-4b"
+    both = [
+        _entry("rngd", p, 10**9 * n, model=m)
+        for m in (first, second)
+        for n, p in enumerate(matrix.CONTEXTS, 1)
+    ]
+    whole = matrix.markdown(both, (first, second), ("rngd",))
+    other = [e for e in both if e.model == second]
+    changed = [_entry("rngd", p, None, why="not proved: it's long") for p in matrix.CONTEXTS]
+    worse = matrix.markdown([*other, *changed], (first, second), ("rngd",))
+    assert "2 of 4 steps" in worse
+    assert f"{first} decode on rngd, {first} prefill on rngd: not proved: it's long" in worse
+    # One model is asked anew: the other's rows and reasons are as they were written.
+    assert matrix.markdown(changed, (first,), ("rngd",), whole) == worse
+    assert matrix.markdown(other, (second,), ("rngd",), worse) == worse
+    found = [e for e in both if e.model == first]
+    assert matrix.markdown(found, (first,), ("rngd",), worse) == whole
 
 
 def test_what_the_matrix_asks(rngd: Chip) -> None:

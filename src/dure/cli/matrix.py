@@ -13,7 +13,7 @@ from dure.cli import options, text
 from dure.cli.output import print_json, show, table, write_document
 from dure.cli.progress import progress
 from dure.cli.subject import targets_of
-from dure.errors import KernelError
+from dure.errors import KernelError, UsageError
 
 if TYPE_CHECKING:
     from dure.models.tables.matrix import Entry
@@ -64,13 +64,17 @@ def matrix(
     jobs: Jobs = None,
     as_json: options.Json = False,
 ) -> None:
-    """Compile, prove and time a decode and a prefill step of every model on every chip."""
+    """Compile, prove and time a decode and a prefill step of every model on every chip.
+
+    With --model, a written matrix keeps the rows of other models.
+    """
     from dure.models.shapes import names as known
     from dure.models.tables import matrix as tables
 
     chips = targets_of(target, None)
     names = [chip.name for chip in chips]
     written = None if check is None else text.file(check)
+    before = _before(markdown, names) if model is not None else ""
     models = _models(model, [tables.SHORT] if short else list(known()))
     cells = tables.asked(models, chips, short)
     found: list[Entry] = []
@@ -79,7 +83,7 @@ def matrix(
             found.append(entry)
             advance(len(found), f"{entry.model} {entry.phase} on {entry.target}")
     if markdown is not None:
-        write_document(markdown, tables.markdown(found, models, names))
+        write_document(markdown, tables.markdown(found, models, names, before))
     if as_json:
         order = {(c.model, c.batch.phase, c.chip.name): n for n, c in enumerate(cells)}
         found.sort(key=lambda e: order[e.model, e.phase, e.target])
@@ -107,6 +111,26 @@ def _models(given: str | None, usual: list[str]) -> list[str]:
     found = [name.strip() for name in text.argument(given, "--model").split(",")]
     for name in found:
         any_config(name)
+    return found
+
+
+def _before(written: Path | None, names: Sequence[str]) -> str:
+    """The written matrix that rows are put into, empty where there is none.
+
+    Raises :class:`UsageError` for one of other chips.
+    """
+    from dure.models.tables import matrix as tables
+
+    if written is None or not written.exists():
+        return ""
+    found = text.file(written)
+    columns = {tuple(table[0][1:]) for table in tables.read_tables(found).values()}
+    if columns != {tuple(names)}:
+        raise UsageError(
+            f"{written} is no matrix of {', '.join(names)}",
+            rule="rows are put into a matrix that has the same chips",
+            fix="name its chips with --target, or another file",
+        )
     return found
 
 

@@ -16,7 +16,7 @@ from dure.compiler.chip.tree import Block, Buffer, Step, common
 from dure.compiler.chip.usage import Usage, is_cheap
 from dure.errors import IRError, KernelError
 from dure.ir.core import Op, Region, Span, Value
-from dure.ir.machine.compute import operation_of, works
+from dure.ir.machine.compute import Operation, operation_of, works
 from dure.ir.rewrite import clone_region
 from dure.ir.types import TileType
 from dure.sim.cost import Pass, duration, shared_values
@@ -341,7 +341,7 @@ class _Runs:
         self.writer = writer
         self.engines = writer.engines
         self.ops = ops
-        self.operations = [operation_of(op, writer.usage.makers) for op in ops]
+        self.operations: list[Operation] = [operation_of(op, writer.usage.makers) for op in ops]
         self.shared = self._shared()
         self.copying = self.engines.able(["copy"])
         self.cycles: dict[tuple[str, int], float] = {}

@@ -33,7 +33,7 @@ that dure compiles and proves, the part of the chip's published roofline that it
 bounds it, and how far the numbers of the machine file that it rests on are to be trusted:
 published, derived or guessed. A device is what a machine file describes: an ATOM-Max is a card of
 four chips. A model runs on the fewest devices that hold it and over which its heads can be cut."""
-_FIRST = "model"
+_FIRST, _FAILS, _WHY = "model", "**fails**", "Why not"
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def shown(entry: Entry | None) -> str:
         return ""
     found = entry.found
     if found.ps is None or found.fraction is None:
-        return "**fails**"
+        return _FAILS
     time = _time(found.ps) + (f" on {found.devices}" if found.devices > 1 else "")
     return ", ".join((time, f"{found.fraction:.1%}", found.bound, found.confidence))
 
@@ -115,27 +115,43 @@ def _time(ps: int) -> str:
     return f"{ps / 10**6:.3g} us"
 
 
-def failures(found: Sequence[Entry]) -> list[str]:
-    """A line for each reason why cells have no time."""
+def failures(found: Sequence[Entry]) -> dict[str, list[str]]:
+    """The cells that have no time, by the reason."""
     reasons: dict[str, list[str]] = {}
     for entry in found:
         if entry.found.ps is None:
             where = f"{entry.model} {entry.phase} on {entry.target}"
             reasons.setdefault(entry.found.why, []).append(where)
-    return [f"{', '.join(where)}: {reason}" for reason, where in reasons.items()]
+    return reasons
 
 
-def markdown(found: Sequence[Entry], models: Sequence[str], names: Sequence[str]) -> str:
-    """The whole matrix as a document."""
-    timed = sum(entry.found.ps is not None for entry in found)
-    count = f"{timed} of {len(found)} steps are compiled, proved and timed."
-    parts = [_TITLE, _INTRO, count]
-    parts += ["## Chips that hold it", _table(devices(found, models, names))]
-    parts += ["## Decode", _table(rows(found, models, names, "decode"))]
-    parts += ["## Prefill", _table(rows(found, models, names, "prefill"))]
-    wrong = failures(found)
-    if wrong:
-        parts += ["## Why not", *wrong]
+def markdown(
+    found: Sequence[Entry], models: Sequence[str], names: Sequence[str], before: str = ""
+) -> str:
+    """The whole matrix as a document; rows of other models stay as they are in the one ``before``,
+    which has the same columns.
+    """
+    tables = {
+        "Chips that hold it": devices(found, models, names),
+        "Decode": rows(found, models, names, "decode"),
+        "Prefill": rows(found, models, names, "prefill"),
+    }
+    kept, reasons = read_tables(before), failures(found)
+    for heading, (head, *body) in tables.items():
+        body += [tuple(row) for row in kept.get(heading, [])[1:] if row[0] not in models]
+        tables[heading] = [head, *sorted(body)]
+    for reason, where in read_failures(before).items():
+        others = [cell for cell in where if cell.split()[0] not in models]
+        if others:
+            reasons.setdefault(reason, []).extend(others)
+    steps = [cell for name in ("Decode", "Prefill") for row in tables[name][1:] for cell in row[1:]]
+    known = [cell for cell in steps if cell]
+    timed = sum(cell != _FAILS for cell in known)
+    parts = [_TITLE, _INTRO, f"{timed} of {len(known)} steps are compiled, proved and timed."]
+    for heading, table in tables.items():
+        parts += [f"## {heading}", _table(table)]
+    if reasons:
+        parts += [f"## {_WHY}", *(f"{', '.join(where)}: {r}" for r, where in reasons.items())]
     return "\n\n".join(parts) + "\n"
 
 
@@ -163,6 +179,14 @@ def read_tables(text: str) -> dict[str, list[list[str]]]:
             cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
             found.setdefault(heading, []).append(cells)
     return found
+
+
+def read_failures(text: str) -> dict[str, list[str]]:
+    """Why cells of a written matrix have no time, by the reason."""
+    _, heading, rest = text.partition(f"## {_WHY}\n")
+    lines = [line for line in rest.splitlines() if line.strip()] if heading else []
+    pairs = (line.partition(": ") for line in lines)
+    return {reason: where.split(", ") for where, _, reason in pairs}
 
 
 def out_of_date(
