@@ -8,6 +8,7 @@ from dure.errors import UsageError
 from dure.models import step_profile as profiles
 from dure.models.batch import Batch
 from dure.models.chip_answer import StepAnswer, step_answer
+from dure.models.chip_devices import Devices, answer_on
 from dure.models.chip_step import chip_step
 from dure.models.config import ModelConfig, RopeConfig
 from dure.models.step_profile import step_profile
@@ -33,6 +34,20 @@ def test_a_whole_step(answered: StepAnswer) -> None:
     path = analysis.critical_path(made)
     assert sum(step.end - step.start for step in path) == made.total
     assert made.roofline.fraction == pytest.approx(answered.fraction_of_roofline)
+
+
+def test_a_step_of_two_devices() -> None:
+    """Numbers are one device's, and of launches that sum up what others multiplied, their own."""
+    answered = answer_on(chip_step(TINY, Batch("decode", 2, 40)), chip("rngd"), Devices(2))
+    made = step_profile(answered)
+    assert made.roofline.fraction == pytest.approx(answered.fraction_of_roofline)
+    assert 2 * made.roofline.bytes == pytest.approx(answered.step.bytes, abs=1)
+    assert "2 devices make the step together" in made.notes[0]
+    calls = {id(part.step): part.step.part for part in answered.parts}
+    for key, call in calls.items():
+        stages = [part for part in answered.parts if id(part.step) == key]
+        assert sum(part.flops for part in stages) == pytest.approx(call.flops, abs=len(stages))
+        assert sum(part.weight_bytes for part in stages) == pytest.approx(call.weight_bytes, abs=2)
 
 
 def test_layers_in_the_middle(answered: StepAnswer, monkeypatch: pytest.MonkeyPatch) -> None:

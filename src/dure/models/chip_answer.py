@@ -8,7 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import groupby, islice
 
 from dure.compiler.chip.pipeline import Options
 from dure.errors import DureError, KernelError, UnprovedError
@@ -47,6 +47,23 @@ class StepPart:
     alone_ps: int
     #: How often its part of the batch is taken.
     micro_batches: int = 1
+    #: The part that it has in the arithmetic of the launches that compute something together.
+    share: float = 1.0
+
+    @property
+    def flops(self) -> int:
+        """Operations of a turn, on a device."""
+        return round(self.share * self.step.part.flops)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights that a turn multiplies, on a device."""
+        return round(self.share * self.step.part.weight_bytes)
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of keys and values that a turn reads or writes, on a device."""
+        return round(self.share * self.step.part.kv_bytes)
 
     @property
     def ps(self) -> int:
@@ -211,9 +228,9 @@ def _operator(part: StepPart) -> dict[str, object]:
         "total_ns": part.total_ps / 1000,
         "alone_ns": part.alone_ps / 1000,
         "bound": timing.bound,
-        "flops": part.step.part.flops,
-        "weight_bytes": part.step.part.weight_bytes,
-        "kv_bytes": part.step.part.kv_bytes,
+        "flops": part.flops,
+        "weight_bytes": part.weight_bytes,
+        "kv_bytes": part.kv_bytes,
         "tiles": dict(part.built.consts),
         "program_sha256": part.built.compiled.sha256,
     }
@@ -357,16 +374,24 @@ def _parts(
     of them together.
     """
     launch = duration(chip, chip.launch)
-    entries = iter(chosen)
+    entries = zip(chosen, _shares(chosen), strict=True)
     for phase in phases_of(function.body):
         # Kernels of one phase run side by side: each has its part of the time.
         run = list(islice(entries, int(phase.attr("kernels"))))
-        alone = [entry.built.timing.ps - launch for entry in run]
+        alone = [entry.built.timing.ps - launch for entry, _ in run]
         left, rest = timing.phases.get(phase, 0), sum(alone)
-        for entry, own in zip(run, alone, strict=True):
-            share = left * own // max(rest, 1)
-            left, rest = left - share, rest - own
-            yield StepPart(entry.step, entry.name, entry.built, share, own)
+        for (entry, share), own in zip(run, alone, strict=True):
+            took = left * own // max(rest, 1)
+            left, rest = left - took, rest - own
+            yield StepPart(entry.step, entry.name, entry.built, took, own, share=share)
+
+
+def _shares(chosen: Sequence[Chosen]) -> Iterator[float]:
+    """The part of each launch in the arithmetic of those that compute something together."""
+    for _, together in groupby(chosen, key=lambda entry: id(entry.step)):
+        work = [entry.built.timing.flops for entry in together]
+        whole = sum(work)
+        yield from (own / whole if whole else 1 / len(work) for own in work)
 
 
 def _programs(parts: Sequence[StepPart]) -> list[tuple[Built, int]]:

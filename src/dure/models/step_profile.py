@@ -65,7 +65,7 @@ def step_profile(answer: StepAnswer) -> Profile:
     )
     window = _layers(answer, ran) if len(made.instructions) > EXACT else None
     shown = made if window is None else windowed(made, *window)
-    return replace(shown, notes=tuple(_notes(shown, answer.micro_batches)))
+    return replace(shown, notes=tuple(_notes(shown, answer)))
 
 
 def _side_by_side(
@@ -87,9 +87,8 @@ def _title(answer: StepAnswer) -> str:
 
 
 def _operator(part: StepPart, answer: StepAnswer) -> Operator:
-    call, chip = part.step.part, answer.chip
-    needed = call.weight_bytes + call.kv_bytes
-    least = roofline_seconds(chip, answer.step.dtype, call.flops, needed) * 1e12
+    needed = part.weight_bytes + part.kv_bytes
+    least = roofline_seconds(answer.chip, answer.step.dtype, part.flops, needed) * 1e12
     return Operator(
         name=part.name,
         kernel=part.built.call.kernel.__name__,
@@ -97,7 +96,7 @@ def _operator(part: StepPart, answer: StepAnswer) -> Operator:
         ps=part.ps,
         alone=part.alone_ps,
         bound=part.built.timing.bound,
-        flops=call.flops,
+        flops=part.flops,
         bytes=needed,
         moved=part.built.timing.bytes,
         fraction=least / part.ps if part.ps else 0.0,
@@ -127,6 +126,7 @@ def _overview(made: Profile, home: str) -> Iterator[Counter]:
 
 
 def _roofline(answer: StepAnswer) -> Roofline:
+    """A device's roofline, and its part of the work."""
     chip, step = answer.chip, answer.step
     home, published = chip.memories[chip.home].bandwidth, chip.peaks.bandwidth.base
     return Roofline(
@@ -135,8 +135,8 @@ def _roofline(answer: StepAnswer) -> Roofline:
         memory=chip.home,
         bandwidth=published,
         attainable=published if home is None else chip.bytes_a_second(home),
-        flops=step.flops,
-        bytes=step.bytes,
+        flops=step.flops // step.chips,
+        bytes=step.bytes // step.chips,
         moved=answer.timing.bytes * answer.micro_batches,
         seconds=answer.ps / 1e12,
     )
@@ -145,7 +145,7 @@ def _roofline(answer: StepAnswer) -> Roofline:
 def _facts(answer: StepAnswer) -> dict[str, str]:
     """The lines under a chip's headline."""
     step, chip, trust = answer.step, answer.chip, answer.confidence
-    held = (step.weight_bytes + step.kv_bytes) / chip.memories[chip.home].size.base
+    held = sum(step.device_bytes) / chip.memories[chip.home].size.base
     found = {
         "tokens a second": f"{answer.tokens_a_second:,.4g}",
         "weights": f"{step.weight_bytes / 1e9:.4g} GB",
@@ -172,11 +172,16 @@ def _program_facts(answer: StepAnswer) -> dict[str, str]:
     }
 
 
-def _notes(shown: Profile, micro_batches: int) -> Iterator[str]:
-    if micro_batches > 1:
+def _notes(shown: Profile, answer: StepAnswer) -> Iterator[str]:
+    if answer.step.chips > 1:
         yield (
-            f"The batch is taken in {micro_batches} equal parts, one after another; the program "
-            "and its timeline are one part's."
+            f"{answer.step.chips} devices make the step together; operations, bytes and rooflines "
+            "are one device's, but for weights and KV cache."
+        )
+    if answer.micro_batches > 1:
+        yield (
+            f"The batch is taken in {answer.micro_batches} equal parts, one after another; the "
+            "program and its timeline are one part's."
         )
     if shown.window is not None:
         yield (
