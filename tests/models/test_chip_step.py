@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ from dure.models.encoder_config import EncoderConfig
 from dure.models.shapes import any_config
 from dure.models.weights import weight_specs
 from dure.sim.cost import duration
+from dure.sim.recurrence import Recurrence
+from dure.sim.timing import simulate
 from dure.sim.values import run_values
 from dure.targets import chip, chip_names
 
@@ -92,6 +95,37 @@ def test_experts_on_a_chip() -> None:
     assert parts["experts' gate"].weight_bytes == 2 * 2 * 32 * 64
     found = step_answer(step, chip("rngd"))
     assert all(part.built.verdict is not None and part.built.verdict.ok for part in found.parts)
+
+
+@pytest.mark.parametrize("name", ["rngd", "mtia-v2"])
+def test_turns_of_the_second_loop_of_layers_are_skipped_too(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two layers of one kind, then many pairs of others: what is watched goes over to these."""
+    windows = (16, 16, *(0, 16) * 10)
+    layers = len(windows)
+    config = replace(WINDOWED, layers=layers, windows=windows, rotated=(True,) * layers)
+    jumps: list[int] = []
+    jump = Recurrence._jump
+
+    def spy(self: Recurrence, kept: Any, now: int, times: int) -> int:
+        jumps.append(times)
+        return jump(self, kept, now, times)
+
+    monkeypatch.setattr(Recurrence, "_jump", spy)
+    # Of a program as small as this one, states are equal within a kernel, too.
+    monkeypatch.setattr(Recurrence, "look", lambda self, now: now)
+    step = chip_step(config, Batch("decode", 1, 40))
+    built: dict[object, Built] = {}
+    step_answer(step, chip(name), made=built)
+    jumps.clear()
+    answer = step_answer(step, chip(name), made=built)
+    assert {1, 2, 10} <= {part.count for part in answer.parts}
+    assert max(jumps) > 3
+    program = answer.program
+    replayed = simulate(program.function, chip(name), indices=program.indices, record=True)
+    assert (answer.timing.ps, answer.timing.events) == (replayed.ps, replayed.events)
+    assert answer.timing.phases == replayed.phases
 
 
 def test_an_encoder_on_a_chip() -> None:

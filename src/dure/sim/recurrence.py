@@ -66,11 +66,12 @@ class Recurrence:
         self._most = max(_FEWEST, _PARTS // max(parts, 1))
         self._seen = 0
         self._next = 1
-        #: The phase at whose end states are compared, and the state at its last one.
+        #: The phase at whose end states are compared, the state at its last one, and the phases
+        #: that were complete since.
         self._phase: Op | None = None
         self._turn: _Kept | None = None
-        self._complete = 0
         self._once: set[Op] = set()
+        self._complete = 0
 
     def landed(self, flight: Flight) -> None:
         """A transfer has landed: the state is looked at when all that follows now has happened."""
@@ -92,10 +93,14 @@ class Recurrence:
         self._complete = phases.complete
         self._start_over()
         op = phases.latest
-        if self._phase is None and op in self._once:
-            self._phase = op
-        if op is not None:
-            self._once.add(op)
+        if op is None:
+            return now
+        if op is not self._phase and op in self._once:
+            # It came twice without the watched one, whose loop is over.
+            self._phase, self._turn = op, None
+        if op is self._phase:
+            self._once.clear()
+        self._once.add(op)
         if op is not self._phase:
             return now
         before, self._turn = self._turn, self._state(self._quick(now), now)
