@@ -27,10 +27,11 @@ group was last empty, so an event costs time by the groups, not by the transfers
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from heapq import heappop, heappush
-from typing import Generic, TypeAlias, TypeVar
+from operator import attrgetter
+from typing import Generic, TypeVar
 
 #: Units of a byte, and of a weight.
 UNIT = 1 << 32
@@ -52,16 +53,23 @@ def weight_of(part: Fraction) -> int:
 class Group(Generic[_Token]):
     """Transfers with the same limit and the same uses of resources: (resource, weight) each."""
 
-    __slots__ = ("_together", "ends", "limit", "number", "rate", "service", "uses")
+    __slots__ = ("_together", "ends", "held", "limit", "most", "number", "rate", "service", "uses")
 
     def __init__(self, number: int, limit: int, uses: tuple[tuple[int, int], ...]) -> None:
         self.number = number
         self.limit = limit
-        self.uses = uses
+        together: dict[int, int] = {}
+        for resource, weight in uses:
+            together[resource] = together.get(resource, 0) + weight
+        self.uses = tuple(together.items())
         self.service = 0
         self.rate = 0
         # (the service at which it ends, order of starting, what it is)
         self.ends: list[tuple[int, int, _Token]] = []
+        #: What all its transfers used when rates were last found, and their limit then: its own, or
+        #: what resources allow that it alone uses.
+        self.held: list[tuple[int, int]] = []
+        self.most = limit
         self._together: dict[int, list[tuple[int, int]]] = {}
 
     def together(self) -> list[tuple[int, int]]:
@@ -84,6 +92,13 @@ class Flows(Generic[_Token]):
         self._started = 0
         self._changed = False
         self._known: dict[tuple[tuple[int, int], ...], list[int]] = {}
+        #: Groups whose transfers are others than when rates were last found.
+        self._other: dict[Group[_Token], None] = {}
+        #: By resource: what each group would take at its limit and 1 unit more, and all of them.
+        self._users: list[dict[Group[_Token], int]] = [{} for _ in capacities]
+        self._wanted = [0 for _ in capacities]
+        #: Resources that can't carry that.
+        self._contested: set[int] = set()
         #: When rates changed, and the part of each resource that is used from then on; None: not
         #: kept.
         self.log: list[tuple[int, dict[int, int]]] | None = None
@@ -102,6 +117,7 @@ class Flows(Generic[_Token]):
         self._started += 1
         finish = group.service + units
         heappush(group.ends, (finish, self._started, token))
+        self._other[group] = None
         self._changed = True
         return finish
 
@@ -125,8 +141,10 @@ class Flows(Generic[_Token]):
         for group in self._active:
             group.service += group.rate * passed
             ends = group.ends
-            while ends and ends[0][0] <= group.service:
-                ended.append(heappop(ends)[2])
+            if ends[0][0] <= group.service:
+                self._other[group] = None
+                while ends and ends[0][0] <= group.service:
+                    ended.append(heappop(ends)[2])
         if ended:
             self._changed = True
             self._active = [group for group in self._active if group.ends]
@@ -153,80 +171,104 @@ class Flows(Generic[_Token]):
         return found
 
     def _fair(self, active: Sequence[Group[_Token]]) -> list[int]:
-        """The max-min fair rates, by the rounding law."""
-        limits, left, load, uses = self._contested(active)
-        if len(left) <= 1:
-            return _filled(limits, left, load, uses)
-        rates = [0] * len(active)
-        rising = list(range(len(active)))
+        """The max-min fair rates, by the rounding law.
+
+        What changed since the last time is all that is looked at anew.  A resource that one group
+        alone uses is a limit of that group: its quotient stays as it is until the group stays
+        there.  A resource that could carry all at their own limits, and 1 unit more each, has a
+        quotient above every level, and is left out.
+        """
+        self._renew()
+        contested = self._contested
+        if not contested:
+            return [group.most for group in active]
+        rates = self._filled(*contested) if len(contested) == 1 else self._levels()
+        return [rates.get(group, group.most) for group in active]
+
+    def _renew(self) -> None:
+        """Take in what changed: users of resources, groups' limits, and what is contested."""
+        users, wanted, capacities = self._users, self._wanted, self.capacities
+        touched = {r for g in self._other for r, _ in (*g.held, *(g.together() if g.ends else ()))}
+        affected = dict(self._other)
+        # Who was alone with a resource, or is.
+        affected.update(self._alone(touched))
+        for group in self._other:
+            for resource, _ in group.held:
+                wanted[resource] -= users[resource].pop(group)
+            group.held = group.together() if group.ends else []
+        for group in self._other:
+            for resource, _ in group.held:
+                users[resource][group] = 0
+        self._other = {}
+        affected.update(self._alone(touched))
+        for group in affected:
+            most = group.limit
+            for resource, weight in group.held:
+                if len(users[resource]) == 1:
+                    most = max(1, min(most, capacities[resource] // weight))
+            group.most = most
+            for resource, weight in group.held:
+                taken = weight * (most + 1)
+                wanted[resource] += taken - users[resource][group]
+                users[resource][group] = taken
+                touched.add(resource)
+        for resource in touched:
+            if len(users[resource]) > 1 and wanted[resource] > capacities[resource]:
+                self._contested.add(resource)
+            else:
+                self._contested.discard(resource)
+
+    def _alone(self, resources: Iterable[int]) -> dict[Group[_Token], None]:
+        """The groups that are the only ones to use one of these resources."""
+        users = self._users
+        return {g: None for r in resources if len(users[r]) == 1 for g in users[r]}
+
+    def _filled(self, resource: int) -> dict[Group[_Token], int]:
+        """The rates of a resource's users where it alone is contested: those below the level at
+        which it is full are at their limits.
+        """
+        users = sorted(self._users[resource], key=_by_most)
+        weights = [taken // (g.most + 1) for g in users for taken in (self._users[resource][g],)]
+        rates: dict[Group[_Token], int] = {}
+        rest, total = self.capacities[resource], sum(weights)
+        for place, (group, weight) in enumerate(zip(users, weights, strict=True)):
+            rates[group] = rate = max(1, min(group.most, rest // total))
+            if rate < group.most:
+                rates.update(dict.fromkeys(users[place:], rate))
+                break
+            rest -= weight * rate
+            total -= weight
+        return rates
+
+    def _levels(self) -> dict[Group[_Token], int]:
+        """The rates of all users of contested resources, which rise together."""
+        contested = self._contested
+        left = {resource: self.capacities[resource] for resource in contested}
+        load = dict.fromkeys(contested, 0)
+        rising: dict[Group[_Token], list[tuple[int, int]]] = {}
+        for resource in contested:
+            for group in self._users[resource]:
+                if group not in rising:
+                    rising[group] = [use for use in group.held if use[0] in contested]
+        for uses in rising.values():
+            for resource, weight in uses:
+                load[resource] += weight
+        rates: dict[Group[_Token], int] = {}
         while rising:
             shares = {r: left[r] // total for r, total in load.items() if total}
-            level = max(1, min([limits[place] for place in rising] + list(shares.values())))
+            level = max(1, min([*(group.most for group in rising), *shares.values()]))
             full = {r for r, share in shares.items() if share <= level}
-            still: list[int] = []
-            for place in rising:
-                if limits[place] > level and not any(r in full for r, _ in uses[place]):
-                    still.append(place)
+            still: dict[Group[_Token], list[tuple[int, int]]] = {}
+            for group, uses in rising.items():
+                if group.most > level and not any(r in full for r, _ in uses):
+                    still[group] = uses
                     continue
-                rates[place] = level
-                for resource, weight in uses[place]:
+                rates[group] = level
+                for resource, weight in uses:
                     left[resource] -= weight * level
                     load[resource] -= weight
             rising = still
         return rates
 
-    def _contested(self, active: Sequence[Group[_Token]]) -> _Contest:
-        """The groups' limits, what is left of each resource, its load, and the groups' uses of it
-        (all their transfers together).
 
-        A resource that one group alone uses is a limit of that group: its quotient stays as it is
-        until the group stays there.  A resource that could carry all at their own limits, and 1
-        unit more each, has a quotient above every level, and is left out.
-        """
-        capacities = self.capacities
-        limits = [group.limit for group in active]
-        uses = [group.together() for group in active]
-        users: dict[int, list[tuple[int, int]]] = {}
-        for place, parts in enumerate(uses):
-            for resource, weight in parts:
-                users.setdefault(resource, []).append((place, weight))
-        for resource, parts in users.items():
-            if len(parts) == 1:
-                ((place, weight),) = parts
-                limits[place] = max(1, min(limits[place], capacities[resource] // weight))
-        load: dict[int, int] = {}
-        for resource, parts in users.items():
-            if len(parts) > 1:
-                most = sum([weight * (limits[place] + 1) for place, weight in parts])
-                if most > capacities[resource]:
-                    load[resource] = sum([weight for _, weight in parts])
-        left = {resource: capacities[resource] for resource in load}
-        return limits, left, load, [[u for u in parts if u[0] in left] for parts in uses]
-
-
-_Contest: TypeAlias = tuple[list[int], dict[int, int], dict[int, int], list[list[tuple[int, int]]]]
-
-
-def _filled(
-    limits: Sequence[int],
-    left: Mapping[int, int],
-    load: Mapping[int, int],
-    uses: Sequence[Sequence[tuple[int, int]]],
-) -> list[int]:
-    """The rates where at most one resource is contested: those below the level at which it is full
-    are at their limits.
-    """
-    rates = list(limits)
-    rest, total = sum(left.values()), sum(load.values())
-    by_limit = sorted([(limits[place], place) for place, parts in enumerate(uses) if parts])
-    for limit, place in by_limit:
-        ((_, weight),) = uses[place]
-        rates[place] = rate = max(1, min(limit, rest // total))
-        if rate < limit:
-            for _, other in by_limit:
-                if limits[other] >= limit:
-                    rates[other] = rate
-            break
-        rest -= weight * rate
-        total -= weight
-    return rates
+_by_most = attrgetter("most")
