@@ -335,6 +335,52 @@ def test_max_min_fairness() -> None:
     assert flows.advance(25) == ["b"]
 
 
+def rates_by_the_law(flows: Flows[int]) -> list[int]:
+    """Law 5 word by word: all transfers rise together, looked at anew at every step."""
+    rising = [g for g in flows.groups if g.ends]
+    left = list(flows.capacities)
+    rates: dict[int, int] = {}
+    while rising:
+        load = [
+            sum(w * len(g.ends) for g in rising for r, w in g.uses if r == n)
+            for n in range(len(left))
+        ]
+        shares = {n: left[n] // total for n, total in enumerate(load) if total}
+        level = max(1, min([g.limit for g in rising] + list(shares.values())))
+        full = {n for n, share in shares.items() if share <= level}
+        stay = [g for g in rising if g.limit <= level or any(r in full for r, _ in g.uses)]
+        for group in stay:
+            rates[group.number] = level
+            for resource, weight in group.uses:
+                left[resource] -= weight * len(group.ends) * level
+        rising = [g for g in rising if g not in stay]
+    return [rates[number] for number in sorted(rates)]
+
+
+@settings(max_examples=200, derandomize=True, deadline=None, database=None)
+@given(st.integers(0, 10**9))
+def test_rates_that_are_found_from_what_changed(seed: int) -> None:
+    rng = random.Random(seed)
+    resources = range(rng.randint(1, 6))
+    flows = Flows[int](
+        [rng.choice([rng.randint(1, 100), rng.randint(1, 10**6)]) for _ in resources]
+    )
+    groups: list[Any] = []
+    for _ in range(rng.randint(1, 10)):
+        some = rng.sample(resources, rng.randint(0, min(len(resources), 3)))
+        limit = rng.choice([rng.randint(1, 50), rng.randint(1, 10**6)])
+        groups.append(flows.group(limit, tuple((r, rng.randint(1, 3 << 20)) for r in some)))
+    for token in range(60):
+        if rng.random() < 0.6:
+            # Several may start before rates are asked for.
+            flows.start(rng.choice(groups), rng.randint(1, 10**7), token)
+            continue
+        end = flows.next_end()
+        if end is not None:
+            assert [g.rate for g in groups if g.ends] == rates_by_the_law(flows)
+            flows.advance(end if rng.random() < 0.7 else rng.randint(flows.now, end))
+
+
 def test_the_rounding_law() -> None:
     assert picoseconds(Fraction(300e-9)) == 300_000
     assert picoseconds(Fraction(1, 3 * 10**9)) == 334

@@ -232,11 +232,12 @@ class Flows(Generic[_Token]):
         rates: dict[Group[_Token], int] = {}
         rest, total = self.capacities[resource], sum(weights)
         for place, (group, weight) in enumerate(zip(users, weights, strict=True)):
-            rates[group] = rate = max(1, min(group.most, rest // total))
-            if rate < group.most:
-                rates.update(dict.fromkeys(users[place:], rate))
+            share = max(1, rest // total)
+            if share <= group.most:
+                rates.update(dict.fromkeys(users[place:], share))
                 break
-            rest -= weight * rate
+            rates[group] = group.most
+            rest -= weight * group.most
             total -= weight
         return rates
 
