@@ -8,14 +8,30 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dure.runtime.garbage import collect_rarely
+from dure.sim.recurrence import Recurrence
 
 collect_rarely()
 # A shell starts its background jobs with Ctrl-C ignored, which every process below inherits.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def jumps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many repetitions each jump of the simulator skips, as they come."""
+    found: list[int] = []
+    jump = Recurrence._jump
+
+    def spy(self: Recurrence, kept: Any, now: int, times: int) -> int:
+        found.append(times)
+        return jump(self, kept, now, times)
+
+    monkeypatch.setattr(Recurrence, "_jump", spy)
+    return found
 
 
 def _model(name: str) -> Path:

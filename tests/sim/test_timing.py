@@ -31,7 +31,6 @@ from dure.ir.types import TensorType
 from dure.sim.cost import Costs, picoseconds
 from dure.sim.flows import UNIT, Flows, units_a_picosecond, weight_of
 from dure.sim.footprint import Reach, footprint
-from dure.sim.recurrence import Recurrence
 from dure.sim.timing import Timing, simulate
 from dure.targets import chip
 
@@ -180,18 +179,8 @@ def test_more_cores_than_the_chip_has_are_refused() -> None:
 
 
 @pytest.mark.parametrize("stages", [1, 2, 3])
-def test_skipping_a_recurrence_changes_nothing(
-    stages: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_skipping_a_recurrence_changes_nothing(stages: int, jumps: list[int]) -> None:
     """``record`` replays every instruction, so nothing is skipped."""
-    jumps: list[int] = []
-    jump = Recurrence._jump
-
-    def spy(self: Recurrence, kept: Any, now: int, times: int) -> int:
-        jumps.append(times)
-        return jump(self, kept, now, times)
-
-    monkeypatch.setattr(Recurrence, "_jump", spy)
     function = copy_program(64 * 300, 32, 16, cores=3, stages=stages)
     skipped = simulate(function, CHIP)
     assert sum(jumps) > 100 or stages == 3
@@ -200,16 +189,8 @@ def test_skipping_a_recurrence_changes_nothing(
     assert skipped.busy == replayed.busy
 
 
-def test_turns_of_outer_loops_are_skipped_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_turns_of_outer_loops_are_skipped_too(jumps: list[int]) -> None:
     """The inner loop is skipped in its first turns only, then the loop around it as a whole."""
-    jumps: list[int] = []
-    jump = Recurrence._jump
-
-    def spy(self: Recurrence, kept: Any, now: int, times: int) -> int:
-        jumps.append(times)
-        return jump(self, kept, now, times)
-
-    monkeypatch.setattr(Recurrence, "_jump", spy)
     function = matmul_program(16 * 40, 16, 16 * 64)
     skipped = simulate(function, CHIP)
     assert 1 < len(jumps) < 10
@@ -456,7 +437,7 @@ def test_every_class_of_op_costs_by_its_law() -> None:
     b = p.buffer("b", (2, 32, 8))
     c = p.buffer("c", (2, 16, 8))
 
-    def work(t, x, y, z):  # type: ignore[no-untyped-def]
+    def work(t: Any, x: Any, y: Any, z: Any) -> Any:
         row = t("reduce", x, axis=1, combiner="max")
         scan = t("cumsum", x, axis=2)
         t("transpose", scan, order=(0, 2, 1))
@@ -481,7 +462,7 @@ def test_ops_that_share_a_pass_cost_as_the_slowest() -> None:
     row = p.buffer("row", (256, 1))
     y = p.buffer("y", (256, 64))
 
-    def softmax(t, a, r):  # type: ignore[no-untyped-def]
+    def softmax(t: Any, a: Any, r: Any) -> Any:
         across = t("broadcast", r, shape=(256, 64))
         lowered = t("sub", t.cast(a, "float32"), across)
         weights = t("exp", t("mul", lowered, t.full((256, 64), 0.5)))
@@ -489,12 +470,12 @@ def test_ops_that_share_a_pass_cost_as_the_slowest() -> None:
             "reduce", weights, axis=1, combiner="sum", keepdims=True
         )
 
-    def chains(t, a, b):  # type: ignore[no-untyped-def]
+    def chains(t: Any, a: Any, b: Any) -> Any:
         twice = t("mul", a, t.full((256, 64), 2.0))
         both = t("mul", t("add", twice, b), t.full((256, 64), 3.0))
         return t("add", both, twice)
 
-    def squares(t, a):  # type: ignore[no-untyped-def]
+    def squares(t: Any, a: Any) -> Any:
         return t("reduce", t("mul", a, a), axis=1, combiner="sum")
 
     p.compute("scalar", ["scalar"], [x, row], [x, row], softmax)

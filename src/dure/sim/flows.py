@@ -228,7 +228,7 @@ class Flows(Generic[_Token]):
         which it is full are at their limits.
         """
         users = sorted(self._users[resource], key=_by_most)
-        weights = [taken // (g.most + 1) for g in users for taken in (self._users[resource][g],)]
+        weights = [self._users[resource][group] // (group.most + 1) for group in users]
         rates: dict[Group[_Token], int] = {}
         rest, total = self.capacities[resource], sum(weights)
         for place, (group, weight) in enumerate(zip(users, weights, strict=True)):
