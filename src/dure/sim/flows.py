@@ -37,6 +37,9 @@ from typing import Generic, TypeVar
 UNIT = 1 << 32
 WEIGHT = 1 << 20
 
+#: Groups at once, at most, whose rates are remembered: more seldom are what they were before.
+_REMEMBERED = 16
+
 _Token = TypeVar("_Token")
 
 
@@ -97,8 +100,12 @@ class Flows(Generic[_Token]):
         #: By resource: what each group would take at its limit and 1 unit more, and all of them.
         self._users: list[dict[Group[_Token], int]] = [{} for _ in capacities]
         self._wanted = [0 for _ in capacities]
+        #: By resource: the weights of all groups.
+        self._loads = [0 for _ in capacities]
         #: Resources that can't carry that.
         self._contested: set[int] = set()
+        #: One of those with the most users.
+        self._widest = 0
         #: When rates changed, and the part of each resource that is used from then on; None: not
         #: kept.
         self.log: list[tuple[int, dict[int, int]]] | None = None
@@ -153,10 +160,13 @@ class Flows(Generic[_Token]):
     def _settle(self) -> None:
         self._changed = False
         active = self._active
-        key = tuple([(group.number, len(group.ends)) for group in active])
-        rates = self._known.get(key)
-        if rates is None:
-            rates = self._known[key] = self._fair(active)
+        if len(active) > _REMEMBERED:
+            rates = self._fair(active)
+        else:
+            key = tuple([(group.number, len(group.ends)) for group in active])
+            rates = self._known.get(key)
+            if rates is None:
+                rates = self._known[key] = self._fair(active)
         for group, rate in zip(active, rates, strict=True):
             group.rate = rate
         if self.log is not None:
@@ -182,23 +192,26 @@ class Flows(Generic[_Token]):
         contested = self._contested
         if not contested:
             return [group.most for group in active]
-        rates = self._filled(*contested) if len(contested) == 1 else self._levels()
+        rates = self._filled(*contested) if len(contested) == 1 else self._full() or self._levels()
         return [rates.get(group, group.most) for group in active]
 
     def _renew(self) -> None:
         """Take in what changed: users of resources, groups' limits, and what is contested."""
-        users, wanted, capacities = self._users, self._wanted, self.capacities
+        users, wanted, loads = self._users, self._wanted, self._loads
+        capacities = self.capacities
         touched = {r for g in self._other for r, _ in (*g.held, *(g.together() if g.ends else ()))}
         affected = dict(self._other)
         # Who was alone with a resource, or is.
         affected.update(self._alone(touched))
         for group in self._other:
-            for resource, _ in group.held:
+            for resource, weight in group.held:
                 wanted[resource] -= users[resource].pop(group)
+                loads[resource] -= weight
             group.held = group.together() if group.ends else []
         for group in self._other:
-            for resource, _ in group.held:
+            for resource, weight in group.held:
                 users[resource][group] = 0
+                loads[resource] += weight
         self._other = {}
         affected.update(self._alone(touched))
         for group in affected:
@@ -240,6 +253,24 @@ class Flows(Generic[_Token]):
             rest -= weight * group.most
             total -= weight
         return rates
+
+    def _full(self) -> dict[Group[_Token], int] | None:
+        """The rates where a resource that all users of contested ones use is full before anything
+        else is, and before one of them is at its limit; else None.
+        """
+        contested, users, loads = self._contested, self._users, self._loads
+        resource = self._widest
+        if resource not in contested or len(users[resource]) < len(self._active):
+            resource = self._widest = max(contested, key=lambda r: len(users[r]))
+        rising, capacities = users[resource], self.capacities
+        level = max(1, capacities[resource] // loads[resource])
+        first = all(capacities[r] >= level * loads[r] for r in contested)
+        if not first or min(map(_by_most, rising)) < level:
+            return None
+        rise = len(rising) == len(self._active)
+        if not rise and not all(users[r].keys() <= rising.keys() for r in contested):
+            return None
+        return dict.fromkeys(rising, level)
 
     def _levels(self) -> dict[Group[_Token], int]:
         """The rates of all users of contested resources, which rise together."""
