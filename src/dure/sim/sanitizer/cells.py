@@ -1,19 +1,21 @@
 """The bytes of the memories, as few cells: bytes that every access treats alike are one cell.
 
-A tile's bytes are rectangles, partitions by bytes.  All rectangles that a program touches cut the
-memory into cells; cells in exactly the same rectangles are merged.
+A tile's bytes, or a part of them, are a region: rectangles, partitions by bytes.  All regions that
+a program touches cut the memory into cells; bytes in exactly the same regions are one cell.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 from dure.sim.storage import PlanePlace, TilePlace
 
 #: memory, first and stop partition, first and stop byte (in each partition)
 Rectangle: TypeAlias = tuple[str, int, int, int, int]
+#: What an access touches: sorted, so that it is a key.
+Region: TypeAlias = tuple[Rectangle, ...]
 #: First and stop element along each axis of a tile.
 Box: TypeAlias = tuple[tuple[int, int], ...]
 
@@ -122,27 +124,29 @@ def _runs(shape: Sequence[int], box: Box) -> list[tuple[int, int]] | None:
 
 
 class Cells:
-    """Numbers the cells that a growing set of rectangles cuts the memories into."""
+    """Numbers the cells that a growing set of regions, rectangles each, cuts the memories into."""
 
     def __init__(self) -> None:
-        self.known: dict[Rectangle, int] = {}
+        self.known: dict[Region, int] = {}
         self.table: list[tuple[int, ...]] | None = None
-        #: Cells by the rectangles that they are in.
+        #: Cells by the regions that they are in.
         self.merged: dict[tuple[int, ...], int] = {}
         self.count = 0
 
-    def add(self, rectangles: Sequence[Rectangle]) -> bool:
-        """Enter rectangles; whether any of them is new."""
+    def add(self, regions: Iterable[Sequence[Rectangle]]) -> bool:
+        """Enter regions; whether any of them is new."""
         before = len(self.known)
-        for rectangle in rectangles:
-            self.known.setdefault(rectangle, len(self.known))
+        for rectangles in regions:
+            if rectangles:
+                self.known.setdefault(_region(rectangles), len(self.known))
         return len(self.known) != before
 
     def build(self) -> None:
-        """Cut the memories by all rectangles that were entered."""
+        """Cut the memories by all regions that were entered."""
         members: dict[tuple[str, int, int], list[int]] = {}
-        for memory in dict.fromkeys(r[0] for r in self.known):
-            own = [(r, n) for r, n in self.known.items() if r[0] == memory]
+        owned = [(r, number) for region, number in self.known.items() for r in region]
+        for memory in dict.fromkeys(r[0] for r, _ in owned):
+            own = [(r, n) for r, n in owned if r[0] == memory]
             partitions = sorted({p for r, _ in own for p in r[1:3]})
             bytes_ = sorted({b for r, _ in own for b in r[3:5]})
             for (_, p0, p1, b0, b1), number in own:
@@ -152,7 +156,7 @@ class Cells:
         merged: dict[tuple[int, ...], int] = {}
         cells: list[list[int]] = [[] for _ in self.known]
         for numbers in members.values():
-            key = tuple(numbers)
+            key = tuple(dict.fromkeys(numbers))
             if key not in merged:
                 merged[key] = len(merged)
                 for number in key:
@@ -162,15 +166,16 @@ class Cells:
         self.count = len(merged)
 
     def of(self, rectangles: Sequence[Rectangle]) -> tuple[int, ...]:
-        """The cells of rectangles that were entered before :meth:`build`."""
+        """The cells of a region that was entered before :meth:`build`."""
         assert self.table is not None
-        return tuple(sorted({c for r in rectangles for c in self.table[self.known[r]]}))
+        return self.table[self.known[_region(rectangles)]] if rectangles else ()
 
     def moved(self, by: int) -> dict[int, int]:
         """The cells that lie just as others do, ``by`` bytes further on, by those others."""
         further: dict[int, int] = {}
-        for (memory, p0, p1, b0, b1), number in self.known.items():
-            target = self.known.get((memory, p0, p1, b0 + by, b1 + by))
+        for region, number in self.known.items():
+            moved = [(m, p0, p1, b0 + by, b1 + by) for m, p0, p1, b0, b1 in region]
+            target = self.known.get(_region(moved))
             if target is not None:
                 further[number] = target
         found: dict[int, int] = {}
@@ -180,3 +185,7 @@ class Cells:
                 if other is not None:
                     found[cell] = other
         return found
+
+
+def _region(rectangles: Sequence[Rectangle]) -> Region:
+    return tuple(sorted(rectangles))

@@ -29,7 +29,7 @@ class HomeRules:
 
     def __init__(self, model: Model) -> None:
         self.model = model
-        self.transfers = sorted(model.transfers.values(), key=lambda t: t.number)
+        self.transfers = sorted(model.transfers.of.values(), key=lambda t: t.number)
         self.known: dict[tuple[int, int, int], bool] = {}
         self.within: dict[int, tuple[int, ...]] = {}
 
@@ -69,7 +69,7 @@ class HomeRules:
         return found
 
     def _conflict(self, a: Transfer, b: Transfer, loop: int) -> bool:
-        shaped = self.model.shaped
+        shaped = self.model.transfers.shaped
         if not (a.store or b.store):
             return False
         if a.root is not b.root:

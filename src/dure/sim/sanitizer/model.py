@@ -7,15 +7,26 @@ that two runs of it which agree on them, and on the abstract state, are one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import islice, product
 
 from dure.ir.core import Function, Op, Region, Value, walk
-from dure.ir.expr import Const, Expr, as_expr, cdiv, proves
+from dure.ir.expr import (
+    Const,
+    Expr,
+    Symbol,
+    as_expr,
+    bounds,
+    cdiv,
+    linear,
+    substitute,
+    symbol,
+)
 from dure.machine.chip import Chip
 from dure.sim.sanitizer.cells import Cells, Rectangle, part, whole
-from dure.sim.sanitizer.control import Environment, known, leaves, names
-from dure.sim.sanitizer.findings import NotProved, Place
+from dure.sim.sanitizer.control import leaves, names
+from dure.sim.sanitizer.findings import Place
 from dure.sim.sanitizer.pieces import (
     SLOTS,
     Access,
@@ -32,6 +43,7 @@ from dure.sim.sanitizer.pieces import (
     Transfer,
 )
 from dure.sim.sanitizer.rings import Rings
+from dure.sim.sanitizer.transfers import Transfers, cuts
 from dure.sim.storage import TilePlace, place_tile
 
 
@@ -45,10 +57,6 @@ class Model:
     queues: list[str] = field(default_factory=list[str])
     semaphores: list[Op] = field(default_factory=list[Op])
     buffers: dict[Value, Op] = field(default_factory=dict[Value, Op])
-    transfers: dict[Op, Transfer] = field(default_factory=dict[Op, Transfer])
-    views: dict[Value, tuple[Value, tuple[Expr, ...], tuple[Expr, ...]]] = field(
-        default_factory=dict[Value, tuple[Value, tuple[Expr, ...], tuple[Expr, ...]]]
-    )
 
     def __post_init__(self) -> None:
         self.cells = Cells()
@@ -57,24 +65,23 @@ class Model:
         self.buffer_number: dict[Value, int] = {}
         #: The first buffer with the same bytes: a buffer may be seen as a tile of another shape.
         self.storage_number: dict[Value, int] = {}
-        #: By buffer: the ops that write it.
-        self.filled: dict[Value, list[Op]] = {}
         self.compute_queues: set[int] = set()
         #: By semaphore: queues that signal it, and that wait on it.
         self.signallers: list[set[int]] = []
         self.waiters: list[set[int]] = []
         self.loops: list[Op] = []
-        self.stored: set[Value] = set()
-        #: Arguments behind what is seen in another shape.
-        self.shaped: dict[Value, Value] = {}
+        #: By the symbol of a loop's iterations, how many there are.
+        self.iterations: dict[Symbol, Expr] = {}
+        self.transfers = Transfers(self.buffers)
         self.places: dict[Value, TilePlace] = {}
         self._declare()
         self.names = list(self.buffers)
         self.owner = self._owners()
         self.body = self._block(self.function.body, ())
         for value, op in self.buffers.items():
-            for slot in range(op.attr("stages")):
-                self.cells.add(self.rectangles(value, slot))
+            self.cells.add(self.rectangles(value, slot) for slot in range(op.attr("stages")))
+        for transfer in self.transfers.of.values():
+            self._expect(transfer)
 
     @property
     def instances(self) -> bool:
@@ -86,7 +93,7 @@ class Model:
         for op in walk(self.function.body):
             if op.name in ("dma_load", "compute"):
                 for value in op.operands[1:2] if op.name == "dma_load" else _written(op):
-                    self.filled.setdefault(self._root(value), []).append(op)
+                    self.transfers.filled.setdefault(self.transfers.root(value), []).append(op)
             if op.name == "buffer":
                 memory = self.chip.memories[str(op.attr("memory"))]
                 count = memory.partitions
@@ -114,16 +121,18 @@ class Model:
                     ends = self.waiters if op.name == "wait" else self.signallers
                     ends[self.semaphore_number[op.operands[0]]].add(number)
             if op.name == "dma_store":
-                self.stored.add(op.operands[0])
+                self.transfers.stored.add(op.operands[0])
             elif op.name == "view":
                 sources[op.result] = op.operands[0]
             elif op.name == "reshaped":
-                sources[op.result] = self.shaped[op.result] = op.operands[0]
-        for value in list(self.stored):
+                sources[op.result] = self.transfers.shaped[op.result] = op.operands[0]
+        for value in list(self.transfers.stored):
             while value in sources:
                 value = sources[value]
-                self.stored.add(value)
-        self.stored |= {v for v, source in self.shaped.items() if source in self.stored}
+                self.transfers.stored.add(value)
+        self.transfers.stored |= {
+            v for v, source in self.transfers.shaped.items() if source in self.transfers.stored
+        }
         known = self.chip.transfer_queues
         for name, number in self.queue_number.items():
             if name not in known:
@@ -174,14 +183,14 @@ class Model:
 
         def flush(loop: int = -1) -> None:
             if run or loop >= 0:
-                needs = {s for op in run if op in self.transfers for s in self._needs(op)}
+                needs = {s for op in run if op in self.transfers.of for s in self._needs(op)}
                 pieces.append(Straight(tuple(run), frozenset(needs), loop))
                 run.clear()
 
         def add(op: Op) -> None:
             if op.name in ("dma_load", "dma_store"):
-                transfer = self._transfer(op, loops)
-                controls.extend(_cuts(transfer))
+                transfer = self.transfers.enter(op, loops)
+                controls.extend(cuts(transfer))
                 if transfer.partial:
                     flush()
                     pieces.append(Partial(op, transfer.edges(), transfer.needs()))
@@ -204,18 +213,17 @@ class Model:
                         pieces.append(self._scalar(op, controls))
                     defines |= {s.name for s in op.symbols}
                 case "view":
-                    self._view(op)
+                    self.transfers.view(op)
                 case _:
                     add(op)
         # What the home tensors' accesses of this iteration mean to the next changes at its end.
         goes_on = bool(loops) and loops[-1].regions[0] is region
         moves = goes_on and (
             bool(loops[-1].attrs.get("instances"))
-            or any(loops[-1] in t.loops for t in self.transfers.values())
+            or any(loops[-1] in t.loops for t in self.transfers.of.values())
         )
         flush(self.loops.index(loops[-1]) if moves else -1)
-        inner = [b for p in pieces for b in _blocks(p)]
-        controls.extend(c for b in inner for c in b.controls)
+        controls.extend(c for p in pieces for c in _controls(p))
         needs_all = frozenset(s for p in pieces for s in p.needs) - defines
         later: frozenset[str] = frozenset()
         over: list[frozenset[str]] = []
@@ -237,13 +245,13 @@ class Model:
 
     def _scalar(self, op: Op, controls: list[Control]) -> Scalar:
         index = [as_expr(e) for e in op.attr("index")]
-        needs = {s for e in index for s in names(e)} | self._view_symbols(op.operands[0])
+        needs = {s for e in index for s in names(e)} | self.transfers.starts(op.operands[0])
         controls.extend(Control(e, "exact") for e in index)
-        controls.extend(Control(e, "exact") for e in self.window(op.operands[0])[1])
+        controls.extend(Control(e, "exact") for e in self.transfers.window(op.operands[0])[1])
         return Scalar(op, frozenset(needs))
 
     def _needs(self, op: Op) -> frozenset[str]:
-        return self.transfers[op].needs()
+        return self.transfers.of[op].needs()
 
     def _loop(self, op: Op, loops: tuple[Op, ...], controls: list[Control]) -> Loop:
         number = len(self.loops)
@@ -252,15 +260,15 @@ class Model:
         step = int(op.attr("step"))
         trips = cdiv(stop - start, step)
         body = self._block(op.regions[0], (*loops, op))
-        counter = op.regions[0].symbols[0].name
         controls.append(Control(trips, "trips"))
-        if names(start) and counter in body.needs:
-            # What depends on the counter depends on where it starts.
-            controls.append(Control(start, "exact"))
+        counter, most = op.regions[0].symbols[0].name, bounds(trips)[1]
+        last = None if most is None else max(0, most - 1)
+        iteration = symbol(f"{counter}'{number}", "loop", 0, last)
+        self.iterations[iteration] = trips
         # Where the body needs the counter, it needs where the counter starts.
         own = names(trips) | (names(start) if counter in body.needs else set[str]())
         needs = frozenset(own) | (body.needs - {counter})
-        return Loop(op, number, counter, start, trips, step, body, needs)
+        return Loop(op, number, counter, iteration, start, trips, step, body, needs)
 
     def _branch(self, op: Op, loops: tuple[Op, ...], controls: list[Control]) -> Branch:
         condition = as_expr(op.attr("condition"))
@@ -269,135 +277,22 @@ class Model:
         needs = frozenset(names(condition)) | then.needs | otherwise.needs
         return Branch(op, condition, then, otherwise, needs)
 
-    # --- tensors ---------------------------------------------------------------------------------
-
-    def _view(self, op: Op) -> None:
-        root, starts, extents = self.window(op.operands[0])
-        axis = int(op.attr("axis"))
-        start, stop = as_expr(op.attr("start")), as_expr(op.attr("stop"))
-        moved = tuple(s + start if a == axis else s for a, s in enumerate(starts))
-        cut = tuple(stop - start if a == axis else e for a, e in enumerate(extents))
-        self.views[op.result] = root, moved, cut
-        if op.result in self.stored:
-            self.stored.add(root)
-
-    def window(self, value: Value) -> tuple[Value, tuple[Expr, ...], tuple[Expr, ...]]:
-        """The tensor that a value is, or is a view of: it, where the view starts, its extents."""
-        found = self.views.get(value)
-        if found is None:
-            shape = value.tensor.shape
-            found = value, tuple(as_expr(0) for _ in shape), shape
-        return found
-
-    def _view_symbols(self, value: Value) -> set[str]:
-        return {s for start in self.window(value)[1] for s in names(start)}
-
-    def _transfer(self, op: Op, loops: tuple[Op, ...]) -> Transfer:
-        root, views, extents = self.window(op.operands[0])
-        shape = op.operands[1].tile.shape
-        listed: tuple[int, ...] = tuple(op.attr("list_axes"))
-        starts: list[Expr | None] = []
-        spans: list[int] = []
-        reach: list[int] = []
-        strides: list[int] = []
-        inside: list[bool] = []
-        for axis, extent in enumerate(shape):
-            stride = _number(op.attr("stride")[axis], op)
-            spans.append(stride * (extent - 1) + 1)
-            reach.append(spans[-1])
-            strides.append(stride)
-            if axis in listed:
-                starts.append(None)
-                entries = op.operands[2 + listed.index(axis)]
-                inside.append(self._listed_inside(op, axis, entries, extents[axis]))
-                continue
-            local = (
-                as_expr(op.attr("index")[axis]) * op.attr("step")[axis] + op.attr("offset")[axis]
-            )
-            starts.append(local + views[axis])
-            below = proves(local + spans[-1] <= extents[axis])
-            room = extents[axis] - local
-            if isinstance(room, Const) and proves(as_expr(0) <= local):
-                # What hangs over the edge isn't touched.
-                reach[-1] = max(0, min(spans[-1], room.value))
-            inside.append(below and proves(as_expr(0) <= local))
-        found = Transfer(
-            op,
-            len(self.transfers),
-            root,
-            tuple(starts),
-            tuple(spans),
-            tuple(strides),
-            tuple(e + v for e, v in zip(extents, views, strict=True)),
-            op.name == "dma_store",
-            loops,
-            tuple(inside),
-            views,
-            tuple(reach),
-        )
-        if found.store:
-            self.stored.add(root)
-        self.transfers[op] = found
-        return found
-
-    def _listed_inside(self, op: Op, axis: int, entries: Value, extent: Expr) -> bool:
-        """Whether every entry that an index list may hold lies in the tensor."""
-        step, offset = (as_expr(op.attr(key)[axis]) for key in ("step", "offset"))
-        ranges = [self._entries(writer) for writer in self.filled.get(self._root(entries), ())]
-        return bool(ranges) and all(
-            found is not None
-            and proves(as_expr(0) <= found[0])
-            and proves(found[1] * step + step + offset <= extent)
-            for found in ranges
-        )
-
-    def _entries(self, writer: Op) -> tuple[Expr, Expr] | None:
-        """The least and the largest value that an op writes into an index list."""
-        if writer.name == "dma_load":
-            return self.window(writer.operands[0])[0].tensor.index
-        made = {r: inner for inner in writer.regions[0].ops for r in inner.results}
-        fills = [made.get(value) for value in writer.regions[0].yields]
-        constant = fills[0] if len(fills) == 1 else None
-        if constant is None or constant.name != "full":
-            return None
-        value = as_expr(int(constant.attr("value")))
-        return value, value
-
-    def _root(self, buffer: Value) -> Value:
-        """The buffer whose bytes these are."""
-        found = self.buffers.get(buffer)
-        return self._root(found.operands[0]) if found is not None and found.operands else buffer
-
-    def box(self, op: Op, environment: Environment, whole: frozenset[int] = frozenset()) -> Cut:
-        """Which part of a transfer's tile exists; ``whole`` are axes along which all of it does."""
-        transfer = self.transfers[op]
-        found: list[tuple[int, int]] = []
-        shape = op.operands[1].tile.shape
-        for axis, extent in enumerate(shape):
-            if transfer.inside[axis] or axis in whole:
-                found.append((0, extent))
-                continue
-            start = transfer.starts[axis]
-            if start is None:
-                return None
-            low = known(transfer.views[axis], environment)
-            first = known(start, environment)
-            stop = known(transfer.extents[axis], environment)
-            if low is None or first is None or stop is None:
-                return None
-            stride = transfer.strides[axis]
-            begin = max(0, -((first - low) // stride))
-            found.append((begin, max(begin, min(extent, -((first - stop) // stride)))))
-        if all(b == (0, e) for b, e in zip(found, shape, strict=True)):
-            return ""
-        if any(low >= high for low, high in found):
-            return tuple((0, 0) for _ in found)
-        return tuple(found)
-
-    def store_box(self, op: Op, environment: Environment) -> Cut:
-        """What a store reads of its buffer: all of it, where that isn't known."""
-        found = self.box(op, environment)
-        return "" if found is None else found
+    def _expect(self, transfer: Transfer) -> None:
+        """Enter the parts of a tile that a transfer probably moves at its tensor's edge."""
+        if not (transfer.partial or transfer.store):
+            return
+        value = transfer.op.operands[1]
+        sides: list[list[tuple[int, int]]] = []
+        for axis, extent in enumerate(value.tile.shape):
+            start, inside = transfer.starts[axis], transfer.inside[axis]
+            sides.append([(0, extent)])
+            if not inside and start is not None and transfer.strides[axis] == 1:
+                terms, room = linear(transfer.extents[axis] - start)
+                if room % extent and all(n % extent == 0 for n in dict(terms).values()):
+                    sides[-1].append((0, room % extent))
+        for cut in islice(product(*sides), 1, None):
+            for slot in range(int(self.buffers[value].attr("stages"))):
+                self.cells.add(self._parts(value, slot, cut))
 
     # --- instructions ----------------------------------------------------------------------------
 
@@ -431,8 +326,8 @@ class Model:
         lists = [self._access(op, n, slots[n], False) for n in range(2, len(op.operands))]
         made.reads = tuple(lists) if load else (*lists, moved)
         made.writes = (moved,) if load else ()
-        if self.transfers[op].root in self.stored:
-            made.home = self.transfers[op].number
+        if self.transfers.of[op].root in self.transfers.stored:
+            made.home = self.transfers.of[op].number
         return made
 
     def _access(self, op: Op, place: int, slot: int, write: bool, cut: Cut = "") -> Access:
@@ -442,7 +337,7 @@ class Model:
             stages = int(self.buffers[value].attr("stages"))
             parts = [self._parts(value, s, cut) for s in range(stages)]
             # All slots are cut alike, so that they stay like one another.
-            if self.cells.add([r for pair in parts for part in pair for r in part]):
+            if self.cells.add(region for pair in parts for region in pair):
                 self.stale = True
             if self.stale:
                 parts = [(self.rectangles(value, s), list[Rectangle]()) for s in range(stages)]
@@ -555,33 +450,28 @@ class Model:
             [groups.setdefault(tuple(sorted(queues)), len(groups)) for queues in found]
             for found in (touching, writing)
         )
-        movers = tuple(sorted({self.queue_number[str(o.attrs["queue"])] for o in self.transfers}))
+        movers = tuple(
+            sorted({self.queue_number[str(o.attrs["queue"])] for o in self.transfers.of})
+        )
         self.movers = groups.setdefault(movers, len(groups))
         self.groups = list(groups)
 
 
-def _blocks(piece: Piece) -> Sequence[Block]:
-    if isinstance(piece, Loop):
-        return (piece.body,)
+def _controls(piece: Piece) -> Iterator[Control]:
+    """What decides how the blocks of a piece run, in terms of what is around it: a loop's counter
+    is where it starts and an iteration, which may be any.
+    """
     if isinstance(piece, Branch):
-        return (piece.then, piece.otherwise)
-    return ()
-
-
-def _cuts(transfer: Transfer) -> Iterator[Control]:
-    if not transfer.store and not transfer.partial:
-        return
-    for axis, condition in transfer.edges():
-        for leaf in leaves(condition):
-            yield Control(leaf, "cut", transfer.spans[axis])
-
-
-def _number(value: object, op: Op) -> int:
-    if isinstance(value, int):
-        return value
-    if isinstance(value, Const):
-        return value.value
-    raise NotProved("a stride that isn't a number", op)
+        yield from piece.then.controls
+        yield from piece.otherwise.controls
+    elif isinstance(piece, Loop):
+        at = piece.start + piece.iteration * piece.step
+        put: dict[Expr, int | Expr] = {piece.op.regions[0].symbols[0]: at}
+        for control in piece.body.controls:
+            if piece.symbol in names(control.expr):
+                yield replace(control, expr=substitute(control.expr, put))
+            else:
+                yield control
 
 
 def _accumulates(op: Op, value: Value) -> bool:

@@ -8,7 +8,7 @@ only load what no phase stores, into bytes that none of those phases touches.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -17,6 +17,8 @@ from dure.ir.expr import Symbol, as_expr, symbols
 from dure.ir.machine.compute import ops_of
 from dure.ir.machine.phase import executed, phases_of
 from dure.machine.chip import Chip
+from dure.sim.sanitizer.alike import key_of
+from dure.sim.sanitizer.checks import malformed, outside
 from dure.sim.sanitizer.findings import Finding, Verdict
 from dure.sim.storage import place_tile
 
@@ -37,7 +39,15 @@ def prove_phases(function: Function, chip: Chip, prove: Prove, limit: int) -> Ve
         found = list(_Order(function, chip).findings())
     iterations = states = 0
     if not found:
-        for verdict in map(prove, _alone(function)):
+        proved: set[Hashable] = set()
+        for phase in _alone(function):
+            key = key_of(phase)
+            if key in proved:
+                found += (*malformed(phase, chip), *outside(phase, chip))
+                continue
+            verdict = prove(phase)
+            if verdict.ok:
+                proved.add(key)
             found += verdict.findings
             iterations += verdict.iterations
             states += verdict.states

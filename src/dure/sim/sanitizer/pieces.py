@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from dure.ir.core import Op, Value
-from dure.ir.expr import Expr, logic
+from dure.ir.expr import Expr, Symbol, logic
 from dure.sim.sanitizer.cells import Box
 from dure.sim.sanitizer.control import names
 from dure.sim.sanitizer.findings import Place
@@ -82,11 +82,14 @@ class Scalar:
 
 @dataclass(eq=False, slots=True)
 class Loop:
-    """``trips`` runs of the body with ``start + n * step``."""
+    """``trips`` runs of the body with ``start + n * step``; ``iteration`` is any n, for those who
+    look at the loop from outside.
+    """
 
     op: Op
     number: int
     symbol: str
+    iteration: Symbol
     start: Expr
     trips: Expr
     step: int
@@ -133,6 +136,13 @@ class Block:
     defines: frozenset[str]
     controls: tuple[Control, ...]
     over: tuple[frozenset[str], ...]
+
+
+def blocks(piece: Piece) -> tuple[Block, ...]:
+    """The blocks of a piece."""
+    if isinstance(piece, Loop):
+        return (piece.body,)
+    return (piece.then, piece.otherwise) if isinstance(piece, Branch) else ()
 
 
 @dataclass(eq=False, slots=True)

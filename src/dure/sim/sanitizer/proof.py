@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 
 from dure.ir.core import Op
 from dure.ir.dtypes import Array
-from dure.ir.expr import Expr, Symbol, as_expr, bounds, symbols
+from dure.ir.expr import Expr, Symbol, as_expr, bounds, substitute, symbol, symbols
 from dure.sim.sanitizer.control import (
     Decisions,
     Environment,
@@ -50,7 +50,7 @@ from dure.sim.sanitizer.unknowable import Unknowable
 ITERATIONS = 20000
 #: Turns of a loop that are run without looking for states that repeat, at most; and turns that are
 #: looked at before some aren't.
-_SHORT, _LOOKED = 32, 8
+_SHORT, _LOOKED = 128, 8
 
 
 class Proof:
@@ -96,7 +96,7 @@ class Proof:
                 continue
             left, relation, right = parts(control.expr)
             form = value_of(left - right, environment)
-            low, high = (form, form) if isinstance(form, int) else bounds(form)
+            low, high = (form, form) if isinstance(form, int) else self._bounds(form, environment)
             outcome: object = form
             if relation in ("<", "<=") and low is not None and high is not None:
                 first, last = holds(relation, low), holds(relation, high)
@@ -104,6 +104,16 @@ class Proof:
                     outcome = first
             found.append((control.kind, outcome))
         return tuple(found)
+
+    def _bounds(self, form: Expr, environment: Environment) -> tuple[int | None, int | None]:
+        """The bounds of a form, with as many iterations of the loops inside as there are."""
+        put: dict[Expr, int | Expr] = {}
+        for at in symbols(form):
+            trips = self.model.iterations.get(at)
+            count = None if trips is None else value_of(trips, environment)
+            if isinstance(count, int):
+                put[at] = symbol(at.name, "loop", 0, max(0, count - 1))
+        return bounds(substitute(form, put) if put else form)
 
     def _block(self, block: Block, state: State, environment: Environment) -> Found:
         scope: dict[str, int | Expr] = dict(environment)
@@ -138,16 +148,16 @@ class Proof:
         if isinstance(piece, Partial):
             outcomes = self._cuts(piece, decisions, environment)
             if len(outcomes) == 1 and outcomes[0][0] == decisions:
-                self._issue(piece.op, self.model.box(piece.op, environment, outcomes[0][1]))
+                self._issue(
+                    piece.op, self.model.transfers.box(piece.op, environment, outcomes[0][1])
+                )
                 return True
         elif isinstance(piece, Branch):
-            taken = list(decide(decisions, piece.condition, environment))
-            block = piece.then if taken[0][1] else piece.otherwise
-            simple = all(isinstance(p, Straight) for p in block.pieces)
-            if simple and len(taken) == 1 and taken[0][0] == decisions:
+            block = self._taken(piece, decisions, environment)
+            if block is not None and self._one_way(block, decisions, environment):
                 for inner in block.pieces:
-                    assert isinstance(inner, Straight)
-                    self._straight(inner, environment)
+                    gone = self._live(inner, decisions, environment)
+                    assert gone
                 return True
         elif isinstance(piece, Loop):
             start, trips = value_of(piece.start, environment), value_of(piece.trips, environment)
@@ -168,30 +178,37 @@ class Proof:
         stop: int,
     ) -> bool:
         """Whether these turns of a loop without loops inside can be run on the work as it is."""
-        body = loop.body
-        if first >= stop:
-            return True
-        if self._alike(loop, environment, start, first, stop) < stop:
+        if first < stop and forget(decisions, loop.body.defines) != decisions:
             return False
-        if forget(decisions, body.defines) != decisions:
-            return False
-        inner = {**environment, loop.symbol: start + first * loop.step}
-        for piece in body.pieces:
-            if isinstance(piece, Partial):
-                after = [found for found, _ in self._cuts(piece, decisions, inner)]
-            elif isinstance(piece, Branch):
-                taken = list(decide(decisions, piece.condition, inner))
-                block = piece.then if taken[0][1] else piece.otherwise
-                if not all(isinstance(p, Straight) for p in block.pieces):
-                    return False
-                after = [found for found, _ in taken]
-            elif isinstance(piece, Straight):
-                continue
-            else:
+        while first < stop:
+            inner = {**environment, loop.symbol: start + first * loop.step}
+            if not self._one_way(loop.body, decisions, inner):
                 return False
-            if after != [decisions]:
+            first = self._alike(loop, environment, start, first, stop)
+        return True
+
+    def _one_way(self, block: Block, decisions: Decisions, environment: Environment) -> bool:
+        """Whether a block without loops goes one known way, and decides nothing."""
+        for piece in block.pieces:
+            if isinstance(piece, Partial):
+                if [found for found, _ in self._cuts(piece, decisions, environment)] != [decisions]:
+                    return False
+            elif isinstance(piece, Branch):
+                inner = self._taken(piece, decisions, environment)
+                if inner is None or not self._one_way(inner, decisions, environment):
+                    return False
+            elif not isinstance(piece, Straight):
                 return False
         return True
+
+    def _taken(self, piece: Branch, decisions: Decisions, environment: Environment) -> Block | None:
+        """The block that a branch surely takes; None where there is a choice, or where the block
+        reads numbers of its own.
+        """
+        outcomes = list(decide(decisions, piece.condition, environment))
+        block = piece.then if outcomes[0][1] else piece.otherwise
+        sure = len(outcomes) == 1 and outcomes[0][0] == decisions
+        return block if sure and not block.defines else None
 
     def _turns(
         self,
@@ -232,7 +249,7 @@ class Proof:
         found: set[State] = set()
         for decisions, whole in self._cuts(piece, state.decisions, environment):
             self.work.thaw(state.body)
-            self._issue(piece.op, self.model.box(piece.op, environment, whole))
+            self._issue(piece.op, self.model.transfers.box(piece.op, environment, whole))
             found.add(self.states.intern(self.work.freeze(), decisions))
         return frozenset(found)
 
@@ -257,7 +274,7 @@ class Proof:
                     stages = int(model.buffers[buffer].attr("stages"))
                     work.turns[buffer] = (work.turns[buffer] + 1) % stages
             elif op.name == "dma_store":
-                self._issue(op, model.store_box(op, environment))
+                self._issue(op, model.transfers.store_box(op, environment))
             else:
                 self._issue(op, "")
         work.check_progress()
@@ -272,7 +289,7 @@ class Proof:
 
     def _scalar(self, op: Op, environment: Environment) -> int:
         assert self.indices is not None
-        root, views, _ = self.model.window(op.operands[0])
+        root, views, _ = self.model.transfers.window(op.operands[0])
         values = self.indices.get(root.name)
         if values is None:
             raise NotProved(f"the values of '{root.name}' aren't given", op)
@@ -306,8 +323,14 @@ class Proof:
     ) -> Found:
         current: Found = frozenset((state,))
         at = 0
-        steps = 0
+        steps = ways = 0
         while at < trips:
+            if trips - at <= _SHORT and len(current) != ways:
+                # What was to be decided may have been, and each state goes one way from here.
+                ways = len(current)
+                after = self._unseen(loop, current, environment, start, range(at, trips))
+                if after is not None:
+                    return after
             stop = min(trips, self._alike(loop, environment, start, at, trips))
             seen: dict[Found, int] | None = {current: at}
             place = start + at * loop.step
@@ -344,15 +367,17 @@ class Proof:
         start: int | Expr,
         turns: range,
     ) -> Found | None:
-        """So many turns, whose states aren't kept; None where there isn't one way to go."""
-        (state, *others) = current
+        """So many turns, whose states aren't kept; None where some state has no one way to go."""
         span = (start, turns.start, turns.stop)
-        if others or not self._goes_one_way(loop, state.decisions, environment, *span):
+        if not all(self._goes_one_way(loop, s.decisions, environment, *span) for s in current):
             return None
         self.iterations += len(turns)
-        self.work.thaw(state.body)
-        self._turns(loop, state.decisions, environment, start, turns)
-        return frozenset((self.states.intern(self.work.freeze(), state.decisions),))
+        found: set[State] = set()
+        for state in current:
+            self.work.thaw(state.body)
+            self._turns(loop, state.decisions, environment, start, turns)
+            found.add(self.states.intern(self.work.freeze(), state.decisions))
+        return frozenset(found)
 
     def _alike(
         self, loop: Loop, environment: Environment, start: int | Expr, at: int, trips: int

@@ -6,6 +6,7 @@ iteration, and once no state is new, all later iterations are proved by inductio
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from dure.ir.expr import Expr, as_expr, bounds, linear, substitute, symbol, symbols
@@ -24,10 +25,7 @@ from dure.sim.sanitizer.control import (
 )
 from dure.sim.sanitizer.findings import NotProved
 from dure.sim.sanitizer.lasting import FOREVER, lasts
-from dure.sim.sanitizer.pieces import (
-    Control,
-    Loop,
-)
+from dure.sim.sanitizer.pieces import Block, Control, Loop, blocks
 from dure.sim.sanitizer.state import Found, State
 
 if TYPE_CHECKING:
@@ -55,6 +53,8 @@ class Unknowable:
         self.most = bounds(trips)[1]
         self.terms = dict(linear(self.form.unknown)[0])
         self.decisive = self._decisive()
+        #: Iterations of the loops inside.
+        self.inside = frozenset(_iterations(loop.body))
         #: Symbols in other unknowns that control compares with the iteration.
         self.loose: set[str] = set()
 
@@ -158,7 +158,7 @@ class Unknowable:
         if grows is None:
             return False
         if grows and (rest or factor is None) and control.kind in ("truth", "cut"):
-            return grows + (factor or 0) == 0 or self._open(form, relation, at)
+            return grows + (factor or 0) == 0 or self._goes_on(control, form, relation, at, grows)
         if factor is None:
             return not grows and control.kind in ("truth", "cut")
         if grows + factor == 0:
@@ -175,17 +175,23 @@ class Unknowable:
             return self._steady(control, relation, factor * least + offset, factor)
         return False
 
-    def _open(self, form: Expr, relation: str, at: int) -> bool:
-        """Whether a comparison of the iteration with another unknown has both outcomes; then no
-        later iteration has one that this one hasn't, once what was decided is forgotten.
+    def _goes_on(self, control: Control, form: Expr, relation: str, at: int, grows: int) -> bool:
+        """Whether a comparison of the iteration with what else is not known stays as it is.
+
+        Where that is the iteration of a loop inside, each of its turns must have the same outcome,
+        now and later.  Where it isn't, both outcomes will do: then no later iteration has one that
+        this one hasn't, once what was decided is forgotten.
         """
         now = substitute(form, {_AT: at})
-        unknown = {s.name for s in symbols(now) if s.name not in self.environment}
         low, high = bounds(now)
         if low is None or high is None or relation in ("==", "!="):
             return False
-        self.loose |= unknown
-        return holds(relation, low) != holds(relation, high)
+        both = holds(relation, low) != holds(relation, high)
+        if names(now) & self.inside:
+            steady = all(self._steady(control, relation, end, grows) for end in (low, high))
+            return steady and not both
+        self.loose |= {n for n in names(now) if n not in self.environment}
+        return both
 
     def _steady(self, control: Control, relation: str, value: int, grows: int) -> bool:
         """Whether a comparison stays as it is while its form grows from a value."""
@@ -222,3 +228,11 @@ class Unknowable:
             return None, True
         ((factor, remainder),) = ratios
         return (factor, bool(rest)) if remainder == 0 else (None, True)
+
+
+def _iterations(block: Block) -> Iterator[str]:
+    for piece in block.pieces:
+        if isinstance(piece, Loop):
+            yield piece.iteration.name
+        for inner in blocks(piece):
+            yield from _iterations(inner)
