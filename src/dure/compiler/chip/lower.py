@@ -7,7 +7,7 @@ has one buffer, which the body updates in place where no one still needs the old
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -129,7 +129,7 @@ class _Lowering:
     def flush(self, block: Block) -> None:
         """Compute what waits."""
         group, self.pending = self.pending, []
-        for queue, run in vector_runs(self.writer, group):
+        for queue, run in self._runs(group):
             outputs: list[tuple[Value, Buffer]] = []
             for result in (r for op in run for r in op.results if self.remaining(r, run)):
                 target = self.destination(result, run, queue, block)
@@ -141,6 +141,20 @@ class _Lowering:
                 self.put(value, buffer)
             for value, buffer in outputs:
                 self._fetched(value, buffer, block)
+
+    def _runs(self, group: Sequence[Op]) -> Iterator[tuple[str, list[Op]]]:
+        """Runs of ops that a queue does in one instruction each.  None makes two tiles that only
+        pass through a memory: they may do so through the same bytes.
+        """
+        for queue, run in vector_runs(self.writer, group):
+            start, passing = 0, False
+            for place, op in enumerate(run):
+                passes = any(self.passes(r, queue) for r in op.results)
+                if passes and passing:
+                    yield queue, run[start:place]
+                    start = place
+                passing = passing or passes
+            yield queue, run[start:]
 
     def _fetched(self, value: Value, buffer: Buffer, block: Block) -> None:
         """Copy what a dot reads to where its engine does, where it was made: not in each turn of a
@@ -195,14 +209,10 @@ class _Lowering:
         wanted = self.wanted.get(value)
         if wanted is not None and wanted.memory in writable and self.free(wanted, run):
             return wanted
-        memory = self.memory_of(value)
-        if memory not in writable:
-            scratchpad = self.engines.chip.scratchpad
-            memory = scratchpad if scratchpad in writable else sorted(writable)[0]
-        maker = self.usage.makers.get(value)
+        memory, maker = self.reached(value, queue), self.usage.makers.get(value)
+        if self.passes(value, queue):
+            return self.writer.between(value.tile, memory, block, _span(maker))
         if memory != self.engines.chip.scratchpad and maker is not None:
-            if maker.name == "transpose" and self._only_fetched(value, memory):
-                return self.writer.between(value.tile, memory, block, _span(maker))
             for operand in maker.operands:
                 source = self.writer.find(operand, [memory])
                 if source is None or self.remaining(operand, run):
@@ -212,6 +222,21 @@ class _Lowering:
         return self.writer.buffer(
             value.tile, memory, block, value.name or (maker.name if maker else ""), _span(maker)
         )
+
+    def reached(self, value: Value, queue: str) -> str:
+        """The memory that a queue makes a value in: where it is wanted, or as near as it can."""
+        memory, writable = self.memory_of(value), self.engines.writes[queue]
+        if memory in writable:
+            return memory
+        scratchpad = self.engines.chip.scratchpad
+        return scratchpad if scratchpad in writable else sorted(writable)[0]
+
+    def passes(self, value: Value, queue: str) -> bool:
+        """Whether a tile that a queue turns only passes through the memory that it turns it in."""
+        maker, memory = self.usage.makers.get(value), self.reached(value, queue)
+        if maker is None or maker.name != "transpose" or memory == self.engines.chip.scratchpad:
+            return False
+        return self._only_fetched(value, memory)
 
     def free(self, buffer: Buffer, besides: Sequence[Consumer]) -> bool:
         """Whether no one but ``besides`` needs what a buffer holds."""

@@ -176,6 +176,13 @@ def _chain(block: Block, name: str) -> tuple[list[Item], list[Buffer]]:
     """The items of a block that load a tensor, and those that compute from it alone."""
     items: list[Item] = []
     made: list[Buffer] = []
+    loaded = {
+        b.root
+        for item in block.items
+        for s in _own_steps(item)
+        if s.kind == "dma_load" and s.tensor is not None and s.tensor.name == name
+        for b in s.writes
+    }
     for item in block.items:
         own = list(_own_steps(item))
         if not own or isinstance(item, Loop):
@@ -185,7 +192,9 @@ def _chain(block: Block, name: str) -> tuple[list[Item], list[Buffer]]:
             fits = not any(s.lists for s in loads)
         else:
             reads = {b.root for s in own for b in s.reads}
-            fits = bool(reads) and reads <= set(made)
+            # What a load doesn't reach of its tile is filled before.
+            fills = not reads and {b.root for s in own for b in s.writes} <= loaded
+            fits = (fills or bool(reads)) and reads <= set(made)
             fits = fits and all(s.kind == "compute" for s in own)
         if fits:
             items.append(item)
