@@ -29,7 +29,6 @@ from dure.library.moe import (
     expert_places,
     expert_rows,
     expert_sum,
-    grouped_linear,
     grouped_matmul,
     moe_route,
 )
@@ -124,22 +123,14 @@ def _grouped(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     read = bytes_of(a.type for a in lowering.matrix([w], busy, depth, columns))
     scheme = lowering.scheme(w)
     tiles, consts = product_tiles(scheme, -(-rows // experts), depth, columns)
-    lists = {2: first, 3: last}
-    result = lowering.given(op.result)
+    weight = lowering.matrix([w], experts, depth, columns)
+    added = lowering.given(bias[0]) if bias else ABSENT
     ends = [lowering.indices(starts), lowering.indices(stops)]
-    if scheme is not None:
-        weight = lowering.matrix([w], experts, depth, columns)
-        added = lowering.given(bias[0]) if bias else ABSENT
-        arguments = [lowering.given(x), *weight, *ends, added, result]
-        made = launch(grouped_matmul_scaled, arguments, tiles, consts, {3: first, 4: last})
-    elif bias:
-        arguments = [lowering.given(v) for v in (x, w)]
-        arguments += [*ends, lowering.given(bias[0]), result]
-        made = launch(grouped_linear, arguments, tiles, {}, lists)
-    else:
-        # Without a bias the weights lie as other matrices do on chips.
-        weight = lowering.matrix([w], experts, depth, columns)
-        made = launch(grouped_matmul, [lowering.given(x), *weight, *ends, result], tiles, {}, lists)
+    arguments = [lowering.given(x), *weight, *ends, added, lowering.given(op.result)]
+    # A scaled weight is two arguments.
+    at = 1 + len(weight)
+    kernel = grouped_matmul if scheme is None else grouped_matmul_scaled
+    made = launch(kernel, arguments, tiles, consts, {at: first, at + 1: last})
     name = w.name.rsplit(".", 1)[-1]
     return [ChipCall.of(f"experts' {name}", [made], 2 * filled * depth * columns, read)]
 

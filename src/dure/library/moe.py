@@ -59,15 +59,16 @@ def grouped_matmul(
     w: dl.Tensor,
     starts: Places,
     stops: Places,
+    bias: dl.Tensor | None,
     y: dl.Tensor,
     bm: dl.const,
     bn: dl.const,
     bk: dl.const,
 ):
-    """``y[t] = x[t] @ w[e]`` for the rows ``starts[e] .. stops[e]`` of each expert e.
+    """``y[t] = x[t] @ w[e] + bias[e]`` for the rows ``starts[e] .. stops[e]`` of each expert e.
 
     x is (T, K) sorted by expert, w (E, K, N), y (T, N); an expert may have no rows.  Rows of no
-    expert are left as they are.
+    expert are left as they are.  ``bias`` (E, N) may be None.
     """
     e, j = dl.program_id(0), dl.program_id(1)
     rows, result = x[starts[e] : stops[e]], y[starts[e] : stops[e]]
@@ -76,6 +77,8 @@ def grouped_matmul(
         for k in dl.range(dl.cdiv(x.shape[1], bk)):
             weights = dl.load(w, (e, k, j), (1, bk, bn)).reshape((bk, bn))
             acc = dl.dot(dl.load(rows, (i, k), (bm, bk)), weights, acc)
+        if bias is not None:
+            acc = acc + dl.load(bias, (e, j), (1, bn)).to(dl.float32)
         dl.store(result, (i, j), convert(acc, y.dtype))
 
 
@@ -174,7 +177,7 @@ def grouped_linear(
     bk: dl.const,
     decoded: dl.const = False,
 ):
-    """Like :func:`grouped_matmul` for w (E, N, K); ``bias`` (E, N) may be None.
+    """Like :func:`grouped_matmul` for w (E, N, K).
 
     ``decoded`` multiplies by the numbers that a weight's blocks stand for.
     """

@@ -349,7 +349,7 @@ def grouped_plan(shape: Shape, dtype: str) -> Plan:
     lists = {2: (indices(stops - counts), 0, t), 3: (indices(stops), 0, t)}
     x, y = tensor(kind, t, k), tensor(kind, t, n)
     tiles = {"bm": tile(-(-t // e)), "bn": tile(n), "bk": tile(k)}
-    launch = call(grouped_matmul, [x, tensor(kind, e, k, n), None, None, y], tiles, {}, lists)
+    launch = call(grouped_matmul, [x, tensor(kind, e, k, n), None, None, None, y], tiles, {}, lists)
     used = tensor(kind, int(np.count_nonzero(counts)), k, n)
     return single(launch, 2 * t * k * n, bytes_of([x, used, y]) + 8 * e)
 

@@ -42,6 +42,9 @@ class Counts:
     means: dict[Symbol, float] = field(default_factory=dict[Symbol, float])
     #: The values of scalars that are read, in their order.
     samples: dict[Symbol, Array] = field(default_factory=dict[Symbol, "Array"])
+    #: Where scalars are read: the loop or core coordinate that counts their places.
+    places: dict[Symbol, Symbol] = field(default_factory=dict[Symbol, Symbol])
+    loops: dict[Symbol, Loop] = field(default_factory=dict[Symbol, Loop])
     #: Values of index arguments by name: a scalar that is read counts as their mean.
     indices: Mapping[str, Array] = field(default_factory=dict[str, "Array"])
     device: Symbol | None = None
@@ -80,6 +83,9 @@ class Counts:
             if values is not None and values.size:
                 known[entry.name] = round(float(values.astype(np.int64).mean()))
                 self.samples[entry] = values.reshape(-1)
+                place = op.attr("index")[0] if op.name == "index_load" else None
+                if values.ndim == 1 and isinstance(place, Symbol):
+                    self.places[entry] = place
 
     def root(self, tensor: Value) -> Value:
         """The argument that a tensor is a view of."""
@@ -87,9 +93,10 @@ class Counts:
 
     def trips(self, loop: Loop, known: Mapping[str, int]) -> tuple[float, int]:
         """The trips of a loop on the core that has the most, and where it starts there; of a loop
-        whose length is read from an index argument, the mean over what is read.
+        whose length is read from an index argument, the mean over what that core reads.
         """
         self.depends[loop.symbol] = self.cores_in((loop.start, loop.stop))
+        self.loops[loop.symbol] = loop
         places = self._places(loop)
         found: list[tuple[int, int]] = []
         for place in places:
@@ -100,8 +107,8 @@ class Counts:
         self.turns[loop.symbol] = max(1, int(best[0]))
         sampled = self._sampled(loop, known, places)
         if sampled is not None:
-            self.means[loop.symbol] = sampled
-            return sampled, best[1]
+            self.means[loop.symbol], most = sampled
+            return most, best[1]
         self.means[loop.symbol] = sum(trips for trips, _ in found) / len(found)
         return best
 
@@ -116,10 +123,10 @@ class Counts:
 
     def _sampled(
         self, loop: Loop, known: Mapping[str, int], places: Sequence[Mapping[str, int]]
-    ) -> float | None:
+    ) -> tuple[float, float] | None:
         """The mean trips of a loop over places of the core, and over the entries of the index
-        arguments that its length is read from together; None where it is read from none, or from
-        ones of different lengths.
+        arguments that its length is read from together, and of those of the core that has the most;
+        None where it is read from none, or from ones of different lengths.
         """
         length = as_expr(loop.stop - loop.start)
         read = [s for s in symbols(length) if s in self.samples]
@@ -127,13 +134,39 @@ class Counts:
         if len(sizes) != 1:
             return None
         (size,) = sizes
-        total, count = 0, min(size, max(1, _SAMPLES // len(places)))
-        for n in range(count):
-            read_here = {s.name: int(self.samples[s][n * size // count]) for s in read}
+
+        def trips(n: int) -> float:
+            read_here = {s.name: int(self.samples[s][n]) for s in read}
+            total = 0
             for place in places:
                 here = {**known, **place, **read_here}
                 total += max(0, -(-number(length, here, least=0) // loop.step))
-        return total / (count * len(places))
+            return total / len(places)
+
+        count = min(size, max(1, _SAMPLES // len(places)))
+        if count < size:
+            mean = sum(trips(n * size // count) for n in range(count)) / count
+            return mean, mean
+        each = [trips(n) for n in range(size)]
+        mean = sum(each) / size
+        return mean, max(mean, self._busiest(each, {self.places.get(s) for s in read}))
+
+    def _busiest(self, each: Sequence[float], places: set[Symbol | None]) -> float:
+        """The mean over what the core reads that has the most of it, of so much at each place."""
+        (place, *others) = places
+        if others or place is None:
+            return 0.0
+        if place in self.cores:
+            return max(each)
+        loop = self.loops.get(place)
+        if loop is None:
+            return 0.0
+        sums, most = [0.0], 1
+        for here in self._places(loop):
+            start, stop = number(loop.start, here), number(loop.stop, here)
+            most = max(most, len(range(start, stop, loop.step)))
+            sums.append(sum(each[start : stop : loop.step]))
+        return max(sums) / most
 
     def share_of(self, branch: Branch, known: Mapping[str, int]) -> tuple[Block, float]:
         """The side of a branch that counts, and in which part of its turns it is taken."""

@@ -1,8 +1,8 @@
 """Loop-invariant loads and computations move out of loops, so that what stays is loaded once.
 
 A pure op whose operands and symbols don't change in a loop moves in front of it, unless it is a
-constant, which costs nothing where it is used.  A load moves too where its tensor is only read; a
-loop that may not run at all then loads in vain, which changes no result.  A load of an axis that an
+constant, which costs nothing where it is used.  A load moves too where its tensor is only read, and
+the loop is known to run: of a hundred experts most may have no tokens.  A load of an axis that an
 index list rules stays with its list.
 """
 
@@ -95,8 +95,8 @@ class _Hoist:
             return True
         if op.name == "load" and self.roots.get(op.operands[0]) not in self.readonly:
             return True
-        # What may fail on its values (a view, a scalar read) is not run where it wouldn't be.
-        if op.name in ("view", "index_load") and not runs:
+        # What costs, or may fail on its values (a view, a scalar read), isn't run in vain.
+        if op.name in ("load", "view", "index_load") and not runs:
             return True
         return any(use in changing for use in _uses(op))
 

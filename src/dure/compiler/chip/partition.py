@@ -8,15 +8,23 @@ level that instances don't depend on one another.
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from dure.errors import TargetError
 from dure.ir.core import Function, Op, Region
 from dure.ir.devices import devices_of
-from dure.ir.expr import Expr, IntLike, Symbol, as_expr, const, evaluate, symbol
+from dure.ir.dtypes import Array
+from dure.ir.expr import Expr, IntLike, Symbol, as_expr, const, evaluate, symbol, symbols
 from dure.ir.rewrite import clone_region
+
+#: Instances with nothing to do that count as much as a turn of one that has.
+_TURN = 16
+#: Of each axis of a grid, what its instances have to do; None where that is alike.
+Loads: TypeAlias = "Sequence[Sequence[int] | None]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,34 +47,82 @@ def grid_extents(function: Function) -> tuple[int, ...]:
         ) from error
 
 
-def core_splits(grid: Sequence[int], cores: int) -> Iterator[tuple[int, ...]]:
+def core_splits(
+    grid: Sequence[int], cores: int, loads: Loads | None = None
+) -> Iterator[tuple[int, ...]]:
     """Ways to put the axes of a grid on at most so many cores, the best balanced first.
 
-    Sorted by the number of instances of the busiest core, then by how square the split is.
+    Sorted by what the busiest core has to do, its number of instances, and by how square the split
+    is.  ``loads`` say of each axis how much its instances have to do, None where that is alike.
     """
+    loads = loads or (None,) * len(grid)
+
+    @functools.cache
+    def most_of(axis: int, count: int) -> int:
+        load = loads[axis]
+        return -(-grid[axis] // count) if load is None else max(block_sums(load, count))
+
     found = {
         split
         for split in _factors(len(grid), cores)
         if all(c <= max(1, g) for c, g in zip(split, grid, strict=True))
     }
 
-    def busiest(split: tuple[int, ...]) -> tuple[int, int]:
-        most = 1
-        for c, g in zip(split, grid, strict=True):
-            most *= -(-g // c)
-        return most, sum(c for c in split)
+    def busiest(split: tuple[int, ...]) -> tuple[int, int, int]:
+        most = work = 1
+        for axis, c in enumerate(split):
+            most *= -(-grid[axis] // c)
+            work *= most_of(axis, c)
+        return work, most, sum(c for c in split)
 
     yield from sorted(found, key=busiest)
 
 
-def splits_of(function: Function, cores: int) -> Iterator[tuple[int, ...]]:
-    """Ways to put a function's grid on so many cores of a device, the best balanced first.  The
-    axis of devices is not cut.
+def splits_of(
+    function: Function, cores: int, indices: Mapping[str, Array] | None = None
+) -> Iterator[tuple[int, ...]]:
+    """Ways to put a function's grid on so many cores of a device, the best balanced first for these
+    values of index arguments.  The axis of devices is not cut.
     """
     grid, devices = grid_extents(function), devices_of(function)
+    loads = loads_of(function, grid, indices or {})
     if devices == 1:
-        return core_splits(grid, cores)
-    return ((devices, *split) for split in core_splits(grid[1:], cores))
+        return core_splits(grid, cores, loads)
+    return ((devices, *split) for split in core_splits(grid[1:], cores, loads[1:]))
+
+
+def loads_of(function: Function, grid: Sequence[int], indices: Mapping[str, Array]) -> Loads:
+    """How much the instances along each axis have to do, where that is read from an index argument
+    at the instance's place: the turns of the first loop that is as long as that says.
+    """
+    ids, places = function.program_ids, dict[Symbol, int]()
+    read: dict[Symbol, Array] = {}
+    found: list[Sequence[int] | None] = [None for _ in grid]
+    for op in function.body.ops:
+        values = indices.get(op.operands[0].name) if op.name == "index_load" else None
+        index: tuple[Expr, ...] = op.attr("index") if values is not None else ()
+        if values is not None and len(index) == 1 and index[0] in ids:
+            axis = ids.index(index[0])  # type: ignore[arg-type]
+            if values.shape == (grid[axis],):
+                places[op.symbols[0]], read[op.symbols[0]] = axis, values
+        if op.name != "for":
+            continue
+        length = as_expr(op.attr("stop")) - op.attr("start")
+        entries = symbols(length)
+        axes = {places.get(s, -1) for s in entries}
+        if len(axes) == 1 and -1 not in axes:
+            (axis,) = axes
+            found[axis] = found[axis] or [
+                1 + _TURN * max(0, evaluate(length, {s.name: int(read[s][n]) for s in entries}))
+                for n in range(grid[axis])
+            ]
+    return tuple(found)
+
+
+def block_sums(load: Sequence[int], count: int) -> list[int]:
+    """The sums of a load's blocks, one for each of so many cores."""
+    size = len(load)
+    return [sum(load[c * size // count : (c + 1) * size // count]) for c in range(count)]
 
 
 def _factors(axes: int, cores: int) -> Iterator[tuple[int, ...]]:

@@ -91,10 +91,10 @@ def choose(
     options that aren't chosen.  Raises the error of the last try where none compiles.
     """
     known = None if legal is None else tuple(legal[name] for name in names)
-    space = Space(specialize, tuple(names), chip, known)
+    space = Space(specialize, tuple(names), chip, known, indices)
     if among:
         listed = tuple(tuple(sizes[name] for name in names) for sizes in among)
-        space = Listed(specialize, tuple(names), chip, listed=listed)
+        space = Listed(specialize, tuple(names), chip, None, indices, listed=listed)
     search = _Search(space, base or Options(), indices)
     search.walk()
     return search.decide()

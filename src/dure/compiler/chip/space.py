@@ -19,6 +19,7 @@ from dure.compiler.chip.sizes import Tiled, tiled_by
 from dure.errors import DureError
 from dure.ir.core import Function
 from dure.ir.devices import devices_of
+from dure.ir.dtypes import Array
 from dure.machine.chip import Chip
 
 #: Tile sizes from which a search starts, all open names alike.
@@ -73,16 +74,20 @@ def _stepped(field_name: str, by: int, least: int) -> Move:
 class Space:
     """All points of a kernel on a chip; ``specialize`` gives its tile function for values of the
     open consts ``names``.  ``error`` is the last one that it raised; ``legal`` are sizes with which
-    the kernel is known to compile.
+    the kernel is known to compile, and ``indices`` values of index arguments.
     """
 
     specialize: Specialize
     names: tuple[str, ...]
     chip: Chip
     legal: tuple[int, ...] | None = None
+    indices: Mapping[str, Array] | None = None
     error: DureError | None = None
     _functions: dict[tuple[int, ...], Function | None] = field(
         default_factory=dict[tuple[int, ...], "Function | None"]
+    )
+    _splits: dict[int, list[tuple[int, ...]]] = field(
+        default_factory=dict[int, list[tuple[int, ...]]]
     )
     _tiled: dict[int, Tiled] = field(default_factory=dict[int, Tiled])
 
@@ -111,9 +116,13 @@ class Space:
         orders = loop_orders(len(grid))
         if point.order >= len(orders):
             return None
-        splits = itertools.islice(splits_of(function, int(self.chip.cores.base)), SPLITS)
-        split = next(itertools.islice(splits, point.split, None), None)
-        return None if split is None else Partition(split, orders[point.order])
+        splits = self._splits.get(id(function))
+        if splits is None:
+            found = splits_of(function, int(self.chip.cores.base), self.indices)
+            splits = self._splits[id(function)] = list(itertools.islice(found, SPLITS))
+        if point.split >= len(splits):
+            return None
+        return Partition(splits[point.split], orders[point.order])
 
     def directions(self) -> list[Move]:
         """One size doubled or halved, one up and another down, another order, split or stages."""

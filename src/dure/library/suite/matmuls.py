@@ -324,7 +324,7 @@ def draw_grouped(dtype: str, rng: np.random.Generator, size: Shape) -> Drawn:
     owner = np.repeat(np.arange(e), counts)
     z = np.einsum("tk,tkn->tn", values(x), values(w)[owner])
     ends = [(stops - counts).astype(np.int32), stops.astype(np.int32)]
-    return Drawn([x, w, *ends, empty(dtype, t, n)], {4: z})
+    return Drawn([x, w, *ends, None, empty(dtype, t, n)], {5: z})
 
 
 def expert_cases() -> Iterable[Case]:
