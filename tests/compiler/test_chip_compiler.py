@@ -17,7 +17,14 @@ import dure.lang as dl
 from dure.compiler.chip.allocate import ScratchpadError
 from dure.compiler.chip.counts import number
 from dure.compiler.chip.host import from_chip, to_chip
-from dure.compiler.chip.partition import Partition, core_splits, partition
+from dure.compiler.chip.partition import (
+    Partition,
+    block_sums,
+    core_splits,
+    loads_of,
+    partition,
+    splits_of,
+)
 from dure.compiler.chip.pipeline import Compiled, Options, compile_for, prepare
 from dure.compiler.chip.resident import Reuse
 from dure.compiler.chip.search import choose
@@ -31,7 +38,9 @@ from dure.ir.parser import parse_function
 from dure.ir.printer import print_function
 from dure.ir.types import TensorType, shape_of
 from dure.ir.verifier import verify
+from dure.library.call import index_tensor, tensor
 from dure.library.matmul import matmul_kn
+from dure.library.moe import grouped_linear, grouped_matmul
 from dure.machine.chip import Chip
 from dure.sim.sanitizer import sanitize
 from dure.sim.timing import simulate
@@ -115,6 +124,40 @@ def test_operands_that_stay(name: str, options: Options) -> None:
     function = product(70, 50, 40, 16)
     alone = replace(options, plan=Partition((1, 1), (0, 1)))
     check(compile_for(function, target, alone), target, 70, 50, 40)
+
+
+@pytest.mark.parametrize("name", CHIPS)
+def test_padded_operands_that_stay(name: str) -> None:
+    """What pads a tile is filled when it is loaded, and not at the turns at which it stays."""
+    target, options = chip(name), Options(Partition((1, 1), (0, 1)), resident=(Reuse("x", 0),))
+    check(compile_for(product(1, 50, 40, 16), target, options), target, 1, 50, 40)
+
+
+def test_tiles_turned_together_lie_apart() -> None:
+    """Two tiles that one engine turns, and that pass through a memory without room for both."""
+    target, ends = chip("trainium2"), index_tensor(np.zeros(4, np.int32), 0, 4)
+    x, w, y = (tensor(dtypes.bfloat16, *s) for s in ((4, 720), (4, 2880, 720), (4, 2880)))
+    sizes = {"bm": 1, "bn": 1024, "bk": 256}
+    function = grouped_linear.specialize([x, w, ends, ends, None, y], sizes)
+    verdict = sanitize(compile_for(function, target).function, target)
+    assert verdict.ok, verdict.render()
+
+
+def test_splits_weigh_what_index_arguments_say() -> None:
+    """Experts that have tokens go to different cores."""
+    starts = np.array([0, 0, 2, 2, 2, 2, 2, 4], np.int32)
+    stops = np.array([0, 2, 2, 2, 2, 2, 4, 4], np.int32)
+    x, w, y = (tensor(dtypes.bfloat16, *s) for s in ((4, 64), (8, 64, 32), (4, 32)))
+    ends = index_tensor(starts, 0, 4)
+    sizes = {"bm": 2, "bn": 32, "bk": 32}
+    function = grouped_matmul.specialize([x, w, ends, ends, None, y], sizes)
+    loads = loads_of(function, (8, 1), {"starts": starts, "stops": stops})
+    assert loads[1] is None and loads[0] is not None
+    assert [load > 1 for load in loads[0]] == [False, True, False, False, False, False, True, False]
+    assert next(splits_of(function, 3)) == (3, 1)
+    busy = {split: max(block_sums(loads[0], split[0])) for split in core_splits((8, 1), 8, loads)}
+    assert list(busy.values()) == sorted(busy.values())
+    assert busy[8, 1] == busy[2, 1] - 3
 
 
 def test_what_stays_is_loaded_once() -> None:

@@ -250,6 +250,64 @@ def step_answer(
 
     Raises :class:`~dure.errors.DureError` for a step that doesn't fit or that the chip can't run.
     """
+    return plan_step(step, chip, strict=strict, prefetch=prefetch, made=made).answer(record)
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """A step whose kernels are chosen: what is left is to make one program of them."""
+
+    step: ChipStep
+    chip: Chip
+    chosen: tuple[Chosen, ...]
+    prefetch: bool
+    left_out: tuple[str, ...]
+    #: Seconds that choosing took.
+    seconds: float
+
+    @property
+    def alone_ps(self) -> int:
+        """Picoseconds of the launches, one after another and each by itself."""
+        launch = duration(self.chip, self.chip.launch)
+        return sum((c.built.timing.ps - launch) * c.step.count for c in self.chosen)
+
+    def answer(self, record: bool = False) -> StepAnswer:
+        """The whole program, proved and timed.
+
+        Raises :class:`UnprovedError` for one that isn't proved.
+        """
+        started = time.perf_counter() - self.seconds
+        step, chip = self.step, self.chip
+        program = step_program(step, chip, self.chosen, prefetch=self.prefetch)
+        verify(program.function)
+        verdict = sanitize(program.function, chip)
+        if not verdict.ok:
+            raise UnprovedError(
+                f"the program of {step.name} for {chip.name} isn't proved",
+                where="\n".join(f.render() for f in verdict.findings[:3]),
+                rule="a program is free of races, deadlocks and reads of what nobody wrote",
+                fix="this is a defect of the compiler: please report the model and its sizes",
+            )
+        compile_s = time.perf_counter() - started
+        started = time.perf_counter()
+        timing = simulate(program.function, chip, indices=program.indices, record=record)
+        sim_s = time.perf_counter() - started
+        parts = tuple(_parts(self.chosen, program.function, timing, chip))
+        programs, turns = zip(*_programs(parts), strict=True)
+        trust = confidence(programs, chip, turns, timing.ps)
+        facts = parts, program, verdict, timing, trust, compile_s, sim_s
+        return StepAnswer(step, chip, *facts, self.left_out)
+
+
+def plan_step(
+    step: ChipStep,
+    chip: Chip,
+    *,
+    strict: bool = False,
+    prefetch: bool = True,
+    made: dict[object, Built] | None = None,
+) -> StepPlan:
+    """The kernels of a step; arguments and errors are :func:`step_answer`'s."""
     step.check_fits(chip)
     started = time.perf_counter()
     step = step.cut(chip)
@@ -263,26 +321,9 @@ def step_answer(
         standing_values(step, chip),
         near,
     )
-    chosen = _needed([launch for entry in step.calls for launch in work.chosen(entry)])
-    program = step_program(step, chip, chosen, prefetch=prefetch)
-    verify(program.function)
-    verdict = sanitize(program.function, chip)
-    if not verdict.ok:
-        raise UnprovedError(
-            f"the program of {step.name} for {chip.name} isn't proved",
-            where="\n".join(f.render() for f in verdict.findings[:3]),
-            rule="a program is free of races, deadlocks and reads of what nobody wrote",
-            fix="this is a defect of the compiler: please report the model and its sizes",
-        )
-    compile_s = time.perf_counter() - started
-    started = time.perf_counter()
-    timing = simulate(program.function, chip, indices=program.indices, record=record)
-    sim_s = time.perf_counter() - started
-    parts = tuple(_parts(chosen, program.function, timing, chip))
-    programs, turns = zip(*_programs(parts), strict=True)
-    trust = confidence(programs, chip, turns, timing.ps)
-    facts = parts, program, verdict, timing, trust, compile_s, sim_s
-    return StepAnswer(step, chip, *facts, tuple(dict.fromkeys(work.left_out)))
+    chosen = tuple(_needed([launch for entry in step.calls for launch in work.chosen(entry)]))
+    left_out = tuple(dict.fromkeys(work.left_out))
+    return StepPlan(step, chip, chosen, prefetch, left_out, time.perf_counter() - started)
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,14 @@ from dure.errors import UsageError
 from dure.library.build import Built
 from dure.machine.chip import Chip
 from dure.machine.group import group_of
-from dure.models.chip_answer import StepAnswer, step_answer
+from dure.models.chip_answer import StepAnswer, StepPlan, plan_step
 from dure.models.chip_step import ChipStep, fewest_devices, sharded
 from dure.models.config import ModelConfig
 from dure.models.micro_batches import micro_batch, micro_batches
 from dure.models.shards import Shards
+
+#: Times the sum of the fastest way's launches up to which another way is timed as a whole.
+_NEAR = 1.1
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,8 @@ def answer_on(
     record: bool = False,
 ) -> StepAnswer:
     """What so many devices of a chip do with a step of one (:func:`chip_step`); of several ways to
-    cut it, the fastest.  The rest is :func:`step_answer`'s.
+    cut it, the fastest.  The rest is
+    :func:`~dure.models.chip_answer.step_answer`'s.
 
     Raises :class:`~dure.errors.DureError` for a step that they can't run.
     """
@@ -87,12 +91,16 @@ def answer_on(
     if count > 1:
         group_of(chip, count)
     made: dict[object, Built] = {}
-    found: list[StepAnswer] = []
+    plans: list[tuple[StepPlan, ChipStep, int]] = []
     for shards in devices.shards(step, count):
         whole = sharded(step, shards)
         whole.check_fits(chip)
         times = micro_batches(whole, chip)
         part = whole if times == 1 else sharded(micro_batch(step, times), shards)
-        answer = step_answer(part, chip, strict=strict, prefetch=prefetch, record=record, made=made)
-        found.append(answer.of_all(whole, times))
-    return min(found, key=lambda answer: answer.ps)
+        plan = plan_step(part, chip, strict=strict, prefetch=prefetch, made=made)
+        plans.append((plan, whole, times))
+    # What takes much longer launch by launch isn't faster as one program.
+    least = min(plan.alone_ps * times for plan, _, times in plans)
+    near = [entry for entry in plans if entry[0].alone_ps * entry[2] <= _NEAR * least]
+    answers = [plan.answer(record).of_all(whole, times) for plan, whole, times in near]
+    return min(answers, key=lambda answer: answer.ps)

@@ -42,8 +42,8 @@ _SAMPLED = 4
 _SIMULATED = 32
 #: What of a bound is believed once programs are simulated: it rests on a simplified schedule.
 _TRUST = 0.95
-#: Simulated instructions after which the choice is made.
-_EXECUTED = 100_000
+#: Simulated instructions after which the choice is made, and after which nothing more is sampled.
+_EXECUTED, _ENOUGH = 100_000, 500_000
 #: Programs that weren't simulated and may stand in for one that takes too long to prove.
 _OTHERS = 16
 #: Instructions of a core that a candidate may have: more take long to time, and are timed only
@@ -259,7 +259,7 @@ class _Search:
         for count in range(max(len(p.resident) for p in points) + 1):
             alike = [p for p in points if len(p.resident) == count]
             for point in self.distinct(alike, _SAMPLED):
-                if self.bounds[point][0] < best:
+                if self.bounds[point][0] < best and self.executed < _ENOUGH:
                     best = min(best, self.time(point))
 
     def climb(self) -> None:
