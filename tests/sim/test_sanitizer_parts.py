@@ -1,4 +1,4 @@
-"""What the sanitizer's proofs rest on: cells, programs that are alike, loops inside loops of unknown
+"""What proofs rest on: cells, programs that are alike, loops inside loops of unknown
 length.
 """
 
@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from programs import Program, toy_chip
 
 from dure.ir.core import Function
+from dure.ir.expr import as_expr
 from dure.sim.sanitizer import sanitize
 from dure.sim.sanitizer.alike import key_of
 from dure.sim.sanitizer.cells import Cells, Rectangle
-from tests.sim.programs import Program, toy_chip
 
 CHIP = toy_chip()
 
@@ -64,19 +65,24 @@ def test_programs_that_differ_in_names_and_by_one_distance_are_alike() -> None:
 
 @pytest.mark.parametrize("late", [2, 90])
 def test_turns_of_a_loop_inside_one_of_unknown_length(late: int) -> None:
-    """From the iteration ``late + 1`` on, the loop inside signals twice for one wait."""
+    """Each iteration has one more turn inside that does something; the fifth is wrong."""
     p = Program("late")
     lengths = p.tensor("lengths", (4,), "int32", index=(0, 400))
     trips = p.scalar(lengths, (0,), "n")
-    found = p.semaphore("found", maximum=1)
-    with p.loop(trips, name="outer") as outer:
-        with p.loop(100, name="inner") as inner, p.when(inner + late < outer):
+    found, back = p.semaphore("found", maximum=1), p.semaphore("back", initial=1, maximum=1)
+    with (
+        p.loop(trips, name="outer") as outer,
+        p.loop(100, name="inner") as inner,
+        p.when(inner + late < outer),
+    ):
+        p.wait("in", back)
+        p.signal("in", found)
+        p.wait("out", found)
+        p.signal("out", back)
+        with p.when(as_expr(4) <= inner):
             p.signal("in", found)
-        with p.when(outer > late):
-            p.wait("out", found)
     function = p.build()
-    verdict = sanitize(function, CHIP)
-    assert [f.kind for f in verdict.findings] == ["semaphore-overflow"], verdict.render()
-    for length, right in ((late + 2, True), (late + 3, False)):
+    assert not sanitize(function, CHIP).ok
+    for length, right in ((late + 5, True), (late + 6, False)):
         values = {"lengths": np.full(4, length, np.int32)}
         assert sanitize(function, CHIP, indices=values).ok == right
