@@ -312,7 +312,7 @@ def test_max_min_fairness() -> None:
     for group, name in zip((groups[0], *groups), "aabc", strict=True):
         flows.start(group, 1000, name)
     assert flows.next_end() == 25
-    assert [g.rate for g in groups] == [10, 40, 30]
+    assert [flows.rate(g) for g in groups] == [10, 40, 30]
     assert flows.advance(25) == ["b"]
 
 
@@ -338,28 +338,46 @@ def rates_by_the_law(flows: Flows[int]) -> list[int]:
     return [rates[number] for number in sorted(rates)]
 
 
-@settings(max_examples=200, derandomize=True, deadline=None, database=None)
-@given(st.integers(0, 10**9))
-def test_rates_that_are_found_from_what_changed(seed: int) -> None:
+@settings(max_examples=300, derandomize=True, deadline=None, database=None)
+@given(st.integers(0, 10**9), st.booleans())
+def test_rates_that_are_found_from_what_changed(seed: int, alike: bool) -> None:
+    """Against the law looked at anew each time, and transfers followed one by one; ``alike`` are
+    many groups, of which all use one resource that is mostly full.
+    """
     rng = random.Random(seed)
     resources = range(rng.randint(1, 6))
     flows = Flows[int](
         [rng.choice([rng.randint(1, 100), rng.randint(1, 10**6)]) for _ in resources]
     )
     groups: list[Any] = []
-    for _ in range(rng.randint(1, 10)):
+    for _ in range(40 if alike else rng.randint(1, 10)):
         some = rng.sample(resources, rng.randint(0, min(len(resources), 3)))
         limit = rng.choice([rng.randint(1, 50), rng.randint(1, 10**6)])
+        if alike:
+            some, limit = sorted({0, *some[:1]}), rng.randint(10**5, 10**6)
         groups.append(flows.group(limit, tuple((r, rng.randint(1, 3 << 20)) for r in some)))
-    for token in range(60):
+    left: dict[int, tuple[Any, int]] = {}
+    for token in range(150 if alike else 60):
         if rng.random() < 0.6:
             # Several may start before rates are asked for.
-            flows.start(rng.choice(groups), rng.randint(1, 10**7), token)
+            group, units = rng.choice(groups), rng.randint(1, 10**7)
+            flows.start(group, units, token)
+            left[token] = group, units
             continue
         end = flows.next_end()
         if end is not None:
-            assert [g.rate for g in groups if g.ends] == rates_by_the_law(flows)
-            flows.advance(end if rng.random() < 0.7 else rng.randint(flows.now, end))
+            rates = rates_by_the_law(flows)
+            assert [flows.rate(g) for g in groups if g.ends] == rates
+            soonest = min(-(-units // flows.rate(group)) for group, units in left.values())
+            assert end == flows.now + soonest
+            now, end = flows.now, end if rng.random() < 0.7 else rng.randint(flows.now, end)
+            left = {
+                n: (group, units - flows.rate(group) * (end - now))
+                for n, (group, units) in left.items()
+            }
+            ended = {n for n, (_, units) in left.items() if units <= 0}
+            assert set(flows.advance(end)) == ended
+            left = {n: entry for n, entry in left.items() if n not in ended}
 
 
 def test_the_rounding_law() -> None:

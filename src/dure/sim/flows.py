@@ -22,7 +22,8 @@ number of the chip becomes one, and where a quotient is taken, this is the law:
 
 Rates change only when a transfer starts or ends.  Transfers of equal limits and ways have equal
 rates: they form a :class:`Group`, whose ``service`` is what each of them has received since the
-group was last empty, so an event costs time by the groups, not by the transfers.
+group was last empty, so an event costs time by the groups, not by the transfers.  While many groups
+all have one rate, what they receive is counted once for all of them.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from heapq import heappop, heappush
+from itertools import count
 from operator import attrgetter
 from typing import Generic, TypeVar
 
@@ -56,7 +58,10 @@ def weight_of(part: Fraction) -> int:
 class Group(Generic[_Token]):
     """Transfers with the same limit and the same uses of resources: (resource, weight) each."""
 
-    __slots__ = ("_together", "ends", "held", "limit", "most", "number", "rate", "service", "uses")
+    __slots__ = (
+        *("_together", "begun", "ends", "held", "limit", "most"),
+        *("number", "rate", "service", "uses"),
+    )
 
     def __init__(self, number: int, limit: int, uses: tuple[tuple[int, int], ...]) -> None:
         self.number = number
@@ -67,6 +72,8 @@ class Group(Generic[_Token]):
         self.uses = tuple(together.items())
         self.service = 0
         self.rate = 0
+        #: When it last was empty and a transfer began, in the order of starting.
+        self.begun = 0
         # (the service at which it ends, order of starting, what it is)
         self.ends: list[tuple[int, int, _Token]] = []
         #: What all its transfers used when rates were last found, and their limit then: its own, or
@@ -106,6 +113,12 @@ class Flows(Generic[_Token]):
         self._contested: set[int] = set()
         #: One of those with the most users.
         self._widest = 0
+        #: Many groups' common rate (0: each has its own), what all have received at it beside their
+        #: ``service``, and when each of them ends something in terms of that.
+        self._level = 0
+        self._risen = 0
+        self._next: list[tuple[int, int, Group[_Token]]] = []
+        self._order = count()
         #: When rates changed, and the part of each resource that is used from then on; None: not
         #: kept.
         self.log: list[tuple[int, dict[int, int]]] | None = None
@@ -118,20 +131,31 @@ class Flows(Generic[_Token]):
 
     def start(self, group: Group[_Token], units: int, token: _Token) -> int:
         """A transfer starts now; gives the group's service at which it will end."""
-        if not group.ends:
-            group.service = 0
-            self._active.append(group)
         self._started += 1
-        finish = group.service + units
+        if not group.ends:
+            group.service = -self._risen
+            group.begun = self._started
+            self._active.append(group)
+        finish = self.service(group) + units
         heappush(group.ends, (finish, self._started, token))
         self._other[group] = None
         self._changed = True
         return finish
 
+    def service(self, group: Group[_Token]) -> int:
+        """What each of a group's transfers has received since it was empty."""
+        return group.service + self._risen
+
+    def rate(self, group: Group[_Token]) -> int:
+        """What each of a group's transfers receives a picosecond, since rates were last found."""
+        return self._level or group.rate
+
     def next_end(self) -> int | None:
         """When the next transfer ends, if nothing starts before."""
         if self._changed:
             self._settle()
+        if self._level:
+            return self.now - (self._risen - self._first()) // self._level
         soonest = None
         for group in self._active:
             wait = (group.ends[0][0] - group.service + group.rate - 1) // group.rate
@@ -145,42 +169,93 @@ class Flows(Generic[_Token]):
             self._settle()
         passed, self.now = time - self.now, time
         ended: list[_Token] = []
-        for group in self._active:
-            group.service += group.rate * passed
-            ends = group.ends
-            if ends[0][0] <= group.service:
+        for group in self._received(passed):
+            ends, service = group.ends, self.service(group)
+            if ends[0][0] <= service:
                 self._other[group] = None
-                while ends and ends[0][0] <= group.service:
+                while ends and ends[0][0] <= service:
                     ended.append(heappop(ends)[2])
         if ended:
             self._changed = True
             self._active = [group for group in self._active if group.ends]
         return ended
 
+    def _received(self, passed: int) -> Sequence[Group[_Token]]:
+        """Let time pass; gives the groups of which something may have ended."""
+        if not self._level:
+            for group in self._active:
+                group.service += group.rate * passed
+            return self._active
+        self._risen += self._level * passed
+        found: dict[Group[_Token], None] = {}
+        while self._next and self._next[0][0] <= self._risen:
+            end, _, group = heappop(self._next)
+            if group.ends and group.ends[0][0] - group.service == end:
+                found[group] = None
+        return sorted(found, key=_by_begun)
+
+    def _first(self) -> int:
+        """When the first transfer ends, in terms of what all receive; there is one."""
+        entries = self._next
+        while True:
+            end, _, group = entries[0]
+            if group.ends and group.ends[0][0] - group.service == end:
+                return end
+            heappop(entries)
+
     def _settle(self) -> None:
         self._changed = False
         active = self._active
         if len(active) > _REMEMBERED:
-            rates = self._fair(active)
+            others = list(self._other)
+            self._renew()
+            level = self._common()
+            if level:
+                self._rise(level, others)
+            else:
+                self._apart()
+                self._set(self._rates(active))
         else:
+            self._apart()
             key = tuple([(group.number, len(group.ends)) for group in active])
             rates = self._known.get(key)
             if rates is None:
-                rates = self._known[key] = self._fair(active)
-        for group, rate in zip(active, rates, strict=True):
-            group.rate = rate
+                self._renew()
+                rates = self._known[key] = self._rates(active)
+            self._set(rates)
         if self.log is not None:
             self.log.append((self.now, self._using()))
+
+    def _set(self, rates: Sequence[int]) -> None:
+        for group, rate in zip(self._active, rates, strict=True):
+            group.rate = rate
+
+    def _rise(self, level: int, others: Sequence[Group[_Token]]) -> None:
+        """All groups have one rate from now on; ``others`` are those that changed."""
+        entered = others if self._level else self._active
+        for group in entered:
+            if group.ends:
+                end = group.ends[0][0] - group.service
+                heappush(self._next, (end, next(self._order), group))
+        self._level = level
+
+    def _apart(self) -> None:
+        """Each group has its own rate from now on."""
+        if self._level:
+            for group in self._active:
+                group.service += self._risen
+            self._level = self._risen = 0
+            self._next.clear()
 
     def _using(self) -> dict[int, int]:
         """What is used of each resource, in the units of ``capacities``."""
         found: dict[int, int] = {}
         for group in self._active:
             for resource, weight in group.together():
-                found[resource] = found.get(resource, 0) + weight * group.rate
+                found[resource] = found.get(resource, 0) + weight * self.rate(group)
         return found
 
-    def _fair(self, active: Sequence[Group[_Token]]) -> list[int]:
+    def _rates(self, active: Sequence[Group[_Token]]) -> list[int]:
         """The max-min fair rates, by the rounding law.
 
         What changed since the last time is all that is looked at anew.  A resource that one group
@@ -188,11 +263,10 @@ class Flows(Generic[_Token]):
         there.  A resource that could carry all at their own limits, and 1 unit more each, has a
         quotient above every level, and is left out.
         """
-        self._renew()
         contested = self._contested
         if not contested:
             return [group.most for group in active]
-        rates = self._filled(*contested) if len(contested) == 1 else self._full() or self._levels()
+        rates = self._filled(*contested) if len(contested) == 1 else self._levels()
         return [rates.get(group, group.most) for group in active]
 
     def _renew(self) -> None:
@@ -254,23 +328,23 @@ class Flows(Generic[_Token]):
             total -= weight
         return rates
 
-    def _full(self) -> dict[Group[_Token], int] | None:
-        """The rates where a resource that all users of contested ones use is full before anything
-        else is, and before one of them is at its limit; else None.
+    def _common(self) -> int:
+        """The rate of all groups where a resource that they all use is full before anything else
+        is, and before one of them is at its limit; else 0.
         """
         contested, users, loads = self._contested, self._users, self._loads
+        if not contested:
+            return 0
         resource = self._widest
         if resource not in contested or len(users[resource]) < len(self._active):
             resource = self._widest = max(contested, key=lambda r: len(users[r]))
-        rising, capacities = users[resource], self.capacities
+            if len(users[resource]) < len(self._active):
+                return 0
+        capacities = self.capacities
         level = max(1, capacities[resource] // loads[resource])
-        first = all(capacities[r] >= level * loads[r] for r in contested)
-        if not first or min(map(_by_most, rising)) < level:
-            return None
-        rise = len(rising) == len(self._active)
-        if not rise and not all(users[r].keys() <= rising.keys() for r in contested):
-            return None
-        return dict.fromkeys(rising, level)
+        if min(map(_by_most, self._active)) < level:
+            return 0
+        return level if all(capacities[r] >= level * loads[r] for r in contested) else 0
 
     def _levels(self) -> dict[Group[_Token], int]:
         """The rates of all users of contested resources, which rise together."""
@@ -304,3 +378,4 @@ class Flows(Generic[_Token]):
 
 
 _by_most = attrgetter("most")
+_by_begun = attrgetter("begun")

@@ -27,6 +27,7 @@ from dure.sim.items import Transfer
 
 if TYPE_CHECKING:
     from dure.sim.contention import Computing
+    from dure.sim.flows import Flows
     from dure.sim.replay import Flight, Queue, Replay
 
 _State: TypeAlias = tuple[object, ...]
@@ -170,7 +171,7 @@ class Recurrence:
                 q.held,
                 q.flowing,
                 None if q.computing is None else _computing(q.computing, now),
-                tuple([_flight(f, now) for f in q.flying]),
+                tuple([_flight(f, self.replay.flows, now) for f in q.flying]),
             )
             for q in self.queues
         ]
@@ -245,7 +246,7 @@ def _computing(computing: Computing, now: int) -> _State:
     return (max(computing.since - now, 0), computing.remaining(now))
 
 
-def _flight(flight: Flight, now: int) -> _State:
+def _flight(flight: Flight, flows: Flows[Flight], now: int) -> _State:
     """What is still to come of a transfer in flight."""
     signals = tuple([(max(t - now, 0), s, n) for t, s, n in flight.signals])
     if flight.end is not None:
@@ -254,4 +255,5 @@ def _flight(flight: Flight, now: int) -> _State:
         # Its instruction lies behind: what is compared of the queues' streams doesn't tell it.
         return (-2, max(flight.start - now, 0), flight.transfer, signals)
     contends = (flight.transfer.memory, flight.transfer.contends)
-    return (flight.group.number, flight.finish - flight.group.service, contends, signals)
+    left = flight.finish - flows.service(flight.group)
+    return (flight.group.number, left, contends, signals)
