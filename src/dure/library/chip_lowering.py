@@ -31,7 +31,7 @@ from dure.library.operators_common import bytes_of, call, power_of_two, tile
 from dure.library.weight_types import WeightType
 from dure.machine.chip import Chip
 
-#: Parts of a row that is folded over the lanes of an engine.
+#: Parts of a row that is folded over the lanes of an engine, at most; few aren't worth it.
 _LANES = 128
 #: Columns of a norm whose squares an engine adds up as they pass.
 _SUMMED = 256
@@ -345,9 +345,10 @@ def _norm(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
         launches.append(launch(rms_norm_rows, arguments(d), {"bm": 1}, consts))
         consts = {"bd": tile(d, _SUMMED), "epsilon": op.attr("eps")}
         launches.append(launch(rms_norm_sums, arguments(d), {"bm": tile(m, 8)}, consts))
-    if kernel is rms_norm and not extra and d % _LANES == 0:
-        consts = {"parts": _LANES, "columns": d // _LANES, "epsilon": op.attr("eps")}
-        launches.append(launch(rms_norm_folded, arguments(_LANES, d // _LANES), {}, consts))
+    parts = max(n for n in range(1, _LANES + 1) if d % n == 0)
+    if kernel is rms_norm and not extra and parts * 4 >= _LANES:
+        consts = {"parts": parts, "columns": d // parts, "epsilon": op.attr("eps")}
+        launches.append(launch(rms_norm_folded, arguments(parts, d // parts), {}, consts))
     read = stored_bytes(lowering.type(weight))
     return [ChipCall.of(_short(weight), launches, 4 * m * d, read)]
 
