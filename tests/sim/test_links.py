@@ -12,9 +12,10 @@ import dure.lang as dl
 from dure import targets
 from dure.compiler.chip.pipeline import Options, compile_for
 from dure.errors import TargetError
-from dure.ir.core import Function
-from dure.ir.devices import over_devices
+from dure.ir.core import Function, Region
+from dure.ir.devices import over_devices, own_device, sees_devices
 from dure.ir.dtypes import DTYPES
+from dure.ir.expr import as_expr, symbol
 from dure.library.build import build
 from dure.library.call import KernelCall, tensor
 from dure.library.collective_kernels import peer
@@ -155,3 +156,15 @@ def test_results_are_the_same_on_all_devices() -> None:
     expected = ((parts[0] + parts[1]) + parts[2]) + parts[3]
     for device in range(4):
         assert np.array_equal(arrays["y"][device].reshape(-1), expected)
+
+
+def test_a_view_of_what_is_a_devices_own() -> None:
+    """Rows of an expert, of which there may be none behind the last row."""
+    device, body = own_device(4), Region((), ())
+    function = over_devices(Function("own", "machine", (), body, (), (as_expr(4),), (device,)), 4)
+    kind = tensor(BF16, 4 * 16, 8)
+    first = symbol("starts_at", "index", 0, 16)
+    assert not sees_devices(kind, device * 16 + first, function)
+    assert not sees_devices(kind, device * 16, function)
+    assert sees_devices(kind, device * 16 + first + 1, function)
+    assert sees_devices(kind, as_expr(0), function)
