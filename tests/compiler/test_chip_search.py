@@ -4,23 +4,31 @@ from __future__ import annotations
 
 from itertools import islice
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dure.compiler.chip import search
-from dure.compiler.chip.pipeline import compile_for
+from dure.compiler.chip.estimate import estimate
+from dure.compiler.chip.lower import lower
+from dure.compiler.chip.partition import Partition
+from dure.compiler.chip.pipeline import Options, compile_for, prepare
 from dure.compiler.chip.ring import Ring
 from dure.compiler.chip.search import choose
 from dure.compiler.chip.sizes import tiled_by
 from dure.compiler.chip.space import Point, Space
+from dure.compiler.chip.stages import choose_stages
 from dure.errors import KernelError
 from dure.ir import dtypes
 from dure.ir.core import Function
 from dure.ir.types import TensorType, shape_of
 from dure.library.build import build
+from dure.library.call import index_tensor, tensor
 from dure.library.matmul import matmul_kn
+from dure.library.moe import grouped_matmul
 from dure.library.operators import operator
+from dure.sim.cost import Costs
 from dure.targets import chip, chip_names
 
 NAMES = ("bm", "bn", "bk")
@@ -141,3 +149,24 @@ def test_no_less_is_moved_than_there_is(name: str, dims: str) -> None:
     what = operator("gemm", dims, "bf16")
     made = build(what.calls[0], chip(name))
     assert made.timing.bytes >= 0.995 * what.bytes
+
+
+def test_the_core_with_most_of_what_index_arguments_say_counts() -> None:
+    """Two experts with tokens on two cores, or both on one."""
+    target = chip("rngd")
+    x, w, y = (tensor(dtypes.bfloat16, *s) for s in ((4, 64), (8, 64, 32), (4, 32)))
+    ends = index_tensor(np.zeros(8, np.int32), 0, 4)
+    sizes = {"bm": 2, "bn": 32, "bk": 32}
+    function = grouped_matmul.specialize([x, w, ends, ends, None, y], sizes)
+    prepared = prepare(function, target, Partition((2, 1), (0, 1)), Options())
+    tree = lower(prepared.function, target)
+    choose_stages(tree, target, 2)
+
+    def busy(*tokens: int) -> float:
+        given = np.array(tokens, np.int32)
+        indices = {"starts": np.cumsum(given) - given, "stops": np.cumsum(given)}
+        return estimate(tree, prepared.function, target, Costs(target), indices).work
+
+    apart, together = busy(2, 0, 0, 0, 2, 0, 0, 0), busy(2, 2, 0, 0, 0, 0, 0, 0)
+    assert together == pytest.approx(busy(0, 0, 0, 0, 0, 0, 2, 2))
+    assert together > 1.5 * apart
