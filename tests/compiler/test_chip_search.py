@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import islice
 
 import numpy as np
@@ -170,3 +171,15 @@ def test_the_core_with_most_of_what_index_arguments_say_counts() -> None:
     apart, together = busy(2, 0, 0, 0, 2, 0, 0, 0), busy(2, 2, 0, 0, 0, 0, 0, 0)
     assert together == pytest.approx(busy(0, 0, 0, 0, 0, 0, 2, 2))
     assert together > 1.5 * apart
+
+
+def test_a_search_goes_on_from_where_no_start_compiles() -> None:
+    """Sizes that fit are found one by one, and the walk goes on from the first."""
+
+    def specialize(consts: Mapping[str, int]) -> Function:
+        if consts["bm"] > 8 or consts["bk"] < 64:
+            raise KernelError("no tiles of this size", rule="few rows, deep tiles", fix="others")
+        return product(256, 1024, 2048, dict(consts))
+
+    found = choose(specialize, NAMES, chip("trainium2"))
+    assert found.consts["bm"] == 8 and found.consts["bn"] >= 128

@@ -178,13 +178,14 @@ class _Search:
         ]
 
     def anything(self) -> None:
-        """Where no start compiles: every combination of few sizes."""
+        """Where no start compiles: from the first combination of few sizes that does."""
         if isinstance(self.space, Listed):
             return
         for sizes in itertools.product((1, 8, 16, 64, 256), repeat=len(self.space.names)):
             if len(self.bounds) > 2 * _BOUNDS:
                 return
             if math.isfinite(self.bound(Point(sizes))[0]):
+                self.descend(Point(sizes), len(self.bounds) + _BOUNDS)
                 return
 
     def bound(self, point: Point) -> Bound:
