@@ -159,6 +159,8 @@ class _Composer:
         memory = chip.memories[chip.scratchpad]
         self.alignment = int(memory.alignment.base)
         self.top = capacity(memory)
+        #: What tiles that are loaded ahead take of the scratchpad.
+        self.rings = max((self.ring_end(k) for k in kernels), default=0)
         #: Where tiles that are loaded ahead begin, and where the next of them go.
         self.bottom = max(
             (self.shared_end(m) for _, own in self.items for run in self.runs(own) for m in run),
@@ -244,9 +246,10 @@ class _Composer:
             _stored(k) & _touched(kernel) or _stored(kernel) & _touched(k) for k in kernels[:-1]
         ):
             return False
-        ends = self.below([*run, _Member(kernel, below)])
-        if any(end > capacity(self.chip.memories[name]) for name, end in ends.items()):
-            return False
+        for name, end in self.below([*run, _Member(kernel, below)]).items():
+            taken = self.rings if name == self.chip.scratchpad else 0
+            if end > capacity(self.chip.memories[name]) - taken:
+                return False
         count = sum(op.name == "semaphore" for k in kernels for op in k.function.body.ops)
         return count <= int(self.chip.sync.semaphores.base)
 
@@ -325,6 +328,19 @@ class _Composer:
         ]
         return below - (-max(ends, default=0) // self.alignment) * self.alignment
 
+    def ring_end(self, kernel: Kernel) -> int:
+        """Where a kernel's tiles that are loaded ahead end, from where such tiles begin."""
+        ahead = self.loaded_ahead(kernel.function.body)
+        tiles = [op for op in kernel.function.body.ops if self.is_tile(op)]
+        moving = [op for op in tiles if (op.attr("offset"), op.attr("pitch")) in ahead]
+        size = self.size(moving) if moving else 0
+        return size + (kernel.place or 0)
+
+    def size(self, moving: Sequence[Op]) -> int:
+        """The bytes from the first of some buffers to the end of the last."""
+        first = min(int(op.attr("offset")) for op in moving)
+        return max(_bytes(op, self.chip)[2] for op in moving) - first
+
     def placed(
         self, declared: Sequence[Op], ahead: set[tuple[int, int]], place: int | None
     ) -> list[Op]:
@@ -337,7 +353,7 @@ class _Composer:
         first = min(offset for offset, _ in ahead)
         moving = [o for o in declared if self.is_tile(o)]
         moving = [o for o in moving if (o.attr("offset"), o.attr("pitch")) in ahead]
-        size = max(_bytes(op, self.chip)[2] for op in moving) - first
+        size = self.size(moving)
         if place is not None:
             self.next = self.bottom + place
         if self.next + size > self.top:
