@@ -74,7 +74,8 @@ def matrix(
     chips = targets_of(target, None)
     names = [chip.name for chip in chips]
     written = None if check is None else text.file(check)
-    before = _before(markdown, names) if model is not None else ""
+    if model is not None:
+        _before(markdown, names)  # which is refused before anything is compiled
     models = _models(model, [tables.SHORT] if short else list(known()))
     cells = tables.asked(models, chips, short)
     found: list[Entry] = []
@@ -83,6 +84,8 @@ def matrix(
             found.append(entry)
             advance(len(found), f"{entry.model} {entry.phase} on {entry.target}")
     if markdown is not None:
+        # What others have written meanwhile is kept.
+        before = _before(markdown, names) if model is not None else ""
         write_document(markdown, tables.markdown(found, models, names, before))
     if as_json:
         order = {(c.model, c.batch.phase, c.chip.name): n for n, c in enumerate(cells)}
