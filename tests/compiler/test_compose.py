@@ -10,6 +10,7 @@ import pytest
 
 import dure
 import dure.lang as dl
+from dure.compiler.chip.allocate import capacity
 from dure.compiler.chip.compose import Binding, Kernel, Repeat, View, compose
 from dure.compiler.chip.pipeline import Options, compile_for
 from dure.errors import IRError
@@ -255,3 +256,50 @@ def test_kernels_outside_of_loops_share_a_phase_where_none_needs_another() -> No
     given = {name: np.full(count, n, np.int32) for n, name in enumerate("abcde")}
     run_values(program, target, list(given.values()))
     assert [int(array[0]) for array in given.values()] == [0, 0, 2, 2, 2]
+
+
+def test_kernels_side_by_side_leave_room_for_what_is_loaded_ahead() -> None:
+    """Two copies of nearly half the scratchpad each would fit, but for the weights' ring."""
+    target = chip("rngd")
+    count = (capacity(target.memories[target.scratchpad]) // 2 - 512) // 4
+    kind = tensor(int32, count)
+    call = KernelCall(copy, (kind, kind), {}, {"bm": count})
+    made = compile_for(tile_function(call), target, Options(oriented=False)).function
+    kernels = [
+        Kernel(f"{x} to {y}", made, (Binding(x, (count,)), Binding(y, (count,))))
+        for x, y in (("a", "b"), ("c", "d"))
+    ]
+    up = product(D, F, target)
+    shapes = {"x": (M, D), "w": (D, F), "y": (M, F)}
+    kernels.append(Kernel("up", up, tuple(Binding(n, s) for n, s in shapes.items())))
+    types = dict.fromkeys("abcd", kind) | {n: tensor(bfloat16, *s) for n, s in shapes.items()}
+    program = compose("room", types, kernels, target)
+    names = [phase.attr("name") for phase in phases_of(program.body)]
+    assert names == ["a to b", "c to d", "up"]
+    assert sanitize(program, target).ok
+
+
+def test_what_is_proved_of_one_phase_need_not_fit_as_another() -> None:
+    """The second of two phases that are alike, but beyond the scratchpad's end."""
+    target = chip("rngd")
+    kind = tensor(int32, 4)
+    call = KernelCall(copy, (kind, kind), {}, {"bm": 4})
+    made = compile_for(tile_function(call), target, Options(oriented=False)).function
+    kernels = [
+        Kernel(f"{x} to {y}", made, (Binding(x, (4,)), Binding(y, (4,))))
+        for x, y in (("a", "b"), ("b", "c"))
+    ]
+    program = compose("copies", dict.fromkeys("abc", kind), kernels, target)
+    assert sanitize(program, target).ok
+    room, alike = capacity(target.memories[target.scratchpad]), list(program.body.ops)
+    last = max(n for n, op in enumerate(alike) if op.name == "phase")
+    (region,) = alike[last].regions
+    moved = tuple(
+        replace(op, attrs={**op.attrs, "offset": int(op.attr("offset")) + room})
+        if op.name == "buffer"
+        else op
+        for op in region.ops
+    )
+    alike[last] = replace(alike[last], regions=(replace(region, ops=moved),))
+    verdict = sanitize(program.with_body(replace(program.body, ops=tuple(alike))), target)
+    assert {f.kind for f in verdict.findings} == {"out-of-bounds"}

@@ -168,3 +168,5 @@ def test_a_view_of_what_is_a_devices_own() -> None:
     assert not sees_devices(kind, device * 16, function)
     assert sees_devices(kind, device * 16 + first + 1, function)
     assert sees_devices(kind, as_expr(0), function)
+    assert sees_devices(kind, device * 16 + 16, function)
+    assert sees_devices(tensor(BF16, 1, 8), as_expr(0), function)

@@ -44,12 +44,12 @@ def device_id(function: Function) -> Symbol | None:
 
 def sees_devices(tensor: TensorType, start: Expr, function: Function) -> bool:
     """Whether an access of a tensor, by a view that begins there along axis 0, has the device's
-    number along that axis; else it is of what is the device's own.  A view of nothing may begin
-    where that ends.
+    number along that axis; else it is of what is the device's own, where it may be of nothing and
+    begin at the end.
     """
     device = device_id(function)
     if device is None:
         return False
     rows = (static_extent(tensor.shape[0]) or 0) // devices_of(function)
     low, high = bounds(start - device * rows)
-    return not (low is not None and high is not None and low >= 0 and high <= rows)
+    return not (low is not None and high is not None and 0 <= low < rows and high <= rows)

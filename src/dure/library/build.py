@@ -89,18 +89,24 @@ def build(
     programs = _programs(call, chip, strict=strict, tiles=tiles, options=options, base=base)
     consts, compiled, verdict = _proved(programs, chip)
     compile_s = time.perf_counter() - started
-    if not verdict.ok:
-        raise UnprovedError(
-            f"the program of '{call.kernel.__name__}' for {chip.name} isn't proved",
-            where="\n".join(f.render() for f in verdict.findings[:3]),
-            rule="a program is free of races, deadlocks and reads of what nobody wrote",
-            fix="this is a defect of the compiler: please report the kernel and its sizes",
-        )
+    check_proved(verdict, f"'{call.kernel.__name__}' for {chip.name}", "kernel")
     started = time.perf_counter()
     indices = index_values(call, compiled.function)
     timing = simulate(compiled.function, chip, indices=indices, record=record)
     sim_s = time.perf_counter() - started
     return Built(call, chip, consts, compiled, verdict, timing, compile_s, sim_s)
+
+
+def check_proved(verdict: Verdict, program: str, kind: str) -> None:
+    """Raises :class:`UnprovedError` for a program that isn't proved, with what was found."""
+    if verdict.ok:
+        return
+    raise UnprovedError(
+        f"the program of {program} isn't proved",
+        where="\n".join(f.render() for f in verdict.findings[:3]),
+        rule="a program is free of races, deadlocks and reads of what nobody wrote",
+        fix=f"this is a defect of the compiler: please report the {kind} and its sizes",
+    )
 
 
 def choose_program(

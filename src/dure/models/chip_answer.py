@@ -16,7 +16,7 @@ from dure.ir.core import Function, Value
 from dure.ir.machine.phase import phases_of
 from dure.ir.verifier import verify
 from dure.library.answer import Confidence, bound_of, confidence, roofline_seconds
-from dure.library.build import Built, build
+from dure.library.build import Built, build, check_proved
 from dure.library.call import KernelCall
 from dure.library.chip_lowering import Launch
 from dure.library.chip_tensors import Operand
@@ -281,13 +281,7 @@ class StepPlan:
         program = step_program(step, chip, self.chosen, prefetch=self.prefetch)
         verify(program.function)
         verdict = sanitize(program.function, chip)
-        if not verdict.ok:
-            raise UnprovedError(
-                f"the program of {step.name} for {chip.name} isn't proved",
-                where="\n".join(f.render() for f in verdict.findings[:3]),
-                rule="a program is free of races, deadlocks and reads of what nobody wrote",
-                fix="this is a defect of the compiler: please report the model and its sizes",
-            )
+        check_proved(verdict, f"{step.name} for {chip.name}", "model")
         compile_s = time.perf_counter() - started
         started = time.perf_counter()
         timing = simulate(program.function, chip, indices=program.indices, record=record)

@@ -59,8 +59,16 @@ class Group(Generic[_Token]):
     """Transfers with the same limit and the same uses of resources: (resource, weight) each."""
 
     __slots__ = (
-        *("_together", "begun", "ends", "held", "limit", "most"),
-        *("number", "rate", "service", "uses"),
+        "_together",
+        "begun",
+        "ends",
+        "held",
+        "limit",
+        "most",
+        "number",
+        "rate",
+        "service",
+        "uses",
     )
 
     def __init__(self, number: int, limit: int, uses: tuple[tuple[int, int], ...]) -> None:
@@ -104,11 +112,11 @@ class Flows(Generic[_Token]):
         self._known: dict[tuple[tuple[int, int], ...], list[int]] = {}
         #: Groups whose transfers are others than when rates were last found.
         self._other: dict[Group[_Token], None] = {}
+        #: By resource: the weights of all groups.
+        self._loads = [0 for _ in capacities]
         #: By resource: what each group would take at its limit and 1 unit more, and all of them.
         self._users: list[dict[Group[_Token], int]] = [{} for _ in capacities]
         self._wanted = [0 for _ in capacities]
-        #: By resource: the weights of all groups.
-        self._loads = [0 for _ in capacities]
         #: Resources that can't carry that.
         self._contested: set[int] = set()
         #: One of those with the most users.

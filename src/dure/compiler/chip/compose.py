@@ -321,20 +321,24 @@ class _Composer:
         """The end of the tiles that a kernel doesn't load ahead."""
         function, below = member.kernel.function, member.below.get(self.chip.scratchpad, 0)
         ahead = self.loaded_ahead(function.body)
+        moving = self.moving(function.body.ops, ahead)
         ends = [
             _bytes(op, self.chip)[2]
             for op in function.body.ops
-            if self.is_tile(op) and (op.attr("offset"), op.attr("pitch")) not in ahead
+            if self.is_tile(op) and op not in moving
         ]
         return below - (-max(ends, default=0) // self.alignment) * self.alignment
 
     def ring_end(self, kernel: Kernel) -> int:
         """Where a kernel's tiles that are loaded ahead end, from where such tiles begin."""
-        ahead = self.loaded_ahead(kernel.function.body)
-        tiles = [op for op in kernel.function.body.ops if self.is_tile(op)]
-        moving = [op for op in tiles if (op.attr("offset"), op.attr("pitch")) in ahead]
-        size = self.size(moving) if moving else 0
-        return size + (kernel.place or 0)
+        body = kernel.function.body
+        moving = self.moving(body.ops, self.loaded_ahead(body))
+        return (self.size(moving) if moving else 0) + (kernel.place or 0)
+
+    def moving(self, ops: Sequence[Op], ahead: set[tuple[int, int]]) -> list[Op]:
+        """The buffers that lie where tiles are loaded ahead."""
+        tiles = [op for op in ops if self.is_tile(op)]
+        return [op for op in tiles if (op.attr("offset"), op.attr("pitch")) in ahead]
 
     def size(self, moving: Sequence[Op]) -> int:
         """The bytes from the first of some buffers to the end of the last."""
@@ -351,8 +355,7 @@ class _Composer:
             return list(declared)
         found: list[Op] = []
         first = min(offset for offset, _ in ahead)
-        moving = [o for o in declared if self.is_tile(o)]
-        moving = [o for o in moving if (o.attr("offset"), o.attr("pitch")) in ahead]
+        moving = self.moving(declared, ahead)
         size = self.size(moving)
         if place is not None:
             self.next = self.bottom + place

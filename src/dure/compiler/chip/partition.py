@@ -95,23 +95,22 @@ def loads_of(function: Function, grid: Sequence[int], indices: Mapping[str, Arra
     """How much the instances along each axis have to do, where that is read from an index argument
     at the instance's place: the turns of the first loop that is as long as that says.
     """
-    ids, places = function.program_ids, dict[Symbol, int]()
-    read: dict[Symbol, Array] = {}
+    axes: dict[Expr, int] = {entry: axis for axis, entry in enumerate(function.program_ids)}
+    places, read = dict[Symbol, int](), dict[Symbol, Array]()
     found: list[Sequence[int] | None] = [None for _ in grid]
     for op in function.body.ops:
         values = indices.get(op.operands[0].name) if op.name == "index_load" else None
         index: tuple[Expr, ...] = op.attr("index") if values is not None else ()
-        if values is not None and len(index) == 1 and index[0] in ids:
-            axis = ids.index(index[0])  # type: ignore[arg-type]
-            if values.shape == (grid[axis],):
-                places[op.symbols[0]], read[op.symbols[0]] = axis, values
+        axis = axes.get(index[0]) if len(index) == 1 else None
+        if values is not None and axis is not None and values.shape == (grid[axis],):
+            places[op.symbols[0]], read[op.symbols[0]] = axis, values
         if op.name != "for":
             continue
         length = as_expr(op.attr("stop")) - op.attr("start")
         entries = symbols(length)
-        axes = {places.get(s, -1) for s in entries}
-        if len(axes) == 1 and -1 not in axes:
-            (axis,) = axes
+        own = {places.get(s, -1) for s in entries}
+        if len(own) == 1 and -1 not in own:
+            (axis,) = own
             found[axis] = found[axis] or [
                 1 + _TURN * max(0, evaluate(length, {s.name: int(read[s][n]) for s in entries}))
                 for n in range(grid[axis])

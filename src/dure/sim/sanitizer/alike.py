@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
 from dataclasses import replace
+from typing import cast
 
 from dure.ir.core import Function, Op, Region, Value, walk
 from dure.ir.expr import Expr, Symbol, substitute, symbol
@@ -74,13 +75,13 @@ class _Keys:
         ends = None if kind.index is None else (self.expr(kind.index[0]), self.expr(kind.index[1]))
         return replace(kind, shape=tuple(self.expr(e) for e in kind.shape), index=ends)
 
-    def attribute(self, given: object) -> Hashable:
+    def attribute(self, given: object) -> object:
         """An attribute; one that is a function is equal to itself alone."""
         if isinstance(given, Expr):
             return self.expr(given)
         if isinstance(given, tuple):
-            return tuple(self.attribute(part) for part in given)  # type: ignore[misc]
-        return id(given) if isinstance(given, Function) else given  # type: ignore[return-value]
+            return tuple(self.attribute(part) for part in cast("tuple[object, ...]", given))
+        return id(given) if isinstance(given, Function) else given
 
     def region(self, region: Region) -> Hashable:
         """A region's key."""

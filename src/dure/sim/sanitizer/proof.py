@@ -297,10 +297,11 @@ class Proof:
             known(as_expr(e) + view, environment)
             for e, view in zip(op.attr("index"), views, strict=True)
         ]
-        inside = all(p is not None and 0 <= p < n for p, n in zip(place, values.shape, strict=True))
-        if not inside:
+        extents = zip(place, values.shape, strict=True)
+        inside = tuple(p for p, n in extents if p is not None and 0 <= p < n)
+        if len(inside) < len(place):
             raise NotProved(f"element {place} of '{root.name}' isn't there", op)
-        return int(values[tuple(place)])  # type: ignore[arg-type]
+        return int(values[inside])
 
     # --- loops -----------------------------------------------------------------------------------
 

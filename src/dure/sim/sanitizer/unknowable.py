@@ -101,10 +101,10 @@ class Unknowable:
                 )
         return frozenset(exits)
 
-    def _state(self, state: State, decisions: object) -> State:
-        return self.proof.states.intern(state.body, decisions)  # type: ignore[arg-type]
+    def _state(self, state: State, decisions: Decisions) -> State:
+        return self.proof.states.intern(state.body, decisions)
 
-    def _exit(self, state: State, decisions: object, settled: int | None) -> State:
+    def _exit(self, state: State, decisions: Decisions, settled: int | None) -> State:
         """A state after the loop; one of a later iteration stands for all that are like it."""
         kept = decisions
         if settled is not None:
@@ -114,7 +114,7 @@ class Unknowable:
             first = settled - self.form.offset
             low, high = bounds(unknown)
             low = first if low is None else max(low, first)
-            kept = decided(kept, unknown, low, high)  # type: ignore[arg-type]
+            kept = decided(kept, unknown, low, high)
         return self._state(state, kept)
 
     def _tightened(self, decisions: Decisions) -> Decisions:
