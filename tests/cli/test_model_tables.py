@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dure.cli.main import run
-from dure.models.tables import cells, rows, score
+from dure.models.tables import cells, matrix, rows, score
 from dure.models.tables.cells import Cell, Outcome
 
 TINY = {
@@ -107,6 +107,24 @@ def test_matrix(tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     # The written matrix has a row that is no model of the package.
     assert run([*arguments, "--check", str(page)]) == 2
     assert "is out of date" in capsys.readouterr().err
+
+
+def test_matrix_keeps_rows_that_others_write_meanwhile(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page, entries = tmp_path / "models.md", matrix.entries
+    arguments = ["matrix", "--model", tiny, "--target", "rngd", "--jobs", "1"]
+    assert run([*arguments, "--markdown", str(page)]) == 0
+    row = next(line for line in page.read_text("utf-8").splitlines() if tiny in line)
+
+    def slow(asked: Sequence[Cell], jobs: int) -> Iterator[matrix.Entry]:
+        yield from entries(asked, jobs)
+        text = page.read_text("utf-8")
+        page.write_text(text.replace(row, f"{row}\n{row.replace(tiny, 'another')}"), "utf-8")
+
+    monkeypatch.setattr(matrix, "entries", slow)
+    assert run([*arguments, "--markdown", str(page)]) == 0
+    assert row.replace(tiny, "another") in page.read_text("utf-8")
 
 
 @pytest.mark.parametrize(
