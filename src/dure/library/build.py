@@ -164,7 +164,8 @@ def _programs(
     consts = {**call.tiles, **(tiles or {})}
     how = options or base
     try:
-        yield consts, compile_for(tile_function(call, consts), chip, how)
+        function = tile_function(call, consts)
+        yield consts, compile_for(function, chip, how, index_values(call, function))
     except ScratchpadError as error:
         _name_what_fits(error, call, chip, base)
         raise

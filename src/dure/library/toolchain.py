@@ -212,11 +212,12 @@ def fastest(chip: Chip, choices: Sequence[tuple[KernelCall, Options]]) -> Built:
     failure: DureError | None = None
     for made, options in choices:
         try:
-            compiled = compile_for(tile_function(made), chip, options)
+            function = tile_function(made)
+            lists = index_values(made, function)
+            compiled = compile_for(function, chip, options, lists)
         except DureError as error:
             failure = error
             continue
-        lists = index_values(made, compiled.function)
         ps = simulate(compiled.function, chip, indices=lists).ps
         if best is None or ps < best[0]:
             best = ps, made, options

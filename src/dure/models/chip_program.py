@@ -22,7 +22,7 @@ from dure.ir.devices import own_device
 from dure.ir.expr import IntLike, Symbol, as_expr, const, evaluate, symbol
 from dure.ir.types import TensorType, static_extent
 from dure.library.answer import peak
-from dure.library.build import Built, tile_function
+from dure.library.build import Built, index_values, tile_function
 from dure.library.call import IndexArray
 from dure.library.chip_tensors import WEIGHTS, Operand, Stored
 from dure.machine.chip import Chip
@@ -174,7 +174,8 @@ class _Assembly:
             elif weights:
                 tile = tile_function(chosen.built.call, dict(chosen.built.consts))
                 options = replace(found.options, ahead=weights, slots=_SLOTS)
-                found = compile_for(tile, self.chip, options)
+                lists = index_values(chosen.built.call, tile)
+                found = compile_for(tile, self.chip, options, lists)
             self.compiled[id(chosen.built)] = found
         return self.compiled[id(chosen.built)]
 

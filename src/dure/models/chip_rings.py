@@ -61,7 +61,8 @@ class Streamed:
     def compiled(self, chip: Chip, slots: int) -> Compiled:
         """The program, with so many slots."""
         tile = tile_function(self.built.call, self.consts)
-        return compile_for(tile, chip, replace(self.options, slots=slots, budget=None))
+        options = replace(self.options, slots=slots, budget=None)
+        return compile_for(tile, chip, options, index_values(self.built.call, tile))
 
 
 def streamed(built: Built, chip: Chip, weights: frozenset[str]) -> Streamed:
@@ -98,7 +99,8 @@ def _tried(
         tile = tile_function(built.call, consts)
         if grid and list(grid) != list(grid_extents(tile)):
             return None
-        compiled = compile_for(tile, chip, options)
+        lists = index_values(built.call, tile)
+        compiled = compile_for(tile, chip, options, lists)
     except DureError:
         return None
     function = compiled.function
@@ -114,7 +116,7 @@ def _tried(
     ahead = sum(int(op.attr("stages")) * storage_bytes(op.result.tile, memory) for op in rings)
     rest = compiled.used[chip.scratchpad] - ahead
     there = replace(function, body=_without_loads(function.body, queues))
-    timing = simulate(there, chip, indices=index_values(built.call, function))
+    timing = simulate(there, chip, indices=lists)
     chain = timing.ps - timing.launch
     return Streamed(built, consts, options, len(rings), slot, rest, chain)
 

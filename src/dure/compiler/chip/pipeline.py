@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dure.compiler.chip.allocate import allocate
@@ -24,6 +25,7 @@ from dure.compiler.chip.turn import turn
 from dure.compiler.chip.widen import widen_apart
 from dure.ir.core import Function, Value
 from dure.ir.devices import device_id
+from dure.ir.dtypes import Array
 from dure.ir.printer import print_function
 from dure.ir.simplify import simplify, unrolled_once
 from dure.machine.chip import Chip
@@ -84,8 +86,15 @@ def default_plan(function: Function, chip: Chip) -> Partition:
     return Partition(split, tuple(range(len(split))))
 
 
-def compile_for(function: Function, chip: Chip, options: Options | None = None) -> Compiled:
+def compile_for(
+    function: Function,
+    chip: Chip,
+    options: Options | None = None,
+    indices: Mapping[str, Array] | None = None,
+) -> Compiled:
     """The machine program of a tile kernel whose sizes are known.
+
+    ``indices`` are values of index arguments, by name, where they tell how often loops turn.
 
     Raises :class:`~dure.errors.DureError` with the author's line for what the chip can't do, and
     :class:`~dure.compiler.chip.allocate.ScratchpadError` for tiles that don't fit.
@@ -94,17 +103,23 @@ def compile_for(function: Function, chip: Chip, options: Options | None = None) 
     check_pushes(function)
     prepared = prepare(function, chip, options.plan or default_plan(function, chip), options)
     tree = lower(prepared.function, chip, options.ahead, options.near)
-    return scheduled(prepared, tree, chip, options)
+    return scheduled(prepared, tree, chip, options, indices)
 
 
-def scheduled(prepared: Prepared, tree: Tree, chip: Chip, options: Options) -> Compiled:
+def scheduled(
+    prepared: Prepared,
+    tree: Tree,
+    chip: Chip,
+    options: Options,
+    indices: Mapping[str, Array] | None = None,
+) -> Compiled:
     """The machine program of a tile program's instructions, which this changes."""
     function = prepared.function
     keep(tree, options.resident)
     if options.stage is not None:
         stage(tree, options.stage)
     choose_stages(tree, chip, options.stages, options.budget, options.slots, device_id(function))
-    share_reads(tree, function, chip, options.near, options.reserved)
+    share_reads(tree, function, chip, options.near, options.reserved, indices)
     if options.ahead:
         throttle(tree, chip)
     synchronise(tree, chip, _inout(function))

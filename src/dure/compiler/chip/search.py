@@ -209,7 +209,7 @@ class _Search:
         keep(tree, point.resident)
         device = device_id(prepared)
         choose_stages(tree, self.chip, point.stages, self.base.budget, device=device)
-        share_reads(tree, prepared, self.chip, self.base.near, self.base.reserved)
+        share_reads(tree, prepared, self.chip, self.base.near, self.base.reserved, self.indices)
         used = allocate(tree, self.chip, self.base.budget)
         bound = estimate(tree, prepared, self.chip, self.costs, self.indices)
         if bound.instructions > _LONGEST:
@@ -337,7 +337,7 @@ class _Search:
         plan = self.space.plan(function, point)
         assert plan is not None
         how = replace(self.base, plan=plan, stages=point.stages, resident=point.resident)
-        return scheduled(*self.lowered(function, plan), self.chip, how)
+        return scheduled(*self.lowered(function, plan), self.chip, how, self.indices)
 
     def failure(self) -> DureError:
         """The error of a kernel that nothing compiles."""

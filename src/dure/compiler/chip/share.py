@@ -8,12 +8,14 @@ fit, those first that save the most: their bytes leave the far memory once.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dure.compiler.chip.counts import Counts
 from dure.compiler.chip.tree import Step, Tree
 from dure.ir.core import Function, Value
 from dure.ir.devices import devices_of
+from dure.ir.dtypes import Array
 from dure.ir.types import TensorType, static_extent
 from dure.machine.chip import Chip
 
@@ -34,16 +36,18 @@ def share_reads(
     chip: Chip,
     near: frozenset[int] = frozenset(),
     reserved: int = 0,
+    indices: Mapping[str, Array] | None = None,
 ) -> None:
     """Set the ``share`` of each load from home.
 
-    The arguments in ``near`` lie in the memory in between, which keeps ``reserved`` bytes for such.
+    The arguments in ``near`` lie in the memory in between, which keeps ``reserved`` bytes for such;
+    ``indices`` are values of index arguments, by name, that the length of loops depends on.
     """
     home = chip.memories[chip.home]
     if not home.shared_reads and not home.cached_by:
         return
     readers = None if home.readers is None else int(home.readers.base)
-    counts = Counts.of(function)
+    counts = Counts.of(function, indices)
     apart = {function.params[n].value for n in near}
     reads: dict[Value, _Reads] = {}
     for step, times in counts.steps(tree.body, 1, counts.start()):
