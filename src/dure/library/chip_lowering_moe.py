@@ -6,12 +6,14 @@ likely and without a preference, as load balancing strives for.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from dure.ir.core import Op, Value, op_definition
+from dure.ir.dtypes import int32
+from dure.ir.types import static_extent
 from dure.library import elementwise
 from dure.library.call import IndexArray, indices, tensor
 from dure.library.chip_lowering import (
@@ -22,7 +24,7 @@ from dure.library.chip_lowering import (
     mapped,
     product_tiles,
 )
-from dure.library.chip_tensors import ABSENT, Argument
+from dure.library.chip_tensors import ABSENT, Argument, Operand, Stored
 from dure.library.matmul_scaled import grouped_matmul_scaled
 from dure.library.moe import (
     expert_ends,
@@ -32,11 +34,20 @@ from dure.library.moe import (
     grouped_matmul,
     moe_route,
 )
+from dure.library.moe_many import (
+    choice_rows,
+    choice_sum,
+    counted_ends,
+    counted_places,
+    expert_counts,
+)
 from dure.library.moe_parts import part_ends, part_places, part_sum
 from dure.library.operators_common import bytes_of, power_of_two, tile
 
-#: Choices that are compared at a time.
-_COMPARED = 64
+#: Choices that are compared at a time, and those of a block that is counted.
+_COMPARED, _COUNTED = 64, 128
+#: Tokens that are enough for kernels that work on a choice of many at a time.
+_MANY = 32
 
 
 @lowers_on_chips("route")
@@ -83,12 +94,49 @@ def _dispatch(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
         given = [given[busy]]
     lowering.made.update(zip(op.results, given[0], strict=True))
     places = [lowering.given(op.operands[0]), *part, made(op.results[0], tokens, chosen)]
-    ends = [lowering.given(op.operands[0]), *part, *(made(v, held) for v in op.results[1:])]
+    ends = [made(v, held) for v in op.results[1:]]
+    if tokens * chosen > 2 * (_COUNTED + count):
+        return _counted(places, ends, consts, lists)
+    ends = [lowering.given(op.operands[0]), *part, *ends]
     found = launch(first, places, {"bt": 1}, consts, lists)
     stops = launch(second, ends, {"be": tile(held, 16)}, consts, lists)
     return [
         ChipCall.of("expert places", [found], 0),
         ChipCall.of("expert ends", [stops], 0),
+    ]
+
+
+def _counted(
+    given: Sequence[Argument],
+    ends: Sequence[Argument],
+    consts: Mapping[str, object],
+    lists: Mapping[int, tuple[IndexArray, int, int]] | None,
+) -> Sequence[ChipCall]:
+    """The order of many choices: those of blocks are counted first.  ``given`` are the choices, the
+    part of the experts where there is one, and the places.
+    """
+    experts, *part, places = given
+    assert places.type is not None and ends[0].type is not None
+    tokens, _ = (static_extent(e) or 1 for e in places.type.shape)
+    (held,) = (static_extent(e) or 1 for e in ends[0].type.shape)
+    bk = int(str(consts["bk"]))
+    block = max(1, _COUNTED // bk)
+    kind = tensor(int32, held, -(-tokens // block))
+    counts = Argument(kind, Operand(Stored((Value(kind),))))
+    be = power_of_two(held)
+    sizes = {"bt": block, "bk": bk, "be": be, "count": consts["count"], "held": held}
+    which = [experts, *(part or [ABSENT])]
+    tiles = {"bb": tile(-(-tokens // block))}
+    return [
+        ChipCall.of(
+            "expert counts", [launch(expert_counts, [*which, counts], {}, sizes, lists)], 0
+        ),
+        ChipCall.of("expert ends", [launch(counted_ends, [counts, *ends], tiles, {"be": be})], 0),
+        ChipCall.of(
+            "expert places",
+            [launch(counted_places, [*which, counts, ends[0], places], tiles, sizes, lists)],
+            0,
+        ),
     ]
 
 
@@ -107,8 +155,12 @@ def _rows(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     lists = {1: lowering.list(places)}
     arguments = [lowering.given(x), lowering.indices(places), lowering.given(ops[0].result)]
     tiles = {"bd": tile(width, 256)}
-    made = launch(expert_rows, arguments, tiles, consts, lists, unique=(1,))
-    return [ChipCall.of("expert rows", [made], 0)]
+    made = [launch(expert_rows, arguments, tiles, consts, lists, unique=(1,))]
+    tokens = lowering.extent(x.tensor.shape[0])
+    if tokens >= _MANY:
+        tiles = {"bt": tile(tokens), **tiles}
+        made.append(launch(choice_rows, arguments, tiles, {}, lists, unique=(1,)))
+    return [ChipCall.of("expert rows", made, 0)]
 
 
 @lowers_on_chips("grouped_linear")
@@ -146,8 +198,10 @@ def _sum(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     tiles = {"bd": tile(width, 256)}
     lists = {1: lowering.list(places)}
     kernel = expert_sum if lists[1][1] == 0 else part_sum
-    made = launch(kernel, arguments, tiles, {"bk": power_of_two(chosen)}, lists)
-    return [ChipCall.of("expert sum", [made], 2 * tokens * chosen * width)]
+    made = [launch(kernel, arguments, tiles, {"bk": power_of_two(chosen)}, lists)]
+    if tokens >= _MANY:
+        made.append(launch(choice_sum, arguments, {"bt": tile(tokens), **tiles}, {}, lists))
+    return [ChipCall.of("expert sum", made, 2 * tokens * chosen * width)]
 
 
 @lowers_on_chips("clamped_swiglu")
