@@ -51,17 +51,17 @@ def test_the_order_by_expert_is_counted(
     tokens: int, k: int, experts: int, bt: int, bb: int, parts: int
 ) -> None:
     count, given = experts * parts, choices(tokens, k, experts * parts)
-    sizes = {"bt": bt, "bk": covering(k), "be": covering(experts), "count": count, "held": experts}
     for part in range(parts):
+        sizes = {"bt": bt, "be": covering(experts), "count": count, "held": experts}
         which = None if parts == 1 else np.array([part], np.int32)
         counts = np.full((experts, -(-tokens // bt)), -7, np.int32)
-        starts, stops, places = (np.full(s, -7, np.int32) for s in (experts, experts, (tokens, k)))
-        expert_counts(given, which, counts, **sizes)
+        starts, stops, columns = (np.full(s, -7, np.int32) for s in (experts, experts, (k, tokens)))
+        expert_counts(given, which, counts, **sizes, bk=covering(k))
         counted_ends(counts, starts, stops, be=sizes["be"], bb=bb)
-        counted_places(given, which, counts, starts, places, **sizes, bb=bb)
+        counted_places(given, which, counts, starts, columns, **sizes, bb=bb)
         operands = (given,) if which is None else (given, which)
         expected = meaning("dispatch", {"experts": count, "parts": parts}, *operands)
-        for found, right in zip((places, starts, stops), expected, strict=True):
+        for found, right in zip((columns.T, starts, stops), expected, strict=True):
             np.testing.assert_array_equal(found, right)
 
 
@@ -79,8 +79,9 @@ def test_rows_go_to_experts_and_come_back(
     attrs = {"experts": 4, "parts": parts}
     places, *_ = meaning("dispatch", attrs, choices(tokens, k, 4), *which)
     rows, back = np.zeros((tokens * k, width), np.float32), np.zeros_like(x)
-    choice_rows(x, places, rows, bt=bt, bd=bd)
+    columns = np.ascontiguousarray(places.T)
+    choice_rows(x, columns, rows, bt=bt, bd=bd)
     np.testing.assert_array_equal(rows, meaning("expert_rows", {}, x, places))
-    choice_sum(rows, places, shares, back, bt=bt, bd=bd)
+    choice_sum(rows, columns, shares, back, bt=bt, bd=bd)
     expected = meaning("expert_sum", {}, rows, places, shares)
     np.testing.assert_allclose(back, expected, rtol=1e-5, atol=1e-6)

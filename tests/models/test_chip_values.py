@@ -104,6 +104,24 @@ def test_cores_share_the_keys_of_a_token(
     assert "join_attention" in {call.kernel.__name__ for call in calls}
 
 
+@pytest.mark.parametrize(
+    ("name", "devices"),
+    [
+        ("rngd", 4),
+        *(
+            pytest.param(name, devices, marks=pytest.mark.long)
+            for name in chip_names()
+            for devices in ((1, 4) if chip(name).links else (1,))
+            if (name, devices) != ("rngd", 4)
+        ),
+    ],
+)
+def test_choices_of_many_tokens_are_counted(name: str, devices: int) -> None:
+    batch = Batch("prefill", 2, 90, chunk=90)
+    calls = run_step(name, "gpt-oss-120b", "prefill", devices, batch=batch)
+    assert "counted_places" in {call.kernel.__name__ for call in calls}
+
+
 def run_step(
     name: str,
     model: str,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TypeAlias
 
 import numpy as np
 
@@ -44,10 +45,11 @@ from dure.library.moe_many import (
 from dure.library.moe_parts import part_ends, part_places, part_sum
 from dure.library.operators_common import bytes_of, power_of_two, tile
 
-#: Choices that are compared at a time, and those of a block that is counted.
-_COMPARED, _COUNTED = 64, 128
-#: Tokens that are enough for kernels that work on a choice of many at a time.
-_MANY = 32
+#: Choices that are compared at a time.
+_COMPARED = 64
+
+#: Index arguments of a launch, by position: values and declared range.
+_Lists: TypeAlias = "Mapping[int, tuple[IndexArray, int, int]] | None"
 
 
 @lowers_on_chips("route")
@@ -71,73 +73,72 @@ def _dispatch(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     op = ops[0]
     kind = lowering.type(op.operands[0])
     tokens, chosen = (lowering.extent(e) for e in kind.shape)
-    count = int(op.attr("experts"))
+    count, parts = int(op.attr("experts")), int(op.attr("parts"))
     draw = np.random.default_rng(0)
     drawn = indices([draw.permutation(count)[:chosen] for _ in range(tokens)])
-    covering = power_of_two(chosen)
-    consts = {"bo": max(1, _COMPARED // covering), "bk": covering, "count": count}
-    held, parts = count // int(op.attr("parts")), int(op.attr("parts"))
-
-    def made(value: Value, *shape: int) -> Argument:
-        return replace(lowering.given(value), type=tensor(kind.dtype, *shape))
-
-    first, second, lists = expert_places, expert_ends, None
-    part: list[Argument] = []
-    given = [_dispatched(op, drawn)] if parts == 1 else []
-    if parts > 1:
+    given = [lowering.given(op.operands[0])]
+    if parts == 1:
+        found, lists = _dispatched(op, drawn), None
+    else:
         # The device that has the most to do is the one that the others wait for.
-        given = [_dispatched(op, drawn, indices([n])) for n in range(parts)]
-        consts["held"] = held
-        first, second, part = part_places, part_ends, [lowering.indices(op.operands[1])]
-        busy = max(range(parts), key=lambda n: (int(given[n][2][-1]), -n))
-        lists = {1: (indices([busy]), 0, parts - 1)}
-        given = [given[busy]]
-    lowering.made.update(zip(op.results, given[0], strict=True))
-    places = [lowering.given(op.operands[0]), *part, made(op.results[0], tokens, chosen)]
-    ends = [made(v, held) for v in op.results[1:]]
-    if tokens * chosen > 2 * (_COUNTED + count):
-        return _counted(places, ends, consts, lists)
-    ends = [lowering.given(op.operands[0]), *part, *ends]
-    found = launch(first, places, {"bt": 1}, consts, lists)
-    stops = launch(second, ends, {"be": tile(held, 16)}, consts, lists)
-    return [
-        ChipCall.of("expert places", [found], 0),
-        ChipCall.of("expert ends", [stops], 0),
-    ]
+        every = [_dispatched(op, drawn, indices([n])) for n in range(parts)]
+        busy = max(range(parts), key=lambda n: (int(every[n][2][-1]), -n))
+        found, lists = every[busy], {1: (indices([busy]), 0, parts - 1)}
+        given.append(lowering.indices(op.operands[1]))
+    lowering.made.update(zip(op.results, found, strict=True))
+    many = tokens * chosen > 4 * (_COMPARED + count)
+    return (_counted if many else _compared)(lowering, op, given, lists)
+
+
+def _compared(
+    lowering: ChipLowering, op: Op, given: Sequence[Argument], lists: _Lists
+) -> Sequence[ChipCall]:
+    """The order of few choices, each of which is compared with all others."""
+    experts, held = given[0].type, int(op.attr("experts")) // int(op.attr("parts"))
+    assert experts is not None
+    places, *ends = (replace(lowering.given(v), type=tensor(int32, held)) for v in op.results)
+    covering = power_of_two(static_extent(experts.shape[1]) or 1)
+    consts = {"bo": max(1, _COMPARED // covering), "bk": covering, "count": op.attr("experts")}
+    order, bounds = expert_places, expert_ends
+    if lists is not None:
+        order, bounds, consts["held"] = part_places, part_ends, held
+    ordered = [*given, replace(places, type=experts)]
+    found = launch(order, ordered, {"bt": 1}, consts, lists)
+    stops = launch(bounds, [*given, *ends], {"be": tile(held, 16)}, consts, lists)
+    return [ChipCall.of("expert places", [found], 0), ChipCall.of("expert ends", [stops], 0)]
 
 
 def _counted(
-    given: Sequence[Argument],
-    ends: Sequence[Argument],
-    consts: Mapping[str, object],
-    lists: Mapping[int, tuple[IndexArray, int, int]] | None,
+    lowering: ChipLowering, op: Op, given: Sequence[Argument], lists: _Lists
 ) -> Sequence[ChipCall]:
-    """The order of many choices: those of blocks are counted first.  ``given`` are the choices, the
-    part of the experts where there is one, and the places.
-    """
-    experts, *part, places = given
-    assert places.type is not None and ends[0].type is not None
-    tokens, _ = (static_extent(e) or 1 for e in places.type.shape)
-    (held,) = (static_extent(e) or 1 for e in ends[0].type.shape)
-    bk = int(str(consts["bk"]))
-    block = max(1, _COUNTED // bk)
-    kind = tensor(int32, held, -(-tokens // block))
-    counts = Argument(kind, Operand(Stored((Value(kind),))))
-    be = power_of_two(held)
-    sizes = {"bt": block, "bk": bk, "be": be, "count": consts["count"], "held": held}
-    which = [experts, *(part or [ABSENT])]
-    tiles = {"bb": tile(-(-tokens // block))}
+    """The order of many choices, whose blocks are counted first; the places come by columns."""
+    held = int(op.attr("experts")) // int(op.attr("parts"))
+    tokens, chosen = (lowering.extent(e) for e in op.operands[0].tensor.shape)
+    # Comparing a block's choices with one another takes about as long as adding up those before it;
+    # wide tiles make the former cheaper.
+    block = power_of_two(round((4 * tokens * held / chosen) ** (1 / 3)))
+    blocks = -(-tokens // block)
+    counts, columns = _between(held, blocks), _between(chosen, tokens)
+    lowering.columns[op.results[0]] = columns
+    ends = [replace(lowering.given(v), type=tensor(int32, held)) for v in op.results[1:]]
+    covers, tiles = {"be": power_of_two(held)}, {"bb": tile(blocks)}
+    consts = {"bt": block, **covers, "count": op.attr("experts"), "held": held}
+    operands = given if len(given) > 1 else [*given, ABSENT]
+    covering = {**consts, "bk": power_of_two(chosen)}
+    counted = launch(expert_counts, [*operands, counts], {}, covering, lists)
+    stops = launch(counted_ends, [counts, *ends], tiles, covers)
+    found = launch(counted_places, [*operands, counts, ends[0], columns], tiles, consts, lists)
     return [
-        ChipCall.of(
-            "expert counts", [launch(expert_counts, [*which, counts], {}, sizes, lists)], 0
-        ),
-        ChipCall.of("expert ends", [launch(counted_ends, [counts, *ends], tiles, {"be": be})], 0),
-        ChipCall.of(
-            "expert places",
-            [launch(counted_places, [*which, counts, ends[0], places], tiles, sizes, lists)],
-            0,
-        ),
+        ChipCall.of("expert counts", [counted], 0),
+        ChipCall.of("expert ends", [stops], 0),
+        ChipCall.of("expert places", [found], 0),
     ]
+
+
+def _between(*shape: int) -> Argument:
+    """Numbers that one launch gives to another."""
+    kind = tensor(int32, *shape)
+    return Argument(kind, Operand(Stored((Value(kind),))))
 
 
 def _dispatched(op: Op, *operands: IndexArray) -> tuple[IndexArray, IndexArray, IndexArray]:
@@ -150,17 +151,24 @@ def _dispatched(op: Op, *operands: IndexArray) -> tuple[IndexArray, IndexArray, 
 @lowers_on_chips("expert_rows")
 def _rows(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     x, places = ops[0].operands
-    width = lowering.extent(x.tensor.shape[1])
-    consts = {"bk": power_of_two(lowering.extent(places.tensor.shape[1]))}
-    lists = {1: lowering.list(places)}
-    arguments = [lowering.given(x), lowering.indices(places), lowering.given(ops[0].result)]
+    tokens, width = (lowering.extent(e) for e in x.tensor.shape)
+    given, found, result = lowering.given(x), lowering.list(places), lowering.given(ops[0].result)
     tiles = {"bd": tile(width, 256)}
-    made = [launch(expert_rows, arguments, tiles, consts, lists, unique=(1,))]
-    tokens = lowering.extent(x.tensor.shape[0])
-    if tokens >= _MANY:
-        tiles = {"bt": tile(tokens), **tiles}
-        made.append(launch(choice_rows, arguments, tiles, {}, lists, unique=(1,)))
-    return [ChipCall.of("expert rows", made, 0)]
+    if places in lowering.columns:
+        lists = {1: _by_columns(found)}
+        arguments = [given, replace(lowering.columns[places], type=None), result]
+        tiles["bt"] = tile(tokens)
+        made = launch(choice_rows, arguments, tiles, lists=lists, unique=(1,))
+    else:
+        consts = {"bk": power_of_two(lowering.extent(places.tensor.shape[1]))}
+        arguments = [given, lowering.indices(places), result]
+        made = launch(expert_rows, arguments, tiles, consts, {1: found}, unique=(1,))
+    return [ChipCall.of("expert rows", [made], 0)]
+
+
+def _by_columns(found: tuple[IndexArray, int, int]) -> tuple[IndexArray, int, int]:
+    values, low, high = found
+    return np.ascontiguousarray(values.T), low, high
 
 
 @lowers_on_chips("grouped_linear")
@@ -190,18 +198,20 @@ def _grouped(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
 @lowers_on_chips("expert_sum")
 def _sum(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     y, places, weights = ops[0].operands
-    result = lowering.type(ops[0].result)
-    tokens, width = (lowering.extent(e) for e in result.shape)
-    chosen = lowering.extent(places.tensor.shape[1])
-    arguments = [lowering.given(y), lowering.indices(places)]
-    arguments += [lowering.given(weights), lowering.given(ops[0].result)]
+    tokens, width = (lowering.extent(e) for e in lowering.type(ops[0].result).shape)
+    chosen, found = lowering.extent(places.tensor.shape[1]), lowering.list(places)
+    given, rest = lowering.given(y), [lowering.given(v) for v in (weights, ops[0].result)]
     tiles = {"bd": tile(width, 256)}
-    lists = {1: lowering.list(places)}
-    kernel = expert_sum if lists[1][1] == 0 else part_sum
-    made = [launch(kernel, arguments, tiles, {"bk": power_of_two(chosen)}, lists)]
-    if tokens >= _MANY:
-        made.append(launch(choice_sum, arguments, {"bt": tile(tokens), **tiles}, {}, lists))
-    return [ChipCall.of("expert sum", made, 2 * tokens * chosen * width)]
+    if places in lowering.columns:
+        lists = {1: _by_columns(found)}
+        tiles["bt"] = tile(tokens)
+        arguments = [given, replace(lowering.columns[places], type=None), *rest]
+        made = launch(choice_sum, arguments, tiles, lists=lists)
+    else:
+        kernel = expert_sum if found[1] == 0 else part_sum
+        consts = {"bk": power_of_two(chosen)}
+        made = launch(kernel, [given, lowering.indices(places), *rest], tiles, consts, {1: found})
+    return [ChipCall.of("expert sum", [made], 2 * tokens * chosen * width)]
 
 
 @lowers_on_chips("clamped_swiglu")

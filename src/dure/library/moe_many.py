@@ -19,16 +19,6 @@ from dure.library.moe_parts import own_choices
 _LAST = 2**31 - 1
 
 
-def _choices(experts: Any, part: Any, i: Any, shape: Any, numbers: Any) -> Any:
-    """The experts of a block of choices in a row, counted from the part's first, and the choices'
-    numbers; ``numbers`` are how many experts there are, and how many of them the part has.
-    """
-    count, held = numbers
-    if part is None:
-        return owners(experts, i, shape, count)
-    return own_choices(experts, i, shape, count, part[0] * held, held)
-
-
 @dure.kernel
 def expert_counts(
     experts: dl.Tensor,
@@ -45,10 +35,20 @@ def expert_counts(
     experts is (T, k), counts (held, blocks).  ``bk`` covers k and ``be`` the experts.
     """
     i = dl.program_id(0)
-    found, _ = _choices(experts, part, i, (bt, bk), (count, held))
+    found = _block(experts, part, (i, bt, bk), (count, held))
     same = found[None, :] == dl.arange(be)[:, None]
     total = dl.sum(dl.where(same, 1, 0), 1)
     dl.store(counts, (0, i), total.reshape((be, 1)))
+
+
+def _block(experts: Any, part: Any, at: Any, numbers: Any) -> Any:
+    """The experts of a block of choices in a row, counted from the part's first."""
+    (i, bt, bk), (count, held) = at, numbers
+    if part is None:
+        found, _ = owners(experts, i, (bt, bk), count)
+    else:
+        found, _ = own_choices(experts, i, (bt, bk), count, part[0] * held, held)
+    return found
 
 
 @dure.kernel
@@ -73,59 +73,78 @@ def counted_places(
     part: Places,
     counts: dl.Tensor,
     starts: dl.Tensor,
-    places: dl.Tensor,
+    columns: dl.Tensor,
     bt: dl.const,
-    bk: dl.const,
     be: dl.const,
     bb: dl.const,
     count: dl.const,
     held: dl.const,
 ):
     """For each of a token's choices (T, k) its place in that order, which keeps that of the choices
-    where experts are equal; -1 where another part has the expert.
+    where experts are equal, in ``columns`` (k, T); -1 where another part has the expert.
 
     What comes before a choice are the choices of earlier experts, those of its expert in earlier
-    blocks, and those in its own.
+    blocks of ``bt`` tokens, and those in its own.
     """
-    i = dl.program_id(0)
-    found, number = _choices(experts, part, i, (bt, bk), (count, held))
+    j, i = dl.program_id(0), dl.program_id(1)
+    tokens = dl.arange(bt)
+    found = _column(experts, part, (i, j), bt, (count, held))
     first = dl.load(starts, (0,), (be,))
     for c in dl.range(dl.cdiv(i, bb)):
         block = c * bb + dl.arange(bb)[None, :]
         first = first + dl.sum(dl.where(block < i, dl.load(counts, (0, c), (be, bb)), 0), 1)
     own = found[:, None] == dl.arange(be)[None, :]
     place = dl.sum(dl.where(own, first[None, :], 0), 1)
-    earlier = (found[None, :] == found[:, None]) & (number[None, :] < number[:, None])
-    place = place + dl.sum(dl.where(earlier, 1, 0), 1)
-    if part is not None:
-        place = dl.where(found == _LAST, -1, place)
-    dl.store(places, (i, 0), place.reshape((bt, bk)))
+    for n in dl.range(experts.shape[1]):
+        other = _column(experts, part, (i, n), bt, (count, held))
+        sooner = tokens[None, :] * experts.shape[1] + n < tokens[:, None] * experts.shape[1] + j
+        earlier = (other[None, :] == found[:, None]) & sooner
+        place = place + dl.sum(dl.where(earlier, 1, 0), 1)
+    place = _present(place, found, part)
+    dl.store(columns, (j, i), place.reshape((1, bt)))
+
+
+def _present(place: Any, found: Any, part: Any) -> Any:
+    return place if part is None else dl.where(found == _LAST, -1, place)
+
+
+def _column(experts: Any, part: Any, at: Any, size: Any, numbers: Any) -> Any:
+    """The experts of a choice of each of ``size`` tokens, counted from the part's first; those of
+    other parts, and what lies beyond the last token, come after every expert.
+    """
+    (i, j), (count, held) = at, numbers
+    tile = dl.load(experts, (i, j), (size, 1)).reshape((size,))
+    inside = i * size + dl.arange(size) < experts.shape[0]
+    found = dl.where(inside, dl.minimum(dl.maximum(tile, 0), count - 1), _LAST)
+    if part is None:
+        return found
+    first = part[0] * held
+    return dl.where((found >= first) & (found < first + held), found - first, _LAST)
 
 
 @dure.kernel
-def choice_rows(x: dl.Tensor, places: DistinctPlaces, y: dl.Tensor, bt: dl.const, bd: dl.const):
-    """``y[places[t, j]] = x[t]`` for x (T, D), places (T, k), y (T * k, D)."""
-    i, c = dl.program_id(0), dl.program_id(1)
-    tile = convert(dl.load(x, (i, c), (bt, bd)), y.dtype)
-    for j in dl.range(places.shape[1]):
-        rows = dl.load(places, (i, j), (bt, 1), fill=-1).reshape((bt,))
-        dl.store(y, (rows, c), tile)
+def choice_rows(x: dl.Tensor, columns: DistinctPlaces, y: dl.Tensor, bt: dl.const, bd: dl.const):
+    """``y[columns[j, t]] = x[t]`` for x (T, D), columns (k, T), y (T * k, D)."""
+    i, c, j = dl.program_id(0), dl.program_id(1), dl.program_id(2)
+    rows = dl.load(columns, (j, i), (1, bt), fill=-1).reshape((bt,))
+    tile = dl.load(x, (i, c), (bt, bd))
+    dl.store(y, (rows, c), convert(tile, y.dtype))
 
 
 @dure.kernel
 def choice_sum(
     y: dl.Tensor,
-    places: OptionalPlaces,
+    columns: OptionalPlaces,
     weights: dl.Tensor,
     z: dl.Tensor,
     bt: dl.const,
     bd: dl.const,
 ):
-    """``z[t]`` is the sum over j of ``weights[t, j] * y[places[t, j]]``, without places of -1."""
+    """``z[t]`` is the sum over j of ``weights[t, j] * y[columns[j, t]]``, without places of -1."""
     i, c = dl.program_id(0), dl.program_id(1)
     acc = dl.zeros((bt, bd), dl.float32)
-    for j in dl.range(places.shape[1]):
-        rows = dl.load(places, (i, j), (bt, 1), fill=-1).reshape((bt,))
+    for j in dl.range(columns.shape[0]):
+        rows = dl.load(columns, (j, i), (1, bt), fill=-1).reshape((bt,))
         share = dl.load(weights, (i, j), (bt, 1)).to(dl.float32)
         acc = acc + dl.load(y, (rows, c), (bt, bd)).to(dl.float32) * share
     dl.store(z, (i, c), convert(acc, z.dtype))

@@ -202,8 +202,10 @@ class Counts:
 
     def steps(
         self, block: Block, times: float, known: dict[str, int]
-    ) -> Iterator[tuple[Step, float]]:
-        """Every instruction of a block with how often it runs, in the mean over the cores."""
+    ) -> Iterator[tuple[Step, float, dict[str, int]]]:
+        """Every instruction of a block with how often it runs, in the mean over the cores, and what
+        is known there; of a branch, those of the side that doesn't count run 0 times.
+        """
         for item in block.items:
             if isinstance(item, Structure):
                 self.structure(item, known)
@@ -213,10 +215,12 @@ class Counts:
                 yield from self.steps(item.body, times * self.means[item.symbol], inner)
             elif isinstance(item, Branch):
                 side, part = self.share_of(item, known)
+                other = item.then if side is item.otherwise else item.otherwise
                 yield from self.steps(side, times * part, known)
+                yield from self.steps(other, 0, known)
             elif isinstance(item, Step):
                 self.listed(item)
-                yield item, times
+                yield item, times, known
 
     def listed(self, step: Step) -> None:
         """Note what a tile depends on, which may be an index list of later loads."""

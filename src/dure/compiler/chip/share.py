@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dure.compiler.chip.counts import Counts
+from dure.compiler.chip.counts import Counts, number
 from dure.compiler.chip.tree import Step, Tree
 from dure.ir.core import Function, Value
 from dure.ir.devices import devices_of
@@ -50,7 +50,7 @@ def share_reads(
     counts = Counts.of(function, indices)
     apart = {function.params[n].value for n in near}
     reads: dict[Value, _Reads] = {}
-    for step, times in counts.steps(tree.body, 1, counts.start()):
+    for step, times, known in counts.steps(tree.body, 1, counts.start()):
         if step.kind != "dma_load" or step.tensor is None:
             continue
         sharers = counts.sharers(step) if home.shared_reads else 1
@@ -60,7 +60,7 @@ def share_reads(
             continue
         size = _bytes(root.tensor) // devices_of(function)
         found = reads.setdefault(root, _Reads(size, 0, 0.0, []))
-        there = _there(step, root.tensor)
+        there = _there(step, known)
         moved = round(times * counts.total * step.writes[0].type.bytes * there)
         found.moved += moved
         found.delivered += moved / sharers
@@ -74,11 +74,12 @@ def share_reads(
                 step.attrs["share"] = (1, sharers)
 
 
-def _there(step: Step, kind: TensorType) -> float:
+def _there(step: Step, known: Mapping[str, int]) -> float:
     """The part of a load's tiles that exists, where they cover the tensor: edge tiles are cut."""
+    assert step.tensor is not None
     part = 1.0
     for axis, extent in enumerate(step.writes[0].type.shape):
-        whole = static_extent(kind.shape[axis])
+        whole = number(step.tensor.tensor.shape[axis], known, least=0)
         covers = step.attrs["step"][axis] == extent and step.attrs["stride"][axis] == 1
         if whole and covers and axis not in step.attrs["list_axes"]:
             part *= whole / (-(-whole // extent) * extent)
