@@ -20,8 +20,8 @@ Phase: TypeAlias = Literal["decode", "prefill", "mixed"]
 Int32s: TypeAlias = "npt.NDArray[np.int32]"
 
 PAGE = 64
-#: Rows of a work item of attention, where nothing asks for longer ones, and where something does.
-QUERY_ROWS, _MOST_ROWS = 64, 512
+#: Rows of a work item of attention, where nothing asks for others, and where something does.
+QUERY_ROWS, _LEAST_ROWS, _MOST_ROWS = 64, 16, 512
 #: Long work items that each core has at least: they take different times.
 _ITEMS = 4
 #: Tokens of a step at most: each has entries in the index arguments.
@@ -148,7 +148,7 @@ class Batch:
         which are each item's for each of ``heads`` KV heads; with ``whole``, of any length where
         each core can have all items, for heads of its own.
         """
-        news = [new for _, new in self.rows]
+        news = self._news
         most, least = _MOST_ROWS, _ITEMS * cores
         if whole and heads % cores == 0:
             most, least = max(news), 0
@@ -158,6 +158,22 @@ class Batch:
                 break
             rows *= 2
         return replace(self, query_rows=rows)
+
+    def shared(self, cores: int, heads: int) -> Batch:
+        """The batch with shorter work items where each of ``cores`` hasn't a pair of them, a short
+        one and a long one, which are each item's for each of ``heads`` KV heads.
+        """
+        rows = self.query_rows
+        while rows > _LEAST_ROWS:
+            items = sum(-(-new // rows) for new in self._news)
+            if items == len(self._news) or items * heads >= 2 * cores:
+                break
+            rows //= 2
+        return replace(self, query_rows=rows)
+
+    @property
+    def _news(self) -> list[int]:
+        return [new for _, new in self.rows]
 
     def check(self, config: ModelConfig | EncoderConfig) -> None:
         """Raise :class:`UsageError` for more positions than the model knows."""

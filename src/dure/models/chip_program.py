@@ -79,10 +79,26 @@ def options_for(step: ChipStep, chip: Chip, *, strict: bool, prefetch: bool) -> 
 
 
 def streams(step: ChipStep, chip: Chip) -> bool:
-    """Whether a step moves longer than it computes, and the chip loads ahead."""
+    """Whether a step moves longer than it computes, and the chip loads ahead.  Of experts only the
+    run tells which weights are needed: those never arrive early.
+    """
     if not any(dma.ahead for dma in chip.dma.values()):
         return False
-    return step.bytes / chip.peaks.bandwidth.base > step.flops / peak(chip, step.dtype)
+    moved = [c.count * (c.part.weight_bytes + c.part.kv_bytes) for c in step.calls]
+    late = sum(n for n, call in zip(moved, step.calls, strict=True) if _follows(call, step))
+    early = step.bytes * (1 - late / max(1, sum(moved)))
+    return early / chip.peaks.bandwidth.base > step.flops / peak(chip, step.dtype)
+
+
+def _follows(entry: StepCall, step: ChipStep) -> bool:
+    """Whether what an entry reads depends on what the step itself gives."""
+    launches = zip(entry.part.calls, entry.part.operands, strict=True)
+    return any(_is_made(operands[n], step) for call, operands in launches for n in call.indices)
+
+
+def _is_made(operand: Operand | None, step: ChipStep) -> bool:
+    """Whether an index argument is what the program itself gives."""
+    return operand is not None and operand.stored.values[0] in step.made
 
 
 def step_program(
@@ -131,7 +147,7 @@ class _Assembly:
         call = chosen.built.call
         operands = chosen.operands
         present = [n for n, kind in enumerate(call.types) if kind is not None]
-        late = any(self.is_made(operands[n]) for n in call.indices)
+        late = any(_is_made(operands[n], self.step) for n in call.indices)
         compiled = self.program(chosen, present, operands, late)
         arguments: list[Binding] = []
         for param, number in zip(compiled.function.params, present, strict=True):
@@ -148,10 +164,6 @@ class _Assembly:
         ring = self.rings.get(id(chosen.built))
         place = None if ring is None else ring.offset
         return Kernel(chosen.name, compiled.function, tuple(arguments), late, place)
-
-    def is_made(self, operand: Operand | None) -> bool:
-        """Whether an index argument is what the program itself gives."""
-        return operand is not None and operand.stored.values[0] in self.step.made
 
     def program(
         self,
@@ -206,7 +218,7 @@ class _Assembly:
             operands = entry.operands
             if id(built) in turns:
                 continue
-            if not weights or any(self.is_made(operands[n]) for n in built.call.indices):
+            if not weights or any(_is_made(operands[n], self.step) for n in built.call.indices):
                 turns[id(built)] = Turn(built.timing.ps - built.timing.launch)
                 bottom = max(bottom, built.compiled.used[self.chip.scratchpad])
                 continue

@@ -134,14 +134,17 @@ class ChipStep:
     def cut(self, chip: Chip) -> ChipStep:
         """The step with attention's work cut for a chip: in long items where instructions are
         bundles, which several tiles fill, and where engines do several ops in one pass, for tiles
-        that follow one another in an item are prepared ahead; else as it is, for keys that nobody
-        sees are skipped by whole items.
+        that follow one another in an item are prepared ahead; else in short ones where there
+        aren't enough for its cores, for keys that nobody sees are skipped by whole items.
         """
         config = self.config
-        if not (chip.bundles or chip.passes) or not isinstance(config, ModelConfig):
+        if not isinstance(config, ModelConfig):
             return self
-        heads = shard_config(config, self.shards).kv_heads
-        batch = self.batch.cut(int(chip.cores.base), heads, chip.passes)
+        heads, cores = shard_config(config, self.shards).kv_heads, int(chip.cores.base)
+        if chip.bundles or chip.passes:
+            batch = self.batch.cut(cores, heads, chip.passes)
+        else:
+            batch = self.batch.shared(cores, heads)
         if batch == self.batch:
             return self
         names = self.dtype, self.weights, self.kv
