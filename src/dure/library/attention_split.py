@@ -81,26 +81,33 @@ def join_attention(
     sinks: dl.Tensor | None,
     y: dl.Tensor,
     bh: dl.const,
+    bs: dl.const,
     bg: dl.const,
     bd: dl.const,
     splits: dl.const,
 ):
-    """The results y (T, KV heads, group, D) from what :func:`split_attention` gives; ``sinks``
-    (KV heads, ``group``, 1), which may be None, are one more logit a head, which has no value.
+    """The results y (T, KV heads, group, D) from what :func:`split_attention` gives, ``bs`` of the
+    ``splits`` runs at a time; ``sinks`` (KV heads, ``group``, 1), which may be None, are one more
+    logit a head, which has no value.
     """
+    dl.static_assert(splits % bs == 0, "runs are taken so many at a time")
     token, heads = dl.program_id(0), dl.program_id(1)
-    place = (token, heads, 0, 0, 0)
-    tops = dl.load(highest, place, (1, bh, splits, bg, 1)).reshape((bh, splits, bg, 1))
-    sums = dl.load(total, place, (1, bh, splits, bg, 1)).reshape((bh, splits, bg, 1))
-    values = dl.load(weighted, place, (1, bh, splits, bg, bd)).reshape((bh, splits, bg, bd))
-    top = dl.max(tops, 1, keepdims=True)
+    at, every = (token, heads), dl.load(highest, (token, heads, 0, 0, 0), (1, bh, splits, bg, 1))
+    top = dl.max(every.reshape((bh, splits, bg, 1)), 1, keepdims=True)
     sink = None if sinks is None else dl.load(sinks, (heads, 0, 0), (bh, bg, 1))
     if sink is not None:
         sink = sink.to(dl.float32).reshape((bh, 1, bg, 1))
         top = dl.maximum(top, sink)
-    factors = dl.exp(tops - top)
-    whole = dl.sum(sums * factors, 1, keepdims=True)
+    acc = dl.zeros((bh, 1, bg, bd), dl.float32)
+    below = dl.zeros((bh, 1, bg, 1), dl.float32)
+    for run in dl.range(splits // bs):
+        tops = every if bs == splits else dl.load(highest, (*at, run, 0, 0), (1, bh, bs, bg, 1))
+        factors = dl.exp(tops.reshape((bh, bs, bg, 1)) - top)
+        sums = dl.load(total, (*at, run, 0, 0), (1, bh, bs, bg, 1)).reshape((bh, bs, bg, 1))
+        values = dl.load(weighted, (*at, run, 0, 0), (1, bh, bs, bg, bd))
+        below = below + dl.sum(sums * factors, 1, keepdims=True)
+        acc = acc + dl.sum(values.reshape((bh, bs, bg, bd)) * factors, 1, keepdims=True)
     if sink is not None:
-        whole = whole + dl.exp(sink - top)
-    result = dl.sum(values * factors, 1, keepdims=True) / dl.where(whole > 0.0, whole, 1.0)
+        below = below + dl.exp(sink - top)
+    result = acc / dl.where(below > 0.0, below, 1.0)
     dl.store(y, (token, heads, 0, 0), convert(result.reshape((1, bh, bg, bd)), y.dtype))

@@ -302,7 +302,7 @@ def _shared(
         piece = max(page, min(tiles["piece"], power_of_two(longest) // splits))
         own = {**consts, "splits": splits}
         sizes = {"bg": consts["bg"], "bd": consts["bd"], "splits": splits}
-        joined = launch(join_attention, [*parts, sink, y], {"bh": 1}, sizes)
+        joined = launch(join_attention, [*parts, sink, y], {"bh": 1, "bs": 1}, sizes)
         for ahead in (0, 1, 2) if longest > splits * page else (0,):
             form, sizes = {**own, "ahead": ahead}, {**tiles, "piece": piece}
             yield launch(split_attention, [*given, *parts], sizes, form, lists), joined

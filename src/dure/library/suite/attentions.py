@@ -466,7 +466,7 @@ def shared_cases() -> Iterable[Case]:
     for dtype, sunk in (("bf16", False), ("f32", True)):
         name = f"sums of runs of keys{' sinks' if sunk else ''} {dtype}"
         draw, tolerance = partial(draw_join, dtype, sunk), _TOLERANCES[dtype]
-        yield Case(name, item, join_attention, draw, sizes, {"bh": 1}, large, tolerance)
+        yield Case(name, item, join_attention, draw, sizes, {"bh": 1, "bs": 1}, large, tolerance)
 
 
 def draw_scores(dtype: str, rng: np.random.Generator, size: Shape) -> Drawn:
