@@ -9,7 +9,8 @@ logits.  Matrices side by side are one product (q, k and v; gate and up); a mixt
 sorted by expert and multiplied by torch's grouped product.  ``eager`` launches torch's own kernels,
 ``compiled`` what ``torch.compile`` makes of a layer; attention is the fastest of SDPA's backends.
 Each time is the median of seven replays of the graph of the whole step, so that the host takes no
-part in it.  The rows are what ``dure sim MODEL --target h100`` can be held against.
+part in it; beside it stands how many kernels the step launches.  The rows are what ``dure sim MODEL
+--target h100`` can be held against.
 """
 
 from __future__ import annotations
@@ -86,7 +87,9 @@ def main() -> None:
             if math.isinf(ns):
                 continue
             row = {"phase": phase, "batch": sequences, "context": context, "how": how}
-            rows.append({**row, "attention": best.name, "ms": ns / 1e6})
+            with sdpa_kernel(best):
+                launches = _launches(_step(phase, sequences, context, how, model))
+            rows.append({**row, "attention": best.name, "ms": ns / 1e6, "launches": launches})
             print(rows[-1], flush=True)
         facts = f"the shapes of {shape.name}, random bfloat16 weights"
         written(chosen.json, rows, model=facts)
@@ -102,6 +105,17 @@ def _timed(
     except RuntimeError as error:
         print(f"{how}, {backend.name}: {str(error).splitlines()[0][:100]}", flush=True)
         return math.inf
+
+
+def _launches(step: Callable[[], object]) -> int:
+    """The kernels that a step launches."""
+    step()
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        step()
+        torch.cuda.synchronize()
+    names = (event.name for event in profile.events() or ())
+    return sum(not name.startswith(("Memcpy", "Memset", "cuda")) for name in names)
 
 
 def _step(phase: str, sequences: int, context: int, how: str, model: Model) -> Callable[[], object]:
