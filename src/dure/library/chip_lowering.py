@@ -104,8 +104,8 @@ class ChipLowering:
     first: dict[tuple[Value, Value], tuple[ChipCall, Argument]] = field(
         default_factory=dict[tuple[Value, Value], "tuple[ChipCall, Argument]"]
     )
-    #: Places of choices that lie by columns: a row for each of a token's choices.
-    columns: dict[Value, Argument] = field(default_factory=dict[Value, Argument])
+    #: Places of choices that lie by columns, a row for each of a token's choices: that list.
+    columns: dict[Value, Value] = field(default_factory=dict[Value, Value])
     weights: WeightType | None = None
     quantized: frozenset[str] = frozenset()
     #: How the KV cache is quantized.

@@ -118,8 +118,11 @@ def _counted(
     # wide tiles make the former cheaper.
     block = power_of_two(round((4 * tokens * held / chosen) ** (1 / 3)))
     blocks = -(-tokens // block)
-    counts, columns = _between(held, blocks), _between(chosen, tokens)
-    lowering.columns[op.results[0]] = columns
+    places, kind = op.results[0], tensor(int32, held, blocks)
+    counts = Argument(kind, Operand(Stored((Value(kind),))))
+    columns = Value(replace(places.tensor, shape=tensor(int32, chosen, tokens).shape))
+    lowering.columns[places] = columns
+    lowering.made[columns] = np.ascontiguousarray(lowering.made[places].T)
     ends = [replace(lowering.given(v), type=tensor(int32, held)) for v in op.results[1:]]
     covers, tiles = {"be": power_of_two(held)}, {"bb": tile(blocks)}
     consts = {"bt": block, **covers, "count": op.attr("experts"), "held": held}
@@ -127,18 +130,13 @@ def _counted(
     covering = {**consts, "bk": power_of_two(chosen)}
     counted = launch(expert_counts, [*operands, counts], {}, covering, lists)
     stops = launch(counted_ends, [counts, *ends], tiles, covers)
-    found = launch(counted_places, [*operands, counts, ends[0], columns], tiles, consts, lists)
+    ordered = [*operands, counts, ends[0], lowering.given(columns)]
+    found = launch(counted_places, ordered, tiles, consts, lists)
     return [
         ChipCall.of("expert counts", [counted], 0),
         ChipCall.of("expert ends", [stops], 0),
         ChipCall.of("expert places", [found], 0),
     ]
-
-
-def _between(*shape: int) -> Argument:
-    """Numbers that one launch gives to another."""
-    kind = tensor(int32, *shape)
-    return Argument(kind, Operand(Stored((Value(kind),))))
 
 
 def _dispatched(op: Op, *operands: IndexArray) -> tuple[IndexArray, IndexArray, IndexArray]:
@@ -152,23 +150,16 @@ def _dispatched(op: Op, *operands: IndexArray) -> tuple[IndexArray, IndexArray, 
 def _rows(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     x, places = ops[0].operands
     tokens, width = (lowering.extent(e) for e in x.tensor.shape)
-    given, found, result = lowering.given(x), lowering.list(places), lowering.given(ops[0].result)
-    tiles = {"bd": tile(width, 256)}
-    if places in lowering.columns:
-        lists = {1: _by_columns(found)}
-        arguments = [given, replace(lowering.columns[places], type=None), result]
+    tiles, order = {"bd": tile(width, 256)}, lowering.columns.get(places, places)
+    arguments = [lowering.given(x), lowering.indices(order), lowering.given(ops[0].result)]
+    lists = {1: lowering.list(order)}
+    if order is not places:
         tiles["bt"] = tile(tokens)
         made = launch(choice_rows, arguments, tiles, lists=lists, unique=(1,))
     else:
         consts = {"bk": power_of_two(lowering.extent(places.tensor.shape[1]))}
-        arguments = [given, lowering.indices(places), result]
-        made = launch(expert_rows, arguments, tiles, consts, {1: found}, unique=(1,))
+        made = launch(expert_rows, arguments, tiles, consts, lists, unique=(1,))
     return [ChipCall.of("expert rows", [made], 0)]
-
-
-def _by_columns(found: tuple[IndexArray, int, int]) -> tuple[IndexArray, int, int]:
-    values, low, high = found
-    return np.ascontiguousarray(values.T), low, high
 
 
 @lowers_on_chips("grouped_linear")
@@ -199,18 +190,16 @@ def _grouped(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
 def _sum(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     y, places, weights = ops[0].operands
     tokens, width = (lowering.extent(e) for e in lowering.type(ops[0].result).shape)
-    chosen, found = lowering.extent(places.tensor.shape[1]), lowering.list(places)
-    given, rest = lowering.given(y), [lowering.given(v) for v in (weights, ops[0].result)]
-    tiles = {"bd": tile(width, 256)}
-    if places in lowering.columns:
-        lists = {1: _by_columns(found)}
+    chosen, order = lowering.extent(places.tensor.shape[1]), lowering.columns.get(places, places)
+    tiles, lists = {"bd": tile(width, 256)}, {1: lowering.list(order)}
+    arguments = [lowering.given(y), lowering.indices(order)]
+    arguments += [lowering.given(weights), lowering.given(ops[0].result)]
+    if order is not places:
         tiles["bt"] = tile(tokens)
-        arguments = [given, replace(lowering.columns[places], type=None), *rest]
         made = launch(choice_sum, arguments, tiles, lists=lists)
     else:
-        kernel = expert_sum if found[1] == 0 else part_sum
-        consts = {"bk": power_of_two(chosen)}
-        made = launch(kernel, [given, lowering.indices(places), *rest], tiles, consts, {1: found})
+        kernel = expert_sum if lists[1][1] == 0 else part_sum
+        made = launch(kernel, arguments, tiles, {"bk": power_of_two(chosen)}, lists)
     return [ChipCall.of("expert sum", [made], 2 * tokens * chosen * width)]
 
 
