@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from small_models import small
 
 from dure.ir.machine.compute import ops_of
 from dure.models.batch import Batch
@@ -55,3 +56,21 @@ def test_tensors_that_are_alive_together_fit(step: ChipStep) -> None:
 @pytest.mark.parametrize("name", [n for n in chip_names() if not chip(n).near])
 def test_a_chip_without_such_a_memory_keeps_nothing_there(name: str, step: ChipStep) -> None:
     assert near_values(step, chip(name)) == Near()
+
+
+def test_index_lists_lie_in_home() -> None:
+    config = small("gpt-oss-120b", vocabulary=512)
+    step = chip_step(config, Batch("prefill", 2, 90, chunk=90))
+    near = near_values(step, MTIA)
+    launches = [
+        launch
+        for c in step.calls
+        for way in c.part.ways(MTIA)
+        for launch in way
+        if launch[0].indices
+    ]
+    lists = {operands[n].stored for call, operands in launches for n in call.indices}
+    made = {stored for stored in lists if stored.values[0] in step.made}
+    # Places by columns, and where each expert's rows start and stop, of both kinds of layers.
+    assert len(made) == 6
+    assert near.tensors and not near.tensors & lists
