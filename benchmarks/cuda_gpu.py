@@ -1,4 +1,5 @@
-"""What a CUDA GPU reaches with its own libraries: products, streams of weights, attention.
+"""What a CUDA GPU reaches with its own libraries: products, streams of weights, attention, products
+of a mixture of experts.
 
     python benchmarks/cuda_gpu.py [--json FILE]
 
@@ -28,6 +29,11 @@ _PRODUCTS = (
 )  # fmt: skip
 _STREAMS = ((4096, 4096), (8192, 8192), (28672, 8192), (16384, 16384))
 _ATTENTION = ((1, 32, 8, 2048, 128), (8, 32, 8, 2048, 128), (1, 32, 32, 4096, 128))
+#: Rows, experts, K, N: rows are dealt out to experts at random, each as likely.
+_GROUPED = (
+    (16384, 128, 2048, 768), (16384, 128, 768, 2048), (4096, 8, 4096, 14336),
+    (8192, 128, 2880, 2880), (512, 128, 2048, 768),
+)  # fmt: skip
 _STREAMED = 1.5e9
 
 
@@ -37,7 +43,7 @@ def main() -> None:
     arguments.add_argument("--json", type=Path, help="where the result goes")
     chosen = arguments.parse_args()
     rows: list[dict[str, Any]] = []
-    for row in (*_products(), *_streams(), *_attention(), *_others()):
+    for row in (*_products(), *_grouped(), *_streams(), *_attention(), *_others()):
         rows.append(row)
         print(row, flush=True)
     written(chosen.json, rows)
@@ -103,6 +109,29 @@ def _product(sizes: tuple[int, int, int], dtype: str, ns: float) -> dict[str, An
     m, n, k = sizes
     row = {"op": "gemm", "dims": f"{m}x{n}x{k}", "dtype": dtype, "ns": ns}
     return {**row, "tflops": 2 * m * n * k / ns / 1e3}
+
+
+def _grouped() -> Iterator[dict[str, Any]]:
+    for rows, experts, k, n in _GROUPED:
+        owners = torch.randint(0, experts, (rows,), device="cuda")
+        ends = torch.cumsum(torch.bincount(owners, minlength=experts), 0).to(torch.int32)
+        # As many layers' weights as no cache holds.
+        layers = max(2, int(_STREAMED / (experts * n * k * 2)))
+        weights = [_drawn(experts, n, k).transpose(1, 2) for _ in range(layers)]
+        ns = nanoseconds(_multiplied_by_group(_drawn(rows, k), weights, ends), 2) / layers
+        row = {"op": "grouped product", "dims": f"{rows}x{experts}x{k}x{n}", "dtype": "bf16"}
+        yield {**row, "ns": ns, "tflops": 2 * rows * n * k / ns / 1e3}
+        weights.clear()
+
+
+def _multiplied_by_group(
+    x: torch.Tensor, weights: list[torch.Tensor], ends: torch.Tensor
+) -> Callable[[], object]:
+    def run() -> None:
+        for w in weights:
+            torch._grouped_mm(x, w, offs=ends)
+
+    return run
 
 
 def _streams() -> Iterator[dict[str, Any]]:
