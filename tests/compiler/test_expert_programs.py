@@ -9,6 +9,7 @@ import pytest
 from tensor_programs import random_value
 
 import dure.library
+from dure.compiler.fuse import fuse
 from dure.compiler.pipeline import compile_program
 from dure.errors import IRError
 from dure.ir.blocks import Blocks
@@ -217,3 +218,17 @@ def test_attention_on_the_cpu(causal: bool, sinks: bool) -> None:
     (expected,) = execute(program, [values[n] for n in names])
     found = compiled(program, {n: values[n] for n in names})
     np.testing.assert_allclose(found["y"], expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("bias", "clamped"), [(False, False), (True, True)])
+def test_both_products_and_the_gate_are_one_op(bias: bool, clamped: bool) -> None:
+    program = mixture(6, 2, "float32", bias=bias, clamped=clamped)
+    fused = fuse(program)
+    names = [op.name for op in fused.body.ops]
+    assert names.count("grouped_gated") == names.count("grouped_linear") == 1
+    assert not {"clamped_swiglu", "elementwise"} & set(names)
+    kinds = [p.value.tensor for p in program.params]
+    shapes = [[9 if e is kinds[0].shape[0] else int(str(e)) for e in k.shape] for k in kinds]
+    values = [random_value(RNG, k.dtype, tuple(s)) for k, s in zip(kinds, shapes, strict=True)]
+    (wanted, _), (found, _) = (execute(each, values) for each in (program, fused))
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())

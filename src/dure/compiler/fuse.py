@@ -125,6 +125,38 @@ def gated(scope: Scope, op: Op) -> Fused | None:
     return None
 
 
+def gated_experts(scope: Scope, op: Op) -> Fused | None:
+    """Both products of experts' rows and the gate: the rows are read once."""
+    if op.name == "clamped_swiglu":
+        attrs = {**op.attrs, "activation": ""}
+        return _gated_experts(scope, (op, op.operands[0]), (op, op.operands[1]), attrs)
+    if _function(op) != "mul":
+        return None
+    for first, second in (op.operands, tuple(reversed(op.operands))):
+        opened = scope.single(op, first, "elementwise")
+        if opened is None or _function(opened) not in ACTIVATIONS or not _function(opened):
+            continue
+        attrs = {"activation": _function(opened)}
+        found = _gated_experts(scope, (opened, opened.operands[0]), (op, second), attrs)
+        if found is not None:
+            return found
+    return None
+
+
+def _gated_experts(
+    scope: Scope, gate: tuple[Op, Value], up: tuple[Op, Value], attrs: Mapping[str, Any]
+) -> Fused | None:
+    """The op of these values, each with its user, if both are products of the same rows."""
+    first, second = (scope.single(*found, "grouped_linear") for found in (gate, up))
+    if first is None or second is None or first.attr("bias") != second.attr("bias"):
+        return None
+    (x, one, *rest), (other, two, *others) = first.operands, second.operands
+    if x is not other or rest[:2] != others[:2]:
+        return None
+    operands = (x, one, two, *rest[:2], *rest[2:], *others[2:])
+    return Fused("grouped_gated", operands, {**attrs, "bias": first.attr("bias")})
+
+
 def epilogue(scope: Scope, op: Op) -> Fused | None:
     """linear, then scale, activation or soft cap."""
     function = _function(op)
@@ -212,6 +244,7 @@ def scaled_embedding(scope: Scope, op: Op) -> Fused | None:
 
 PATTERNS: tuple[Pattern, ...] = (
     gated,
+    gated_experts,
     epilogue,
     residual,
     head_norm,

@@ -7,8 +7,8 @@ likely and without a preference, as load balancing strives for.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import TypeAlias
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -20,18 +20,21 @@ from dure.library.call import IndexArray, indices, tensor
 from dure.library.chip_lowering import (
     ChipCall,
     ChipLowering,
+    Launch,
     launch,
     lowers_on_chips,
     mapped,
     product_tiles,
 )
 from dure.library.chip_tensors import ABSENT, Argument, Operand, Stored
-from dure.library.matmul_scaled import grouped_matmul_scaled
+from dure.library.lowering_moe import gating_of
+from dure.library.matmul_scaled import grouped_gated_scaled, grouped_matmul_scaled
 from dure.library.moe import (
     expert_ends,
     expert_places,
     expert_rows,
     expert_sum,
+    grouped_gated,
     grouped_matmul,
     moe_route,
 )
@@ -47,6 +50,11 @@ from dure.library.operators_common import bytes_of, power_of_two, tile
 
 #: Choices that are compared at a time.
 _COMPARED = 64
+
+#: Rows of an expert that are few.
+_FEW = 8
+#: The kernels of a product: for weights that are numbers, and for those that are codes.
+_PRODUCTS = grouped_matmul, grouped_matmul_scaled
 
 #: Index arguments of a launch, by position: values and declared range.
 _Lists: TypeAlias = "Mapping[int, tuple[IndexArray, int, int]] | None"
@@ -164,26 +172,85 @@ def _rows(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
 
 @lowers_on_chips("grouped_linear")
 def _grouped(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
+    x, w, starts, stops, *bias = ops[0].operands
+    rows = _Rows(x, starts, stops)
+    made = _multiplied(lowering, rows, ([w], bias), lowering.given(ops[0].result), _PRODUCTS)
+    return [_experts(lowering, rows, [w], made)]
+
+
+@lowers_on_chips("grouped_gated")
+def _gated(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     op = ops[0]
-    x, w, starts, stops, *bias = op.operands
-    kind = lowering.type(x)
-    rows, depth = (lowering.extent(e) for e in kind.shape)
-    experts, columns = (lowering.extent(e) for e in w.tensor.shape[:2])
-    first, last = lowering.list(starts), lowering.list(stops)
-    busy, filled = int(np.count_nonzero(last[0] - first[0])), int((last[0] - first[0]).sum())
-    read = bytes_of(a.type for a in lowering.matrix([w], busy, depth, columns))
-    scheme = lowering.scheme(w)
-    tiles, consts = product_tiles(scheme, -(-rows // experts), depth, columns)
-    weight = lowering.matrix([w], experts, depth, columns)
-    added = lowering.given(bias[0]) if bias else ABSENT
-    ends = [lowering.indices(starts), lowering.indices(stops)]
-    arguments = [lowering.given(x), *weight, *ends, added, lowering.given(op.result)]
+    x, gate, up, starts, stops, *biases = op.operands
+    rows, result = _Rows(x, starts, stops), lowering.given(op.result)
+    kernels, gating = (grouped_gated, grouped_gated_scaled), gating_of(op)
+    weights = [gate, up], biases
+    made = _multiplied(lowering, rows, weights, result, kernels, {"gating": gating})
+    found = _experts(lowering, rows, [gate, up], made)
+    kind = lowering.type(op.result)
+    count, columns = (static_extent(e) or 1 for e in kind.shape)
+    if count < _FEW * lowering.extent(gate.tensor.shape[0]):
+        return [found]
+    # Of many rows the sums of both products take much of a scratchpad.
+    parts = [Argument(kind, Operand(Stored((Value(kind),)))) for _ in range(2)]
+    launches = [
+        _multiplied(lowering, rows, ([w], biases[n : n + 1]), parts[n], _PRODUCTS)
+        for n, w in enumerate((gate, up))
+    ]
+    consts = {"function": elementwise.apply(gating, ((False, False),) * 2, 2)}
+    tiles = {"bn": tile(columns, 256), "bm": 1}
+    launches.append(launch(elementwise.KERNELS[2], [result, *parts], tiles, consts))
+    return [replace(found, chains=(tuple(launches),))]
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows sorted by expert, and where those of each start and stop."""
+
+    x: Value
+    starts: Value
+    stops: Value
+
+
+def _experts(
+    lowering: ChipLowering, rows: _Rows, weights: Sequence[Value], made: Launch
+) -> ChipCall:
+    """The launch that multiplies each expert's rows by these weights of it."""
+    lengths = lowering.list(rows.stops)[0] - lowering.list(rows.starts)[0]
+    _, columns, depth = (lowering.extent(e) for e in weights[0].tensor.shape)
+    width = len(weights) * columns
+    read = lowering.matrix(weights, int(np.count_nonzero(lengths)), depth, width)
+    name = "+".join(w.name.rsplit(".", 1)[-1] for w in weights)
+    flops = 2 * int(lengths.sum()) * depth * width
+    return ChipCall.of(f"experts' {name}", [made], flops, bytes_of(a.type for a in read))
+
+
+def _multiplied(
+    lowering: ChipLowering,
+    rows: _Rows,
+    given: tuple[Sequence[Value], Sequence[Value]],
+    result: Argument,
+    kernels: tuple[Any, Any],
+    more: Mapping[str, object] | None = None,
+) -> Launch:
+    """Each expert's rows times its weights, which lie side by side as their biases do; ``kernels``
+    are for weights that are numbers, and for those that are codes.
+    """
+    weights, biases = given
+    experts, columns, depth = (lowering.extent(e) for e in weights[0].tensor.shape)
+    width, scheme = len(weights) * columns, lowering.scheme(weights[0])
+    count = lowering.extent(rows.x.tensor.shape[0])
+    tiles, consts = product_tiles(scheme, -(-count // experts), depth, columns)
+    weight = lowering.matrix(weights, experts, depth, width)
+    added = ABSENT
+    if biases:
+        side = Stored(tuple(map(lowering.root, biases)))
+        added = Argument(tensor(biases[0].tensor.dtype, experts, width), Operand(side))
+    ends = rows.starts, rows.stops
+    arguments = [lowering.given(rows.x), *weight, *map(lowering.indices, ends), added, result]
     # A scaled weight is two arguments.
-    at = 1 + len(weight)
-    kernel = grouped_matmul if scheme is None else grouped_matmul_scaled
-    made = launch(kernel, arguments, tiles, consts, {at: first, at + 1: last})
-    name = w.name.rsplit(".", 1)[-1]
-    return [ChipCall.of(f"experts' {name}", [made], 2 * filled * depth * columns, read)]
+    lists = {1 + len(weight) + n: lowering.list(end) for n, end in enumerate(ends)}
+    return launch(kernels[scheme is not None], arguments, tiles, {**consts, **(more or {})}, lists)
 
 
 @lowers_on_chips("expert_sum")

@@ -215,6 +215,17 @@ def clamped_swiglu(limit: float, alpha: float) -> Callable[[Any, Any], Any]:
     return swiglu
 
 
+@cache
+def gated(activation: str) -> Callable[[Any, Any], Any]:
+    """``activation(gate) * up``"""
+    function = ACTIVATIONS[activation]
+
+    def gate_of(gate: Any, up: Any) -> Any:
+        return function(gate) * up
+
+    return gate_of
+
+
 _PLAIN: dict[str, Callable[..., Any]] = {
     "add": add,
     "sub": subtract,

@@ -6,6 +6,9 @@ grouped product has no variants by rows: its instances walk the rows that there 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from dure.ir.core import Op
 from dure.ir.expr import Expr
 from dure.ir.lowering import Launch, LoweringContext, lowers
@@ -17,6 +20,7 @@ from dure.library.moe import (
     expert_places,
     expert_rows,
     expert_sum,
+    grouped_gated_linear,
     grouped_linear,
     moe_route,
 )
@@ -70,6 +74,26 @@ def lower_grouped_linear(op: Op, context: LoweringContext) -> list[Launch]:
     bk = k_block(x.tensor, w.tensor)
     decoded = w.tensor.block is not None
     return launch(grouped_linear, values, bm=_ROWS, bn=_COLUMNS, bk=bk, decoded=decoded)
+
+
+@lowers("grouped_gated")
+def lower_grouped_gated(op: Op, context: LoweringContext) -> list[Launch]:
+    """As the products of one weight."""
+    x, gate, up, starts, stops, *biases = op.operands
+    values = [x, gate, up, starts, stops, *(biases or (None, None)), op.result]
+    consts: dict[str, object] = {
+        "bk": max(k_block(x.tensor, gate.tensor), k_block(x.tensor, up.tensor)),
+        "decoded": gate.tensor.block is not None,
+        "gating": gating_of(op),
+    }
+    return launch(grouped_gated_linear, values, bm=_ROWS, bn=_COLUMNS, **consts)
+
+
+def gating_of(op: Op) -> Callable[[Any, Any], Any]:
+    """What grouped_gated makes of both products."""
+    if op.attr("limit"):
+        return elementwise.clamped_swiglu(op.attr("limit"), op.attr("alpha"))
+    return elementwise.gated(op.attr("activation") or "identity")
 
 
 @lowers("expert_sum")

@@ -95,6 +95,37 @@ def grouped_matmul_scaled(
         dl.store(result, (i, j), convert(acc, y.dtype))
 
 
+@dure.kernel
+def grouped_gated_scaled(
+    x: dl.Tensor,
+    codes: dl.Tensor,
+    scales: dl.Tensor,
+    starts: Places,
+    stops: Places,
+    bias: dl.Tensor | None,
+    y: dl.Tensor,
+    bm: dl.const,
+    bn: dl.const,
+    bk: dl.const,
+    gating: dl.const,
+    group: dl.const = 0,
+    early: dl.const = False,
+):
+    """``gating`` of both products, as :func:`grouped_matmul_scaled` has them: codes, scales and
+    bias have gate's columns, then up's.
+    """
+    e, j = dl.program_id(0), dl.program_id(1)
+    n, numbers = y.shape[1], (bm, bn, bk, group, early)
+    own, result = x[starts[e] : stops[e]], y[starts[e] : stops[e]]
+    for i in dl.range(dl.cdiv(own.shape[0], bm)):
+        opened = product(own, codes[:, :, :n], scales[:, :, :n], (i, e, j), numbers)
+        linear = product(own, codes[:, :, n:], scales[:, :, n:], (i, e, j), numbers)
+        if bias is not None:
+            opened = opened + dl.load(bias[:, :n], (e, j), (1, bn)).to(dl.float32)
+            linear = linear + dl.load(bias[:, n:], (e, j), (1, bn)).to(dl.float32)
+        dl.store(result, (i, j), convert(gating(opened, linear), y.dtype))
+
+
 def product(x: Any, codes: Any, scales: Any, place: Any, numbers: Any) -> Any:
     """The float32 tile (bm, bn) of x times an expert's weights, or the only ones."""
     i, expert, j = place

@@ -82,6 +82,39 @@ def grouped_matmul(
         dl.store(result, (i, j), convert(acc, y.dtype))
 
 
+@dure.kernel
+def grouped_gated(
+    x: dl.Tensor,
+    w: dl.Tensor,
+    starts: Places,
+    stops: Places,
+    bias: dl.Tensor | None,
+    y: dl.Tensor,
+    bm: dl.const,
+    bn: dl.const,
+    bk: dl.const,
+    gating: dl.const,
+):
+    """``y[t] = gating(x[t] @ gate[e] + bias, x[t] @ up[e] + bias)`` as :func:`grouped_matmul` has
+    it, for w (E, K, 2 N) and ``bias`` (E, 2 N) of gate, then up; y is (T, N).
+    """
+    e, j = dl.program_id(0), dl.program_id(1)
+    rows, result = x[starts[e] : stops[e]], y[starts[e] : stops[e]]
+    n = y.shape[1]
+    gate, up = w[:, :, :n], w[:, :, n:]
+    for i in dl.range(dl.cdiv(rows.shape[0], bm)):
+        opened = dl.zeros((bm, bn), dl.float32)
+        linear = dl.zeros((bm, bn), dl.float32)
+        for k in dl.range(dl.cdiv(x.shape[1], bk)):
+            tile = dl.load(rows, (i, k), (bm, bk))
+            opened = dl.dot(tile, dl.load(gate, (e, k, j), (1, bk, bn)).reshape((bk, bn)), opened)
+            linear = dl.dot(tile, dl.load(up, (e, k, j), (1, bk, bn)).reshape((bk, bn)), linear)
+        if bias is not None:
+            opened = opened + dl.load(bias[:, :n], (e, j), (1, bn)).to(dl.float32)
+            linear = linear + dl.load(bias[:, n:], (e, j), (1, bn)).to(dl.float32)
+        dl.store(result, (i, j), convert(gating(opened, linear), y.dtype))
+
+
 def owners(experts: Any, i: Any, shape: Any, count: Any) -> Any:
     """The experts of a tile of choices in a row, and the choices' numbers.
 
@@ -186,11 +219,49 @@ def grouped_linear(
     for i in dl.range(dl.cdiv(rows.shape[0], bm)):
         acc = dl.zeros((bm, bn), dl.float32)
         for k in dl.range(dl.cdiv(x.shape[1], bk)):
-            weights = dl.load(w, (e, j, k), (1, bn, bk))
-            if decoded:
-                weights = weights.to(dl.float32)
-            right = weights.reshape((bn, bk)).T
+            right = _turned(w, (e, j, k), (bn, bk), decoded)
             acc = dl.dot(dl.load(rows, (i, k), (bm, bk)), right, acc)
         if bias is not None:
             acc = acc + dl.load(bias, (e, j), (1, bn)).to(dl.float32)
         dl.store(result, (i, j), convert(acc, y.dtype))
+
+
+@dure.kernel
+def grouped_gated_linear(
+    x: dl.Tensor,
+    gate: dl.Tensor,
+    up: dl.Tensor,
+    starts: Places,
+    stops: Places,
+    gate_bias: dl.Tensor | None,
+    up_bias: dl.Tensor | None,
+    y: dl.Tensor,
+    bm: dl.const,
+    bn: dl.const,
+    bk: dl.const,
+    gating: dl.const,
+    decoded: dl.const = False,
+):
+    """Like :func:`grouped_gated` for gate and up (E, N, K), and like :func:`grouped_linear`."""
+    e, j = dl.program_id(0), dl.program_id(1)
+    rows, result = x[starts[e] : stops[e]], y[starts[e] : stops[e]]
+    for i in dl.range(dl.cdiv(rows.shape[0], bm)):
+        opened = dl.zeros((bm, bn), dl.float32)
+        linear = dl.zeros((bm, bn), dl.float32)
+        for k in dl.range(dl.cdiv(x.shape[1], bk)):
+            tile = dl.load(rows, (i, k), (bm, bk))
+            opened = dl.dot(tile, _turned(gate, (e, j, k), (bn, bk), decoded), opened)
+            linear = dl.dot(tile, _turned(up, (e, j, k), (bn, bk), decoded), linear)
+        if gate_bias is not None:
+            opened = opened + dl.load(gate_bias, (e, j), (1, bn)).to(dl.float32)
+        if up_bias is not None:
+            linear = linear + dl.load(up_bias, (e, j), (1, bn)).to(dl.float32)
+        dl.store(result, (i, j), convert(gating(opened, linear), y.dtype))
+
+
+def _turned(w: Any, place: Any, shape: Any, decoded: Any) -> Any:
+    """A tile (bn, bk) of an expert's weight as (bk, bn)."""
+    weights = dl.load(w, place, (1, *shape))
+    if decoded:
+        weights = weights.to(dl.float32)
+    return weights.reshape(shape).T

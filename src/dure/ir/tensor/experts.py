@@ -25,9 +25,11 @@ from dure.ir.dtypes import Array
 from dure.ir.expr import as_expr, const
 from dure.ir.rules import broken
 from dure.ir.tensor.checks import (
+    ACTIVATIONS,
     Doubles,
     Indices,
     Operand,
+    activation_name,
     count,
     doubles,
     elements,
@@ -44,6 +46,7 @@ from dure.ir.tensor.checks import (
     take,
     traffic,
 )
+from dure.ir.tensor.elementwise import clamped_swiglu
 from dure.ir.types import TensorType, Type
 
 
@@ -185,24 +188,39 @@ declare(
 )
 
 
+def _check_products(
+    name: str,
+    x: TensorType,
+    weights: Sequence[TensorType],
+    ends: Sequence[TensorType],
+    biases: Sequence[TensorType],
+) -> Sequence[Type]:
+    """The type of a result of products with the weights (E, N, K) of each expert's rows."""
+    rank(floating(x, f"the operand of {name}"), 2, f"the operand of {name}")
+    for w in weights:
+        rank(w, 3, f"the weight of {name}")
+        if not w.dtype.is_float:
+            raise broken(f"a weight of {w.dtype}", "a weight holds floats or quantized blocks")
+        if w.block is not None and w.quantized_axis % 3 != 2:
+            raise broken(f"a weight of {w}", "a weight is quantized along K, its last axis")
+        equal(w.shape[2], x.shape[1], f"K of the weight of {name}")
+        for first, own, what in zip(weights[0].shape[:2], w.shape[:2], "EN", strict=True):
+            equal(own, first, f"{what} of the weights of {name}")
+    experts, columns, _ = weights[0].shape
+    for what, found in zip(("starts", "stops"), ends, strict=True):
+        equal(index(found, f"{what} of {name}").shape[0], experts, f"the {what}")
+    for value in biases:
+        floating(value, f"the bias of {name}")
+        if value.shape != (experts, columns):
+            raise broken(f"a bias of {value} for a weight of {weights[0]}", "a bias is (E, N)")
+    return [stored((x.shape[0], columns), "")]
+
+
 def _grouped_typing(
     operands: Sequence[Type], attrs: Mapping[str, Any], regions: Sequence[Region]
 ) -> Sequence[Type]:
     x, w, starts, stops, *bias = count(operands, 4 + bool(attrs["bias"]), "grouped_linear")
-    rank(floating(x, "the operand of grouped_linear"), 2, "the operand of grouped_linear")
-    rank(w, 3, "the weight of grouped_linear")
-    if not w.dtype.is_float:
-        raise broken(f"a weight of {w.dtype}", "a weight holds floats or quantized blocks")
-    if w.block is not None and w.quantized_axis % 3 != 2:
-        raise broken(f"a weight of {w}", "a weight is quantized along K, its last axis")
-    equal(w.shape[2], x.shape[1], "K of the weight of grouped_linear")
-    for what, ends in (("starts", starts), ("stops", stops)):
-        equal(index(ends, f"{what} of grouped_linear").shape[0], w.shape[0], f"the {what}")
-    for value in bias:
-        floating(value, "the bias of grouped_linear")
-        if value.shape != w.shape[:2]:
-            raise broken(f"a bias of {value} for a weight of {w}", "a bias is (E, N)")
-    return [stored((x.shape[0], w.shape[1]), "")]
+    return _check_products("grouped_linear", x, [w], [starts, stops], bias)
 
 
 def _grouped(
@@ -213,21 +231,28 @@ def _grouped(
     stops: Indices,
     *bias: Operand,
 ) -> Operand:
+    return finish(_products(x, w, starts, stops, *bias), attrs)
+
+
+def _products(
+    x: Operand, w: Operand, starts: Indices, stops: Indices, bias: Operand | None = None
+) -> Doubles:
     rows, weights = doubles(x), doubles(w)
     result = np.zeros((len(rows), weights.shape[1]))
     for e, (start, stop) in enumerate(zip(starts.tolist(), stops.tolist(), strict=True)):
         result[start:stop] = rows[start:stop] @ weights[e].T
-        if bias:
-            result[start:stop] += doubles(bias[0])[e]
-    return finish(result, attrs)
+        if bias is not None:
+            result[start:stop] += doubles(bias)[e]
+    return result
 
 
 def _grouped_cost(op: Op) -> Cost:
     """Weights are read of no more experts than there are rows."""
-    x, w = op.operands[0].tensor, op.operands[1].tensor
-    experts, rows = extent(w.shape[0]), extent(x.shape[0])
-    unread = stored_bytes(w) // max(1, experts) * max(0, experts - rows)
-    flops = 2 * elements(op.results[0].tensor) * extent(x.shape[1])
+    x, *others = (value.tensor for value in op.operands)
+    weights = [kind for kind in others if kind.rank == 3]
+    experts, rows = extent(weights[0].shape[0]), extent(x.shape[0])
+    unread = sum(map(stored_bytes, weights)) // max(1, experts) * max(0, experts - rows)
+    flops = 2 * len(weights) * elements(op.results[0].tensor) * extent(x.shape[1])
     return Cost(flops, traffic(op) - unread)
 
 
@@ -244,6 +269,52 @@ declare(
         doc="grouped_linear(x (P, K), w (E, N, K), starts (E), stops (E), [bias (E, N)]) {bias}:"
         " (P, N); rows starts[e] .. stops[e] are x @ w[e].T + bias[e], rows of no expert are"
         " undefined",
+    )
+)
+
+
+def _gated_typing(
+    operands: Sequence[Type], attrs: Mapping[str, Any], regions: Sequence[Region]
+) -> Sequence[Type]:
+    x, gate, up, *rest = count(operands, 5 + 2 * bool(attrs["bias"]), "grouped_gated")
+    activation_name(attrs["activation"])
+    if attrs["limit"] < 0:
+        raise broken(f"a limit of {attrs['limit']}", "the limit is positive, or 0: there is none")
+    return _check_products("grouped_gated", x, [gate, up], rest[:2], rest[2:])
+
+
+def _gated(
+    attrs: Mapping[str, Any],
+    x: Operand,
+    gate: Operand,
+    up: Operand,
+    starts: Indices,
+    stops: Indices,
+    *biases: Operand,
+) -> Operand:
+    first, second = biases or (None, None)
+    opened = _products(x, gate, starts, stops, first)
+    let_in = _products(x, up, starts, stops, second)
+    if not attrs["limit"]:
+        return finish(ACTIVATIONS[attrs["activation"]](opened) * let_in, attrs)
+    limit, alpha = (float(np.float32(attrs[name])) for name in ("limit", "alpha"))
+    return finish(clamped_swiglu(opened, let_in, limit, alpha), attrs)
+
+
+declare(
+    OpDef(
+        "grouped_gated",
+        "tensor",
+        _gated_typing,
+        _gated,
+        _grouped_cost,
+        defaults={"activation": "silu", "limit": 0.0, "alpha": 0.0, "bias": False},
+        exact=False,
+        error_bound=8.0,
+        doc="grouped_gated(x (P, K), gate (E, N, K), up (E, N, K), starts (E), stops (E),"
+        " [gate_bias (E, N), up_bias (E, N)]) {activation, limit, alpha, bias}: (P, N); the"
+        " products of grouped_linear with both weights, as activation(gate) * up, or with a limit"
+        " as clamped_swiglu(gate, up) has them",
     )
 )
 
