@@ -20,6 +20,7 @@ from dure.library.activation import silu
 from dure.library.convert import convert
 from dure.library.epilogue import identity
 from dure.library.indices import Places
+from dure.library.moe import biased, both_biased, of_expert
 
 
 @dure.kernel
@@ -87,12 +88,10 @@ def grouped_matmul_scaled(
     """
     e, j = dl.program_id(0), dl.program_id(1)
     numbers = (bm, bn, bk, group, early)
-    own, result = x[starts[e] : stops[e]], y[starts[e] : stops[e]]
+    own, result = of_expert(e, (starts, stops), x, y)
     for i in dl.range(dl.cdiv(own.shape[0], bm)):
         acc = product(own, codes, scales, (i, e, j), numbers)
-        if bias is not None:
-            acc = acc + dl.load(bias, (e, j), (1, bn)).to(dl.float32)
-        dl.store(result, (i, j), convert(acc, y.dtype))
+        dl.store(result, (i, j), convert(biased(acc, bias, e, j), y.dtype))
 
 
 @dure.kernel
@@ -116,13 +115,11 @@ def grouped_gated_scaled(
     """
     e, j = dl.program_id(0), dl.program_id(1)
     n, numbers = y.shape[1], (bm, bn, bk, group, early)
-    own, result = x[starts[e] : stops[e]], y[starts[e] : stops[e]]
+    own, result = of_expert(e, (starts, stops), x, y)
     for i in dl.range(dl.cdiv(own.shape[0], bm)):
         opened = product(own, codes[:, :, :n], scales[:, :, :n], (i, e, j), numbers)
         linear = product(own, codes[:, :, n:], scales[:, :, n:], (i, e, j), numbers)
-        if bias is not None:
-            opened = opened + dl.load(bias[:, :n], (e, j), (1, bn)).to(dl.float32)
-            linear = linear + dl.load(bias[:, n:], (e, j), (1, bn)).to(dl.float32)
+        opened, linear = both_biased(opened, linear, bias, e, j, n)
         dl.store(result, (i, j), convert(gating(opened, linear), y.dtype))
 
 

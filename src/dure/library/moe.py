@@ -71,15 +71,13 @@ def grouped_matmul(
     expert are left as they are.  ``bias`` (E, N) may be None.
     """
     e, j = dl.program_id(0), dl.program_id(1)
-    rows, result = x[starts[e] : stops[e]], y[starts[e] : stops[e]]
+    rows, result = of_expert(e, (starts, stops), x, y)
     for i in dl.range(dl.cdiv(rows.shape[0], bm)):
         acc = dl.zeros((bm, bn), dl.float32)
         for k in dl.range(dl.cdiv(x.shape[1], bk)):
             weights = dl.load(w, (e, k, j), (1, bk, bn)).reshape((bk, bn))
             acc = dl.dot(dl.load(rows, (i, k), (bm, bk)), weights, acc)
-        if bias is not None:
-            acc = acc + dl.load(bias, (e, j), (1, bn)).to(dl.float32)
-        dl.store(result, (i, j), convert(acc, y.dtype))
+        dl.store(result, (i, j), convert(biased(acc, bias, e, j), y.dtype))
 
 
 @dure.kernel
@@ -99,7 +97,7 @@ def grouped_gated(
     it, for w (E, K, 2 N) and ``bias`` (E, 2 N) of gate, then up; y is (T, N).
     """
     e, j = dl.program_id(0), dl.program_id(1)
-    rows, result = x[starts[e] : stops[e]], y[starts[e] : stops[e]]
+    rows, result = of_expert(e, (starts, stops), x, y)
     n = y.shape[1]
     gate, up = w[:, :, :n], w[:, :, n:]
     for i in dl.range(dl.cdiv(rows.shape[0], bm)):
@@ -109,24 +107,44 @@ def grouped_gated(
             tile = dl.load(rows, (i, k), (bm, bk))
             opened = dl.dot(tile, dl.load(gate, (e, k, j), (1, bk, bn)).reshape((bk, bn)), opened)
             linear = dl.dot(tile, dl.load(up, (e, k, j), (1, bk, bn)).reshape((bk, bn)), linear)
-        if bias is not None:
-            opened = opened + dl.load(bias[:, :n], (e, j), (1, bn)).to(dl.float32)
-            linear = linear + dl.load(bias[:, n:], (e, j), (1, bn)).to(dl.float32)
+        opened, linear = both_biased(opened, linear, bias, e, j, n)
         dl.store(result, (i, j), convert(gating(opened, linear), y.dtype))
 
 
-def owners(experts: Any, i: Any, shape: Any, count: Any) -> Any:
-    """The experts of a tile of choices in a row, and the choices' numbers.
+def of_expert(e: Any, ends: Any, x: Any, y: Any) -> Any:
+    """The rows of an expert in x, and in y."""
+    start, stop = ends[0][e], ends[1][e]
+    return x[start:stop], y[start:stop]
+
+
+def biased(acc: Any, bias: Any, e: Any, j: Any) -> Any:
+    """A tile of a product, plus an expert's bias where there is one."""
+    if bias is None:
+        return acc
+    return acc + dl.load(bias, (e, j), (1, acc.shape[1])).to(dl.float32)
+
+
+def both_biased(opened: Any, linear: Any, bias: Any, e: Any, j: Any, n: Any) -> Any:
+    """Tiles of the gate's product and of the other one, whose biases (E, 2 n) lie side by side."""
+    if bias is None:
+        return opened, linear
+    return biased(opened, bias[:, :n], e, j), biased(linear, bias[:, n:], e, j)
+
+
+def owners(experts: Any, at: Any, shape: Any, count: Any) -> Any:
+    """The experts of the tile of choices at these tile coordinates, in a row, and the choices'
+    numbers.
 
     A number outside of the ``count`` experts counts as the nearest (a logit that is NaN has no
     expert); what lies beyond the last choice comes after every expert.
     """
-    rows, columns = shape
-    tile = dl.load(experts, (i, 0), (rows, columns))
-    token, choice = i * rows + dl.arange(rows)[:, None], dl.arange(columns)[None, :]
+    (i, j), (rows, columns) = at, shape
+    tile = dl.load(experts, (i, j), (rows, columns))
+    token = i * rows + dl.arange(rows)[:, None]
+    choice = j * columns + dl.arange(columns)[None, :]
     inside = (token < experts.shape[0]) & (choice < experts.shape[1])
     found = dl.where(inside, dl.minimum(dl.maximum(tile, 0), count - 1), _LAST)
-    number = token * columns + choice
+    number = token * experts.shape[1] + choice
     return found.reshape((rows * columns,)), number.reshape((rows * columns,))
 
 
@@ -145,10 +163,10 @@ def expert_places(
     compared with ``bo`` at a time.
     """
     i = dl.program_id(0)
-    own, at = owners(experts, i, (bt, bk), count)
+    own, at = owners(experts, (i, 0), (bt, bk), count)
     total = dl.zeros((bt * bk,), dl.int32)
     for c in dl.range(dl.cdiv(experts.shape[0], bo)):
-        other, number = owners(experts, c, (bo, bk), count)
+        other, number = owners(experts, (c, 0), (bo, bk), count)
         same = (other[None, :] == own[:, None]) & (number[None, :] < at[:, None])
         total = total + dl.sum(dl.where((other[None, :] < own[:, None]) | same, 1, 0), 1)
     dl.store(places, (i, 0), total.reshape((bt, bk)))
@@ -169,7 +187,7 @@ def expert_ends(
     expert = (i * be + dl.arange(be))[:, None]
     below, through = dl.zeros((be,), dl.int32), dl.zeros((be,), dl.int32)
     for c in dl.range(dl.cdiv(experts.shape[0], bo)):
-        other, _ = owners(experts, c, (bo, bk), count)
+        other, _ = owners(experts, (c, 0), (bo, bk), count)
         below = below + dl.sum(dl.where(other[None, :] < expert, 1, 0), 1)
         through = through + dl.sum(dl.where(other[None, :] <= expert, 1, 0), 1)
     dl.store(starts, (i,), below)
@@ -215,15 +233,13 @@ def grouped_linear(
     ``decoded`` multiplies by the numbers that a weight's blocks stand for.
     """
     e, j = dl.program_id(0), dl.program_id(1)
-    rows, result = x[starts[e] : stops[e]], y[starts[e] : stops[e]]
+    rows, result = of_expert(e, (starts, stops), x, y)
     for i in dl.range(dl.cdiv(rows.shape[0], bm)):
         acc = dl.zeros((bm, bn), dl.float32)
         for k in dl.range(dl.cdiv(x.shape[1], bk)):
             right = _turned(w, (e, j, k), (bn, bk), decoded)
             acc = dl.dot(dl.load(rows, (i, k), (bm, bk)), right, acc)
-        if bias is not None:
-            acc = acc + dl.load(bias, (e, j), (1, bn)).to(dl.float32)
-        dl.store(result, (i, j), convert(acc, y.dtype))
+        dl.store(result, (i, j), convert(biased(acc, bias, e, j), y.dtype))
 
 
 @dure.kernel
@@ -244,7 +260,7 @@ def grouped_gated_linear(
 ):
     """Like :func:`grouped_gated` for gate and up (E, N, K), and like :func:`grouped_linear`."""
     e, j = dl.program_id(0), dl.program_id(1)
-    rows, result = x[starts[e] : stops[e]], y[starts[e] : stops[e]]
+    rows, result = of_expert(e, (starts, stops), x, y)
     for i in dl.range(dl.cdiv(rows.shape[0], bm)):
         opened = dl.zeros((bm, bn), dl.float32)
         linear = dl.zeros((bm, bn), dl.float32)
@@ -252,10 +268,7 @@ def grouped_gated_linear(
             tile = dl.load(rows, (i, k), (bm, bk))
             opened = dl.dot(tile, _turned(gate, (e, j, k), (bn, bk), decoded), opened)
             linear = dl.dot(tile, _turned(up, (e, j, k), (bn, bk), decoded), linear)
-        if gate_bias is not None:
-            opened = opened + dl.load(gate_bias, (e, j), (1, bn)).to(dl.float32)
-        if up_bias is not None:
-            linear = linear + dl.load(up_bias, (e, j), (1, bn)).to(dl.float32)
+        opened, linear = biased(opened, gate_bias, e, j), biased(linear, up_bias, e, j)
         dl.store(result, (i, j), convert(gating(opened, linear), y.dtype))
 
 

@@ -35,20 +35,20 @@ def expert_counts(
     experts is (T, k), counts (held, blocks).  ``bk`` covers k and ``be`` the experts.
     """
     i = dl.program_id(0)
-    found = _block(experts, part, (i, bt, bk), (count, held))
+    found, _ = _choices(experts, part, (i, 0), (bt, bk), (count, held))
     same = found[None, :] == dl.arange(be)[:, None]
     total = dl.sum(dl.where(same, 1, 0), 1)
     dl.store(counts, (0, i), total.reshape((be, 1)))
 
 
-def _block(experts: Any, part: Any, at: Any, numbers: Any) -> Any:
-    """The experts of a block of choices in a row, counted from the part's first."""
-    (i, bt, bk), (count, held) = at, numbers
+def _choices(experts: Any, part: Any, at: Any, shape: Any, numbers: Any) -> Any:
+    """The experts of a tile of choices in a row, counted from the part's first, and the choices'
+    numbers; ``numbers`` are how many experts there are, and how many of them the part has.
+    """
+    count, held = numbers
     if part is None:
-        found, _ = owners(experts, i, (bt, bk), count)
-    else:
-        found, _ = own_choices(experts, i, (bt, bk), count, part[0] * held, held)
-    return found
+        return owners(experts, at, shape, count)
+    return own_choices(experts, at, shape, count, part[0] * held, held)
 
 
 @dure.kernel
@@ -87,8 +87,7 @@ def counted_places(
     blocks of ``bt`` tokens, and those in its own.
     """
     j, i = dl.program_id(0), dl.program_id(1)
-    tokens = dl.arange(bt)
-    found = _column(experts, part, (i, j), bt, (count, held))
+    found, at = _choices(experts, part, (i, j), (bt, 1), (count, held))
     first = dl.load(starts, (0,), (be,))
     for c in dl.range(dl.cdiv(i, bb)):
         block = c * bb + dl.arange(bb)[None, :]
@@ -96,9 +95,8 @@ def counted_places(
     own = found[:, None] == dl.arange(be)[None, :]
     place = dl.sum(dl.where(own, first[None, :], 0), 1)
     for n in dl.range(experts.shape[1]):
-        other = _column(experts, part, (i, n), bt, (count, held))
-        sooner = tokens[None, :] * experts.shape[1] + n < tokens[:, None] * experts.shape[1] + j
-        earlier = (other[None, :] == found[:, None]) & sooner
+        other, number = _choices(experts, part, (i, n), (bt, 1), (count, held))
+        earlier = (other[None, :] == found[:, None]) & (number[None, :] < at[:, None])
         place = place + dl.sum(dl.where(earlier, 1, 0), 1)
     place = _present(place, found, part)
     dl.store(columns, (j, i), place.reshape((1, bt)))
@@ -106,20 +104,6 @@ def counted_places(
 
 def _present(place: Any, found: Any, part: Any) -> Any:
     return place if part is None else dl.where(found == _LAST, -1, place)
-
-
-def _column(experts: Any, part: Any, at: Any, size: Any, numbers: Any) -> Any:
-    """The experts of a choice of each of ``size`` tokens, counted from the part's first; those of
-    other parts, and what lies beyond the last token, come after every expert.
-    """
-    (i, j), (count, held) = at, numbers
-    tile = dl.load(experts, (i, j), (size, 1)).reshape((size,))
-    inside = i * size + dl.arange(size) < experts.shape[0]
-    found = dl.where(inside, dl.minimum(dl.maximum(tile, 0), count - 1), _LAST)
-    if part is None:
-        return found
-    first = part[0] * held
-    return dl.where((found >= first) & (found < first + held), found - first, _LAST)
 
 
 @dure.kernel

@@ -17,11 +17,11 @@ from dure.library.moe import owners
 _LAST = 2**31 - 1
 
 
-def own_choices(experts: Any, i: Any, shape: Any, count: Any, first: Any, held: Any) -> Any:
+def own_choices(experts: Any, at: Any, shape: Any, count: Any, first: Any, held: Any) -> Any:
     """The experts of a tile of choices, counted from the first of the part; those of other parts
     come after every expert.  And the choices' numbers.
     """
-    found, number = owners(experts, i, shape, count)
+    found, number = owners(experts, at, shape, count)
     mine = (found >= first) & (found < first + held)
     return dl.where(mine, found - first, _LAST), number
 
@@ -40,10 +40,10 @@ def part_places(
     """For each choice of one of the part's experts, its place in an order by expert; else -1."""
     i = dl.program_id(0)
     first = part[0] * held
-    own, at = own_choices(experts, i, (bt, bk), count, first, held)
+    own, at = own_choices(experts, (i, 0), (bt, bk), count, first, held)
     total = dl.zeros((bt * bk,), dl.int32)
     for c in dl.range(dl.cdiv(experts.shape[0], bo)):
-        other, number = own_choices(experts, c, (bo, bk), count, first, held)
+        other, number = own_choices(experts, (c, 0), (bo, bk), count, first, held)
         same = (other[None, :] == own[:, None]) & (number[None, :] < at[:, None])
         total = total + dl.sum(dl.where((other[None, :] < own[:, None]) | same, 1, 0), 1)
     total = dl.where(own == _LAST, -1, total)
@@ -68,7 +68,7 @@ def part_ends(
     expert = (i * be + dl.arange(be))[:, None]
     below, through = dl.zeros((be,), dl.int32), dl.zeros((be,), dl.int32)
     for c in dl.range(dl.cdiv(experts.shape[0], bo)):
-        other, _ = own_choices(experts, c, (bo, bk), count, first, held)
+        other, _ = own_choices(experts, (c, 0), (bo, bk), count, first, held)
         below = below + dl.sum(dl.where(other[None, :] < expert, 1, 0), 1)
         through = through + dl.sum(dl.where(other[None, :] <= expert, 1, 0), 1)
     dl.store(starts, (i,), below)
