@@ -64,7 +64,7 @@ def test_the_launches_of_experts_that_are_dealt_out() -> None:
     step = sharded(whole, Shards(4, 4))
     kernels = {k.kernel.__name__ for c in step.calls for k in c.part.calls}
     assert {"part_places", "part_ends", "part_sum"} <= kernels
-    gates = [c.part for s in (whole, step) for c in s.calls if c.part.name == "experts' gate"]
+    gates = [c.part for s in (whole, step) for c in s.calls if c.part.name == "experts' gate+up"]
     assert 0 < gates[1].weight_bytes <= gates[0].weight_bytes
 
 

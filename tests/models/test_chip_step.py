@@ -92,7 +92,7 @@ def test_experts_on_a_chip() -> None:
     )  # fmt: skip
     step = chip_step(config, Batch("decode", 1, 40))
     parts = {c.part.name: c.part for c in step.calls}
-    assert parts["experts' gate"].weight_bytes == 2 * 2 * 32 * 64
+    assert parts["experts' gate+up"].weight_bytes == 2 * (2 * 2 * 32 * 64)
     found = step_answer(step, chip("rngd"))
     assert all(part.built.verdict is not None and part.built.verdict.ok for part in found.parts)
 
@@ -222,7 +222,7 @@ def test_what_quantized_weights_take(config: ModelConfig, weights: str) -> None:
         assert plain.bytes - step.bytes == plain.weight_bytes - step.weight_bytes
     else:
         # Only the experts that a token goes to are read.
-        assert parts["experts' gate"].weight_bytes == scheme.bytes(64, 32, 2)
+        assert parts["experts' gate+up"].weight_bytes == 2 * scheme.bytes(64, 32, 2)
 
 
 @pytest.mark.parametrize(
