@@ -22,7 +22,9 @@ from dure.ir.pack import pack
 from dure.ir.types import TensorType, shape_of
 from dure.library.matmul import matmul
 from dure.runtime.host import host_features, host_levels
+from dure.runtime.llvm import assembly
 from dure.runtime.memory import Buffer
+from dure.targets.cpu.codegen import emit_kernel
 from dure.targets.cpu.launch import compile_kernel
 from dure.targets.cpu.packing import packed_bytes, packed_layout
 
@@ -138,6 +140,55 @@ def test_the_same_bits_whatever_the_tile_and_the_workers(
     for row in (0, 12):
         alone, _ = native(x[row : row + 1], weight, activations, bm=1, bn=32)
         np.testing.assert_array_equal(whole[row : row + 1], alone)
+
+
+@pytest.mark.parametrize("level", host_levels())
+@pytest.mark.parametrize("activations", [int8_block32, int16_block32], ids=str)
+@pytest.mark.parametrize("format", WEIGHTS, ids=str)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_codes_overflow_nowhere(
+    format: BlockFormat,
+    activations: BlockFormat,
+    sign: int,
+    level: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DURE_CPU_LEVEL", level)
+    weight = random_blocks(format, 16, 256, 9)
+    for plane in format.groups["code"]:
+        codes = weight.planes[plane.name]
+        low, high = (-128, 127) if plane.dtype.kind == "int" else (0, (1 << plane.dtype.bits) - 1)
+        codes[:8], codes[8:] = high, low
+    x = np.full((3, 256), sign, np.float32)
+    # Low bytes of -128, beside the largest codes.
+    x[1] = sign * (1 - 127.5 / 32512)
+    x[1, ::32] = sign
+    x[2, ::2] *= -1
+    y, expected = native(x, weight, activations, bm=4, bn=16)
+    scale = max(1.0, float(np.abs(expected).max()))
+    np.testing.assert_allclose(y, expected, rtol=0, atol=scale * 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "instruction"), [("q4_1", "vpmaddubsw"), ("q6_k", "vpmaddubsw"), ("q8_0", "vpmaddwd")]
+)
+def test_products_of_bytes_without_a_dot_instruction(
+    name: str, instruction: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their sums of pairs are instructions: products of 32 bits take several times as long."""
+    if "avx2" not in host_levels():
+        pytest.skip("the host has no AVX2")
+    monkeypatch.setenv("DURE_CPU_LEVEL", "avx2")
+    kind = TensorType(shape_of(32, 256), FORMATS[name], None, 1)
+    types = [
+        TensorType((symbol("M", "size", 0, 4096), const(256)), int8_block32, None, 1),
+        kind.with_layout(packed_layout(kind, 8)),
+        TensorType((symbol("M", "size", 0, 4096), const(32)), float32),
+    ]
+    kernel = matmul.specialize(types, {"bm": 1, "bn": 32, "bk": 256})
+    text = assembly(emit_kernel(kernel, host_features()).llvm_ir, host_features())
+    assert instruction in text
+    assert "vpmulld" not in text
 
 
 def test_extreme_activations() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import numpy as np
 import pytest
 from tensor_programs import SIZES, decoder, values_of
@@ -182,14 +185,29 @@ def test_state_layouts_pack_pages_without_gaps(ready):
         assert tensor_bytes(kind, SIZES) == ready.values[name].nbytes
 
 
-def test_a_timed_program_counts_its_launches(ready, cache):
-    timed = compile_program(ready.program, workers=1, timed=True)
-    assert timed.timers()
-    timed.load(ready.weights)
-    timed.allocate_states()
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_program_that_records_stamps_all_that_it_executes(ready, cache, workers):
+    recorded = compile_program(ready.program, workers=workers, recorded=True)
+    report = recorded.report
+    executed = [math.prod((count for count, _ in e.turns), start=1) for e in recorded.events]
+    assert sum(executed) == report["launches"] + report["barriers"] + report.get("copies", 0)
+    places = [0]
+    for event in recorded.events:
+        runs = itertools.product(*(range(0, count * each, each) for count, each in event.turns))
+        places += [event.place + sum(run) for run in runs]
+    assert sorted(places) == list(range(len(places)))
+    recorded.load(ready.weights)
+    recorded.allocate_states()
     for _ in range(2):
-        timed.run(ready.inputs())
-    runs = {what.split(" ")[0]: count for what, _, count, _ in timed.timers()}
-    assert runs["argmax"] == 2
-    assert all(0 <= least * runs <= cycles for _, cycles, runs, least in timed.timers())
-    assert not ready.compiled.timers()
+        result = recorded.run(ready.inputs())["logits"].copy()
+        stamps = recorded.stamps()[:, : len(places)]
+        assert (np.diff(stamps, axis=1) >= 0).all() and (stamps > 0).all()
+    ready.set_states()
+    for name, buffer in recorded.states.items():
+        buffer.array[:] = 0
+        ready.compiled.states[name].array[:] = 0
+    result = recorded.run(ready.inputs())["logits"].copy()
+    np.testing.assert_array_equal(result, ready.compiled.run(ready.inputs())["logits"])
+    assert not ready.compiled.events
+    with pytest.raises(UsageError, match="keeps no times"):
+        ready.compiled.stamps()

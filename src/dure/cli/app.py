@@ -18,6 +18,7 @@ from dure.cli import (
     matrix,
     models,
     perplexity,
+    profile,
     pull,
     report,
     run,
@@ -63,7 +64,7 @@ def build() -> typer.Typer:
         no_args_is_help=True,
     )
     app.callback()(_root)
-    modules = (run, chat, pull, models, targets, bench, perplexity, cache)
+    modules = (run, chat, pull, models, targets, bench, profile, perplexity, cache)
     chips = (sim, check, compile, sanitize, save, kernels, trace, report, validate, score, matrix)
     for module in (*modules, *chips):
         module.register(app)

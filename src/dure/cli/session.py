@@ -77,19 +77,29 @@ def opened(
 
     ``quiet`` leaves the progress bar away; sentences still go to standard error.
     """
-    from dure.models.download import resolve
-    from dure.models.progress import Terminal
-
-    with Terminal(bar=not quiet) as progress:
-        path = resolve(model, progress)
-    threads = settings.threads() if threads is None else threads
-    if threads is not None and threads > available_cores():
-        say(f"note: {threads} threads share {available_cores()} cores and will take turns")
-    engine = load_engine(path, threads, context)
+    path = located(model, quiet=quiet)
+    engine = load_engine(path, workers(threads), context)
     try:
         yield engine
     finally:
         engine.close()
+
+
+def located(model: str, *, quiet: bool) -> Path:
+    """The file of MODEL, pulled where it is missing."""
+    from dure.models.download import resolve
+    from dure.models.progress import Terminal
+
+    with Terminal(bar=not quiet) as progress:
+        return resolve(model, progress)
+
+
+def workers(threads: int | None) -> int | None:
+    """The threads that were asked for, here or in the environment; says where they take turns."""
+    threads = settings.threads() if threads is None else threads
+    if threads is not None and threads > available_cores():
+        say(f"note: {threads} threads share {available_cores()} cores and will take turns")
+    return threads
 
 
 def available_cores() -> int:

@@ -1,4 +1,5 @@
-"""The fewest barriers: one only where a launch touches what an earlier one, since the last, wrote.
+"""The fewest barriers: one only where a launch touches what an earlier one, since the last, wrote,
+and each says why it stands there.
 
 Between two barriers the workers run the launches independently of one another, each its share.  A
 turn of a repeat begins with a barrier, so that the turns need no analysis across their border.
@@ -6,7 +7,7 @@ turn of a repeat begins with a barrier, so that the turns need no analysis acros
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field, replace
 
 from dure.compiler.storage import Storage, donated_results, written
@@ -15,17 +16,27 @@ from dure.ir.core import Function, Op, Region, Value, infer
 
 @dataclass
 class _Pending:
-    """What launches since the last barrier read and wrote, by root."""
+    """What launches since the last barrier read and wrote, by root: what did so last."""
 
-    read: set[Value] = field(default_factory=set[Value])
-    written: set[Value] = field(default_factory=set[Value])
+    read: dict[Value, str] = field(default_factory=dict[Value, str])
+    written: dict[Value, str] = field(default_factory=dict[Value, str])
 
-    def conflicts(self, reads: set[Value], writes: set[Value]) -> bool:
-        return bool((reads | writes) & self.written or writes & self.read)
+    def conflict(self, what: str, reads: Set[Value], writes: Set[Value]) -> str:
+        """Why ``what`` has to wait for the others, or nothing."""
+        for root, by in self.written.items():
+            if root in reads:
+                return f"{what} reads what {by} writes"
+        for root, by in self.written.items():
+            if root in writes:
+                return f"{what} writes where {by} writes"
+        for root, by in self.read.items():
+            if root in writes:
+                return f"{what} writes what {by} reads"
+        return ""
 
-    def add(self, reads: set[Value], writes: set[Value]) -> None:
-        self.read |= reads
-        self.written |= writes
+    def add(self, what: str, reads: Set[Value], writes: Set[Value]) -> None:
+        self.read.update(dict.fromkeys(reads, what))
+        self.written.update(dict.fromkeys(writes, what))
 
     def clear(self) -> None:
         self.read.clear()
@@ -51,15 +62,18 @@ def _schedule(region: Region, storage: Storage, pending: _Pending) -> Region:
     for op in region.ops:
         if op.name in ("launch", "copy"):
             reads, writes = touches(op, storage)
-            if pending.conflicts(reads, writes):
-                ops.append(infer("barrier", []))
+            what = str(op.attr("source")) if op.name == "launch" else op.name
+            why = pending.conflict(what, reads, writes)
+            if why:
+                ops.append(infer("barrier", [], {"because": why}))
                 pending.clear()
-            pending.add(reads, writes)
+            pending.add(what, reads, writes)
             ops.append(op)
         elif op.name == "repeat":
             pending.clear()
             inner = _schedule(op.regions[0], storage, pending)
-            inner = replace(inner, ops=(infer("barrier", []), *inner.ops))
+            first = infer("barrier", [], {"because": "a turn of a repeat begins"})
+            inner = replace(inner, ops=(first, *inner.ops))
             ops.append(replace(op, regions=(inner,)))
         else:
             ops.append(op)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from dure.compiler.rebuild import Rebuilder, rebuild
 from dure.errors import IRError
-from dure.ir.core import Function, Op, Value, infer
+from dure.ir.core import Function, Op, Value, infer, walk
 from dure.ir.expr import as_expr
 from dure.ir.lowering import (
     Argument,
@@ -30,8 +30,10 @@ _KEPT = ("repeat", "reshape_tensor", "copy", "barrier", "launch")
 def lower(function: Function, target: CompilerTarget) -> Function:
     """``function`` with every tensor op replaced by launches.
 
-    Raises :class:`IRError` for an op without a lowering, and for launches that don't fit the op.
+    A launch knows the number of its op among those of :func:`numbered`.  Raises :class:`IRError`
+    for an op without a lowering, and for launches that don't fit the op.
     """
+    numbers = {op: number for number, op in enumerate(numbered(function))}
 
     def visit(builder: Rebuilder, op: Op) -> bool:
         if op.name in _KEPT:
@@ -39,10 +41,15 @@ def lower(function: Function, target: CompilerTarget) -> Function:
         laid_out = _laid_out(op, builder.operands(op), target)
         context = LoweringContext(target)
         launches = lowering_of(op.name)(laid_out, context)
-        _append(builder, op, laid_out, launches)
+        _append(builder, op, laid_out, launches, numbers[op])
         return True
 
     return rebuild(function, visit)
+
+
+def numbered(function: Function) -> list[Op]:
+    """The ops of a program that are lowered to launches, in the order of its text."""
+    return [op for op in walk(function.body) if op.name not in _KEPT]
 
 
 def _laid_out(op: Op, operands: Sequence[Value], target: CompilerTarget) -> Op:
@@ -57,7 +64,9 @@ def _laid_out(op: Op, operands: Sequence[Value], target: CompilerTarget) -> Op:
     return Op(made.name, made.operands, tuple(results), made.attrs, (), (), op.span)
 
 
-def _append(builder: Rebuilder, op: Op, laid_out: Op, launches: Sequence[Launch]) -> None:
+def _append(
+    builder: Rebuilder, op: Op, laid_out: Op, launches: Sequence[Launch], place: int
+) -> None:
     written: dict[Value, Value] = {}
     cost = op.definition.cost(laid_out)
     for number, launch in enumerate(launches):
@@ -66,6 +75,7 @@ def _append(builder: Rebuilder, op: Op, laid_out: Op, launches: Sequence[Launch]
             "variants": tuple((as_expr(v.guard), v.kernel) for v in launch.variants),
             "sizes": tuple(normalized_sizes(v, types) for v in launch.variants),
             "source": op.name,
+            "number": place,
             "flops": 0 if number else cost.flops,
             "bytes": 0 if number else cost.bytes,
         }

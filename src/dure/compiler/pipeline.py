@@ -61,14 +61,14 @@ def compile_program(
     workers: int | None = None,
     library: Callable[[], object] | None = None,
     times: llvm.CompileTimes | None = None,
-    timed: bool = False,
+    recorded: bool = False,
 ) -> CompiledProgram:
     """Compiles a tensor program for the CPU, through the object cache.
 
     ``policy`` says how activations meet quantized weights.  ``library`` is called before ops are
     lowered to kernels (not where the cache has the program) and registers their lowerings, as
-    importing ``dure.library`` does.  ``times`` collects what LLVM took.  ``timed`` counts
-    the cycles of every launch (:meth:`CompiledProgram.timers`).
+    importing ``dure.library`` does.  ``times`` collects what LLVM took.  ``recorded`` stamps when
+    each worker ended what (:meth:`CompiledProgram.stamps`).
     """
     features = host_features() if host is None else host
     target = CpuTarget(features)
@@ -77,15 +77,14 @@ def compile_program(
     # Passes that are to be watched have to run.
     watched = settings.check() or settings.dump_dir() is not None
     cache = None if watched else object_cache()
-    key = (
-        program_key(f"timed={timed}\n{print_function(step)}", features) if cache is not None else ""
-    )
+    text = f"recorded={recorded}\n{print_function(step)}" if cache is not None else ""
+    key = program_key(text, features) if cache is not None else ""
     found = cache.get(key) if cache is not None else None
     artifact = Artifact.from_bytes(found) if found is not None else None
     if artifact is None:
         if library is not None:
             library()
-        artifact = _compile(step, prepared.load, target, features, times, timed)
+        artifact = _compile(step, prepared.load, target, features, times, recorded)
         if cache is not None:
             cache.put(key, artifact.to_bytes())
     return CompiledProgram(function, step, prepared.load, artifact, workers)
@@ -97,7 +96,7 @@ def _compile(
     target: CompilerTarget,
     features: HostFeatures,
     times: llvm.CompileTimes | None,
-    timed: bool,
+    recorded: bool,
 ) -> Artifact:
     # Imported here: a warm start needs none of it.
     from dure.compiler.plan import plan, report
@@ -106,4 +105,4 @@ def _compile(
     planned = plan(step, target)
     counts = report(planned)
     size = planned.arena_bytes
-    return build(planned.function, load, size, counts, features, times, timed=timed)
+    return build(planned.function, load, size, counts, features, times, recorded=recorded)

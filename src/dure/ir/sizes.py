@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from dure.errors import IRError
+from dure.ir.core import Op, Value
 from dure.ir.dtypes import BlockFormat
-from dure.ir.expr import IntLike, as_expr, bounds, evaluate
+from dure.ir.expr import IntLike, as_expr, bounds, const, evaluate
 from dure.ir.layout import Layout, PlaneLayouts
 from dure.ir.types import TensorType
 
@@ -39,6 +41,23 @@ def tensor_bytes(value: TensorType, sizes: Mapping[str, int] | None = None) -> i
     for extent in shape:
         total *= extent
     return -(-total // 8)
+
+
+def at_sizes(op: Op, sizes: Mapping[str, int]) -> Op:
+    """``op`` over tensors of these sizes: its cost is what it costs then."""
+
+    def fixed(value: Value) -> Value:
+        kind = value.type
+        if not isinstance(kind, TensorType):
+            return value
+        shape = tuple(const(evaluate(extent, sizes)) for extent in kind.shape)
+        return Value(replace(kind, shape=shape), value.name)
+
+    return replace(
+        op,
+        operands=tuple(fixed(operand) for operand in op.operands),
+        results=tuple(fixed(result) for result in op.results),
+    )
 
 
 def _number(value: IntLike, sizes: Mapping[str, int] | None, where: TensorType) -> int:

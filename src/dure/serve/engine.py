@@ -34,6 +34,7 @@ from dure.serve.work import BatchEntry, build_step
 
 if TYPE_CHECKING:
     from dure.serve.tokenizer import Tokenizer
+    from dure.targets.cpu.program import CompiledProgram
 
 #: Tokens of context unless asked for: what the model was made for, but no more than this.
 DEFAULT_CONTEXT = 8192
@@ -97,11 +98,13 @@ class Engine:
         *,
         sequences: int = SEQUENCES,
         chunk: int = CHUNK,
+        recorded: bool = False,
     ) -> Engine:
         """Open, compile and load the GGUF at ``path``.
 
         ``threads`` of None takes the machine's cores; ``context`` of None the model's own context,
-        at most :data:`DEFAULT_CONTEXT`.  Raises :class:`ModelFileError` for a file that is no
+        at most :data:`DEFAULT_CONTEXT`.  ``recorded`` steps keep when each worker did what, for
+        :mod:`dure.serve.profile`.  Raises :class:`ModelFileError` for a file that is no
         model that dure knows, :class:`UsageError` for a context beyond the model's and for a model
         that doesn't fit in memory, both before anything is loaded.
         """
@@ -111,7 +114,7 @@ class Engine:
             length = _context_length(model, context)
             limits = step_limits(model, length, sequences, chunk)
             check_memory(model, limits)
-            runner = CompiledStep.load(model, limits, threads)
+            runner = CompiledStep.load(model, limits, threads, recorded=recorded)
             engine = Engine(model, runner, limits, length)
         except BaseException:
             model.close()
@@ -130,6 +133,13 @@ class Engine:
     def threads(self) -> int:
         """Workers of a step."""
         return self._open().threads
+
+    @property
+    def program(self) -> CompiledProgram:
+        """The program that the host runs a step with."""
+        runner = self._open()
+        assert isinstance(runner, CompiledStep)
+        return runner.program
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -47,20 +47,30 @@ class CompiledStep:
         self.threads = program.workers
 
     @staticmethod
-    def load(model: StoredModel, limits: StepLimits, threads: int | None) -> CompiledStep:
+    def load(
+        model: StoredModel, limits: StepLimits, threads: int | None, *, recorded: bool = False
+    ) -> CompiledStep:
         """Compile the model's step, lay its weights out and make room for its KV pools."""
         program = compile_program(
-            step_program(model.config, model.types, limits), workers=threads, library=_library
+            step_program(model.config, model.types, limits),
+            workers=threads,
+            library=_library,
+            recorded=recorded,
         )
         weights: dict[str, npt.NDArray[Any]] = {w.name: w.data for w in model.weights()}
         program.load({**weights, **model.tables(limits.positions)})
         program.allocate_states()
         return CompiledStep(program)
 
+    @property
+    def program(self) -> CompiledProgram:
+        """The program that steps run."""
+        assert self._program is not None, "a closed step was run"
+        return self._program
+
     def run(self, inputs: Mapping[str, Int32s]) -> npt.NDArray[np.float32]:
         """See :class:`StepRunner`."""
-        assert self._program is not None, "a closed step was run"
-        return self._program.run(inputs)["logits"]
+        return self.program.run(inputs)["logits"]
 
     def close(self) -> None:
         """See :class:`StepRunner`."""

@@ -97,7 +97,11 @@ def _rope(attrs: Mapping[str, Any], x: Operand, *rest: Operand) -> Operand:
 
 
 def _row_cost(op: Op) -> Cost:
-    return Cost(6 * elements(op.operands[0].tensor), traffic(op))
+    """A row of the tables for each token."""
+    x, cos = op.operands[0].tensor, op.operands[1].tensor
+    rows = extent(cos.shape[0])
+    unused = max(0, rows - extent(x.shape[0])) * stored_bytes(cos) // max(1, rows)
+    return Cost(6 * elements(x), traffic(op) - 2 * unused)
 
 
 declare(
@@ -259,9 +263,13 @@ def _attend(
 
 
 def _attention_cost(op: Op) -> Cost:
-    q, table = op.operands[0].tensor, op.operands[4].tensor
+    """Every query with every key of its sequence; of the pools the pages that the table names."""
+    q, k_pool, v_pool, _, table = (operand.tensor for operand in op.operands[:5])
     length = extent(table.shape[1]) * op.attr("page_size")
-    return Cost(4 * elements(q) * length, traffic(op))
+    seen = min(extent(k_pool.shape[0]), extent(table.shape[0]) * length)
+    unseen = extent(k_pool.shape[0]) - seen
+    rows = sum(stored_bytes(pool) for pool in (k_pool, v_pool)) // max(1, extent(k_pool.shape[0]))
+    return Cost(4 * elements(q) * length, traffic(op) - unseen * rows)
 
 
 declare(

@@ -142,7 +142,7 @@ declare(
         _launch_typing,
         None,
         _launch_cost,
-        defaults={"offsets": (), "source": "", "flops": 0, "bytes": 0},
+        defaults={"offsets": (), "source": "", "number": -1, "flops": 0, "bytes": 0},
         exact=False,
         error_bound=8.0,
         doc="launch(*in and inout arguments) {variants: ((guard, kernel), ...), sizes, offsets}",
@@ -176,7 +176,8 @@ declare(
         _barrier_typing,
         None,
         free,
-        doc="barrier(): what launches before it wrote is seen by the launches after it",
+        defaults={"because": ""},
+        doc="barrier() {because}: what launches before it wrote is seen by the launches after it",
     )
 )
 

@@ -15,9 +15,9 @@ from typing import Any
 
 from dure.runtime import llvm, pool
 from dure.runtime.host import HostFeatures
-from dure.targets.cpu.context import Arena, ContextLayout, Fixed, Param
+from dure.targets.cpu.context import Arena, ContextLayout, Event, Fixed, Param
 
-FORMAT = 3
+FORMAT = 4
 _MAGIC = b"dure-program-1\n"
 
 
@@ -47,7 +47,11 @@ class Artifact:
                 "params": self.layout.params,
                 "words": self.layout.words,
                 "tables": [[first, _packed(places)] for first, places in self.layout.tables],
-                "timers": self.layout.timers,
+                "events": [
+                    (e.what, e.number, e.place, e.turns, e.because) for e in self.layout.events
+                ],
+                "stamps": self.layout.stamps,
+                "stamp_count": self.layout.stamp_count,
             },
             "outputs": _packed(self.outputs),
             "scratch_bytes": self.scratch_bytes,
@@ -70,12 +74,23 @@ class Artifact:
             objects.append(data[end : end + length])
             end += length
         layout = header["layout"]
-        timers = [(str(what), int(first)) for what, first in layout["timers"]]
+        events = [
+            Event(what, number, place, tuple((count, each) for count, each in turns), because)
+            for what, number, place, turns, because in layout["events"]
+        ]
         tables = [(int(first), _unpacked(places)) for first, places in layout["tables"]]
         return Artifact(
             tuple(objects),
             tuple(tuple(names) for names in header["symbols"]),
-            ContextLayout(layout["symbols"], layout["params"], tables, timers, layout["words"]),
+            ContextLayout(
+                layout["symbols"],
+                layout["params"],
+                tables,
+                events,
+                layout["stamps"],
+                layout["stamp_count"],
+                layout["words"],
+            ),
             _unpacked(header["outputs"]),
             header["scratch_bytes"],
             header["arena_bytes"],

@@ -1,9 +1,9 @@
 """Dot products of int8 (or two-byte) activations with block-quantized weights, 32 at a time.
 
-Inside a scale's block the sum is exact in int32; blocks are scaled and added in order in float32.
+Inside a scale's block the sum is exact in int32 (:mod:`dure.targets.cpu.exactdots`); blocks are
+scaled and added in order in float32.
 The weight comes as panels of one row a lane (:mod:`dure.targets.cpu.packing`); four consecutive k
-of a lane are one 32-bit group, which is what a byte-wise dot-product instruction multiplies at
-once.
+of a lane are one 32-bit group.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dure.ir import dtypes
 from dure.ir.dtypes import BlockFormat, DType, Plane
 from dure.ir.expr import as_expr
 from dure.ir.layout import Layout, PlaneLayouts
+from dure.targets.cpu.exactdots import ExactDot
 from dure.targets.cpu.packing import CHUNK, GROUP
 from dure.targets.cpu.values import BlockBuffer, BlockTile, Buffer, Emitter, LoadedBlocks
 from dure.targets.cpu.writer import Reg, integer, vector_type
@@ -46,6 +47,12 @@ class ActivationRows:
             return self.tile.planes[plane].at(e, [row, entry])
         return self.tile.places[plane].address([row, entry])
 
+    def spread(self, e: Emitter, plane: str, row: Reg, chunk: Reg, group: int) -> Reg:
+        """A row's codes of a group of four k, in every lane."""
+        w = e.w
+        at = w.add(w.mul(chunk, integer(CHUNK)), integer(group * GROUP))
+        return w.splat(w.load("i32", self.address(e, plane, row, at), 4), e.lanes)
+
 
 @dataclass
 class Panels:
@@ -61,6 +68,13 @@ class Panels:
     def chunks(self) -> int:
         """Chunks in one block of the format."""
         return self.format.block // CHUNK
+
+    @property
+    def length(self) -> int:
+        """The K of a whole row of the weight."""
+        rows, columns = self.layouts[self.format.planes[0].name].axes
+        whole, one = as_expr(rows[0].stride), as_expr(columns[0].stride)
+        return int(str(whole // one)) * self.format.block
 
     def panel(self, e: Emitter, column: Reg) -> Reg:
         """The address of the panel that holds this column of the tile."""
@@ -86,44 +100,38 @@ class Panels:
 
     # -- planes -----------------------------------------------------------------------------------
 
-    def codes(self, e: Emitter, block: Reg, chunk: Reg) -> list[Reg]:
-        """Eight vectors, one a group of four k: bytes of codes as vectors of i32 lanes.
+    def code(self, e: Emitter, block: Reg, chunk: Reg, group: int, signed: bool) -> Reg:
+        """The codes of a group of four k of each lane, as bytes in vectors of i32 lanes.
 
-        Unsigned; a signed plane is moved up by 128, which :func:`zero_of` takes off again.
+        Unless ``signed``, a signed plane is moved up by 128, which :func:`zero_of` takes off again.
         """
-        planes = self.format.groups["code"]
-        parts = [self._code_plane(e, plane, block, chunk) for plane in planes]
-        groups = parts[0]
-        for plane, part in zip(planes[1:], parts[1:], strict=True):
-            shift = e.w.constant("i32", plane.shift, e.lanes)
-            groups = [
-                e.w.binary("or", low, e.w.binary("shl", high, shift))
-                for low, high in zip(groups, part, strict=True)
-            ]
-        return groups
+        w = e.w
+        found: Reg | None = None
+        for plane in self.format.groups["code"]:
+            part = self._code_plane(e, plane, block, chunk, group)
+            if plane.dtype.kind == "int" and not signed:
+                part = w.binary("xor", part, w.constant("i32", -0x7F7F7F80, e.lanes))
+            if found is not None:
+                shift = w.constant("i32", plane.shift, e.lanes)
+                part = w.binary("or", found, w.binary("shl", part, shift))
+            found = part
+        assert found is not None
+        return found
 
-    def _code_plane(self, e: Emitter, plane: Plane, block: Reg, chunk: Reg) -> list[Reg]:
+    def _code_plane(self, e: Emitter, plane: Plane, block: Reg, chunk: Reg, group: int) -> Reg:
+        """The bits of a plane.  Groups that share a vector load it again: LLVM sees that."""
         w, bits, layout = e.w, plane.dtype.bits, self.layouts[plane.name]
         start = w.offset(block, w.mul(chunk, self._bytes(layout, 1, 1)))
-        per_byte = 8 // bits
-        vector = self._bytes(layout, 1, 2)
-        plane_offset = as_expr(layout.offset) // 8
-        found: list[Reg] = []
-        for place in range(CHUNK // GROUP // per_byte):
-            at = w.offset(start, w.add(w.index(plane_offset), w.mul(integer(place), vector)))
-            loaded = w.load(vector_type("i32", e.lanes), at)
-            if bits == 8:
-                flip = w.constant("i32", -0x7F7F7F80, e.lanes)
-                signed = plane.dtype.kind == "int"
-                found.append(w.binary("xor", loaded, flip) if signed else loaded)
-                continue
-            mask = int.from_bytes(bytes([(1 << bits) - 1] * 4), "little")
-            for position in range(per_byte):
-                value = loaded
-                if position:
-                    value = w.binary("lshr", value, w.constant("i32", position * bits, e.lanes))
-                found.append(w.binary("and", value, w.constant("i32", mask, e.lanes)))
-        return found
+        vector, position = divmod(group, 8 // bits)
+        inside = w.mul(integer(vector), self._bytes(layout, 1, 2))
+        at = w.offset(start, w.add(w.index(as_expr(layout.offset) // 8), inside))
+        value = w.load(vector_type("i32", e.lanes), at)
+        if bits == 8:
+            return value
+        if position:
+            value = w.binary("lshr", value, w.constant("i32", position * bits, e.lanes))
+        mask = int.from_bytes(bytes([(1 << bits) - 1] * 4), "little")
+        return w.binary("and", value, w.constant("i32", mask, e.lanes))
 
     def factor(self, e: Emitter, role: str, block: Reg, chunk: Reg, half: int) -> Reg | None:
         """The scale (or offset) of each lane in float32; ``half`` picks one of two scales."""
@@ -170,10 +178,10 @@ class Panels:
         return e.w.cast(extend, loaded, vector_type("i32", e.lanes))
 
 
-def zero_of(format: BlockFormat) -> int:
-    """What to subtract from the codes as :meth:`Panels.codes` gives them."""
-    signed = format.groups["code"][0].dtype.kind == "int"
-    return format.zero + (128 if signed else 0)
+def zero_of(format: BlockFormat, signed: bool) -> int:
+    """What to subtract from the codes as :meth:`Panels.code` gives them."""
+    plane = format.groups["code"][0]
+    return format.zero + (128 if plane.dtype.kind == "int" and not signed else 0)
 
 
 def chunk_step(
@@ -185,16 +193,19 @@ def chunk_step(
     block: Reg,
     chunk: Reg,
     totals: Sequence[Reg],
+    dot: ExactDot,
 ) -> list[Reg]:
     """Add one chunk of 32 to ``totals`` (row-major over rows and panels)."""
     w, lanes = e.w, e.lanes
     blocks = [b.block(e, panel, block) for panel in panels]
-    codes = [b.codes(e, at, chunk) for at in blocks]
     place = w.add(w.mul(block, integer(b.chunks)), chunk)
     scales_a = [w.load("float", a.address(e, "d", row, place), 4) for row in rows]
-    wide = a.high is not None
     halves = CHUNK // min(CHUNK, b.format.scale_block)
-    zero, has_offset = zero_of(b.format), bool(b.format.factors("offset"))
+    zero, has_offset = zero_of(b.format, dot.signed), bool(b.format.factors("offset"))
+
+    def codes(panel: int, group: int) -> Reg:
+        return b.code(e, blocks[panel], chunk, group, dot.signed)
+
     running = list(totals)
     for half in range(halves):
         sums = (
@@ -202,34 +213,14 @@ def chunk_step(
             if zero or has_offset
             else []
         )
-        exact: list[Reg] = []
-        nothing = Reg(vector_type("i32", lanes), "zeroinitializer")
-        highs = [nothing] * (len(rows) * len(panels))
+        starts: list[Reg] = []
         for i in range(len(rows)):
-            start = nothing
+            start = Reg(vector_type("i32", lanes), "zeroinitializer")
             if zero:
                 start = w.splat(w.binary("mul", sums[i], Reg("i32", str(-zero))), lanes)
-            exact.extend([start] * len(panels))
-        groups = CHUNK // GROUP // halves
-        for group in range(half * groups, (half + 1) * groups):
-            for i, row in enumerate(rows):
-                at = w.add(w.mul(place, integer(CHUNK)), integer(group * GROUP))
-                four = w.load("i32", a.address(e, "code", row, at), 4)
-                spread = w.splat(four, lanes)
-                for j in range(len(panels)):
-                    slot = i * len(panels) + j
-                    exact[slot] = dot_bytes(e, exact[slot], codes[j][group], spread)
-                if a.high is not None:
-                    upper = w.splat(w.load("i32", a.address(e, a.high, row, at), 4), lanes)
-                    for j in range(len(panels)):
-                        slot = i * len(panels) + j
-                        highs[slot] = dot_bytes(e, highs[slot], codes[j][group], upper)
-        if wide:
-            eight = w.constant("i32", 8, lanes)
-            exact = [
-                w.binary("add", low, w.binary("shl", high, eight))
-                for low, high in zip(exact, highs, strict=True)
-            ]
+            starts.extend([start] * len(panels))
+        count = CHUNK // GROUP // halves
+        exact = dot.add(e, starts, codes, rows, place, range(half * count, (half + 1) * count))
         for j, at in enumerate(blocks):
             scale = b.factor(e, "scale", at, chunk, half)
             offset = b.factor(e, "offset", at, chunk, half)
@@ -258,44 +249,6 @@ def _code_sum(e: Emitter, a: ActivationRows, row: Reg, place: Reg, half: int, ha
     return w.binary(
         "add", one, w.load("i32", a.address(e, "sum", row, w.add(first, integer(1))), 4)
     )
-
-
-def dot_bytes(e: Emitter, total: Reg, codes: Reg, activations: Reg) -> Reg:
-    """``total`` plus, in each i32 lane, the four products of unsigned and signed bytes."""
-    w, lanes = e.w, e.lanes
-    bytes_type = vector_type("i8", 4 * lanes)
-    if e.host.has_int8_dot:
-        name = f"llvm.x86.avx512.vpdpbusd.{lanes * 32}"
-        left, right = (
-            w.cast("bitcast", codes, bytes_type),
-            w.cast("bitcast", activations, bytes_type),
-        )
-        return w.call(total.type, name, total, left, right)
-    if e.host.architecture != "x86_64":
-        return _dot_bytes_portable(e, total, codes, activations)
-    shorts = vector_type("i16", 2 * lanes)
-    eight = w.constant("i16", 8, 2 * lanes)
-    left, right = w.cast("bitcast", codes, shorts), w.cast("bitcast", activations, shorts)
-    even = w.binary("and", left, w.constant("i16", 255, 2 * lanes))
-    odd = w.binary("lshr", left, eight)
-    even_right = w.binary("ashr", w.binary("shl", right, eight), eight)
-    odd_right = w.binary("ashr", right, eight)
-    name = {4: "sse2.pmadd.wd", 8: "avx2.pmadd.wd", 16: "avx512.pmaddw.d.512"}[lanes]
-    for x, y in ((even, even_right), (odd, odd_right)):
-        total = w.binary("add", total, w.call(total.type, f"llvm.x86.{name}", x, y))
-    return total
-
-
-def _dot_bytes_portable(e: Emitter, total: Reg, codes: Reg, activations: Reg) -> Reg:
-    w, lanes = e.w, e.lanes
-    low = w.constant("i32", 255, lanes)
-    top = w.constant("i32", 24, lanes)
-    for byte in range(GROUP):
-        code = w.binary("and", w.binary("lshr", codes, w.constant("i32", 8 * byte, lanes)), low)
-        left = w.binary("shl", activations, w.constant("i32", 24 - 8 * byte, lanes))
-        value = w.binary("ashr", left, top)
-        total = w.binary("add", total, w.binary("mul", code, value))
-    return total
 
 
 def unpack(e: Emitter, tile: BlockTile, rows: int, length: int) -> Panels:

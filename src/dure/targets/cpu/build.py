@@ -22,7 +22,7 @@ def build(
     host: HostFeatures,
     times: llvm.CompileTimes | None = None,
     *,
-    timed: bool = False,
+    recorded: bool = False,
 ) -> Artifact:
     """Generates and compiles everything that a program needs on ``host``.
 
@@ -31,7 +31,7 @@ def build(
     """
     codes = _kernels(step, host)
     distinct = list({code.symbol: code for code in codes.values()}.values())
-    code = emit_step(step, codes, host, timed=timed)
+    code = emit_step(step, codes, host, recorded=recorded)
     objects: list[bytes] = []
     symbols: list[tuple[str, ...]] = []
     for kernel in distinct:

@@ -36,13 +36,35 @@ class Arena:
 
 Fixed: TypeAlias = "Param | Arena"
 
+#: What is told of a barrier, and of what only moves a value to another place.
+BARRIER, COPY = "barrier", "copy"
+
+
+@dataclass(frozen=True)
+class Event:
+    """A launch, a copy or a barrier of a step that stamps the time at which each worker ended it.
+
+    ``number`` is that of the launch's op among the program's (see :func:`numbered` in
+    :mod:`dure.compiler.lower`), -1 of a barrier and a copy; ``because`` is why a barrier stands
+    there.  ``place`` is the stamp of its first run; ``turns`` are (count, stamps a turn) of the
+    repeats around it, the outermost first.
+    """
+
+    what: str
+    number: int
+    place: int
+    turns: tuple[tuple[int, int], ...] = ()
+    because: str = ""
+
 
 @dataclass
 class ContextLayout:
     """Which word of the context holds what.
 
     ``symbols`` and ``params`` give the words of sizes (by name) and of parameters (by position);
-    ``tables`` the first word of each table and the addresses that stand there.
+    ``tables`` the first word of each table and the addresses that stand there.  A step that
+    records has ``events``, and ``stamps`` is the word of the address where each worker has
+    ``stamp_count`` words: when it began, and when it ended each event.
     """
 
     symbols: dict[str, int] = field(default_factory=dict[str, int])
@@ -50,9 +72,9 @@ class ContextLayout:
     tables: list[tuple[int, tuple[Fixed, ...]]] = field(
         default_factory=list[tuple[int, tuple[Fixed, ...]]]
     )
-    #: (what, first word) of each timed launch: its cycles on worker 0, how often it ran, and
-    #: the fewest cycles of a run.
-    timers: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])
+    events: list[Event] = field(default_factory=list[Event])
+    stamps: int = 0
+    stamp_count: int = 0
     words: int = _FIRST_WORD
 
     def take(self, count: int) -> int:

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from dure.ir import dtypes
 from dure.ir.dtypes import BlockFormat, DType
 from dure.targets.cpu.blockdots import ActivationRows, Panels, chunk_step
+from dure.targets.cpu.exactdots import exact_dot
 from dure.targets.cpu.memory import Extent
+from dure.targets.cpu.packing import CHUNK
 from dure.targets.cpu.values import Buffer, Emitter, Tile
 from dure.targets.cpu.writer import Reg, integer, vector_type
 
@@ -161,6 +163,10 @@ def block_dot(
 ) -> None:
     """``c += a @ b`` for int8 blocks times panels of a block-quantized weight."""
     w = e.w
+    mark = e.mark()
+    rows = w.index(extents[0].bound), extents[0].static
+    chunks = w.floordiv(k.stop, integer(CHUNK)), b.length // CHUNK
+    exact = exact_dot(e, a, b.format, rows, chunks)
 
     def block(row: Reg, height: int, column: Reg, lanes: int, vectors: int) -> None:
         places = [
@@ -175,7 +181,7 @@ def block_dot(
 
         def step(first: Reg, totals: list[Reg]) -> list[Reg]:
             def inner(chunk: Reg, running: list[Reg]) -> list[Reg]:
-                return chunk_step(e, a, rows, b, panels, first, chunk, running)
+                return chunk_step(e, a, rows, b, panels, first, chunk, running, exact)
 
             return w.loop(integer(0), integer(b.chunks), 1, inner, totals)
 
@@ -187,3 +193,4 @@ def block_dot(
 
     # One panel at a time: a weight streams from memory fastest as one run of addresses.
     cover(e, *extents, 1, block)
+    e.release(mark)

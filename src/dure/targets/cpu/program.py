@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from dure.errors import TargetError, UsageError
 from dure.ir.core import Function
@@ -24,7 +25,7 @@ from dure.runtime import llvm
 from dure.runtime.memory import Buffer, available_bytes
 from dure.runtime.pool import Pool, shared_pool
 from dure.targets.cpu.artifact import Artifact, link
-from dure.targets.cpu.context import CHECK, LOAD, STEP, Arena, Param
+from dure.targets.cpu.context import CHECK, LOAD, STEP, Arena, Event, Param
 from dure.targets.cpu.inputs import Array, inputs_of, outside
 from dure.targets.cpu.load import LoadPlan
 
@@ -45,6 +46,7 @@ class CompiledProgram:
         workers: int | None = None,
     ) -> None:
         self.name = step.name
+        self.step = step
         self.report = artifact.report
         self._artifact = artifact
         self._plan = load
@@ -57,6 +59,7 @@ class CompiledProgram:
         self._output_types = [v.tensor for v in step.body.yields]
         self._bounds = {s.name: (bounds(s)[0] or 0, bounds(s)[1]) for s in step.symbols}
         self._link()
+        self._kept: dict[str, object] = {}
         self._context = np.zeros(artifact.layout.words, np.int64)
         self._context_address = _address(self._context)
         self._running = threading.Lock()
@@ -64,13 +67,24 @@ class CompiledProgram:
         self._scratch = Buffer(max(1, artifact.scratch_bytes * self._pool.workers), alignment=128)
         self._context[0] = self._arena.address
         self._context[1] = self._scratch.address
+        self._stamps = self._recording()
         words = artifact.layout.params
         self._inputs = inputs_of(self._names, self._roles, self._types, words)
         self._views: dict[tuple[int, tuple[int, ...]], Array] = {}
         self._missing = {n for n, r in zip(self._names, self._roles, strict=True) if r != "input"}
-        self._kept: dict[str, object] = {}
         self._fixed: dict[str, int] = {}
         self.states: dict[str, Buffer] = {}
+
+    def _recording(self) -> npt.NDArray[np.int64] | None:
+        """Memory for the times of a step that records."""
+        layout = self._artifact.layout
+        if not layout.stamp_count:
+            return None
+        shape = self._pool.workers, layout.stamp_count
+        memory = Buffer(8 * shape[0] * shape[1], alignment=128)
+        self._kept["stamps"] = memory
+        self._context[layout.stamps] = memory.address
+        return memory.view(shape, np.int64)
 
     def _link(self) -> None:
         found = link(self._artifact)
@@ -191,17 +205,29 @@ class CompiledProgram:
                 else:
                     self._context[first + number] = self._arena.address + place.offset
 
-    def timers(self) -> list[tuple[str, int, int, int]]:
-        """(what, cycles, runs, fewest cycles of a run) of each launch and barrier, in order.
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The sizes of the last step by name."""
+        symbols = self._artifact.layout.symbols
+        return {name: int(self._context[word]) for name, word in symbols.items()}
 
-        As worker 0 saw them since the program was made; empty unless it was compiled with
-        ``timed=True``.  The fewest are what other programs on the machine disturb least.
+    @property
+    def events(self) -> list[Event]:
+        """What a step executes that stamps its times; empty unless compiled with ``recorded``."""
+        return self._artifact.layout.events
+
+    def stamps(self) -> npt.NDArray[np.int64]:
+        """Cycles of the processor's counter, (workers, :attr:`events`' places): when each worker
+        of the last step began (place 0) and ended what.  Raises :class:`UsageError` unless the
+        program was compiled with ``recorded=True``.
         """
-        found: list[tuple[str, int, int, int]] = []
-        for what, first in self._artifact.layout.timers:
-            total, runs, least = (int(word) for word in self._context[first : first + 3])
-            found.append((what, total, runs, least))
-        return found
+        if self._stamps is None:
+            raise UsageError(
+                f"'{self.name}' keeps no times",
+                rule="a step that records is compiled so",
+                fix="compile it with recorded=True",
+            )
+        return self._stamps.copy()
 
     # A step -------------------------------------------------------------------------------------
 

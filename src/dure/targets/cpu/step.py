@@ -26,7 +26,9 @@ from dure.runtime.host import HostFeatures
 from dure.targets.cpu.codegen import KernelCode
 from dure.targets.cpu.context import (
     ARENA_WORD,
+    BARRIER,
     CHECK,
+    COPY,
     SCRATCH_WORD,
     STEP,
     Arena,
@@ -34,6 +36,7 @@ from dure.targets.cpu.context import (
     Fixed,
     Param,
 )
+from dure.targets.cpu.stamps import Stamps
 from dure.targets.cpu.writer import Reg, Writer, integer
 
 _CONTEXT = Reg("ptr", "%context")
@@ -69,13 +72,13 @@ def emit_step(
     kernels: Mapping[Function, KernelCode],
     host: HostFeatures,
     *,
-    timed: bool = False,
+    recorded: bool = False,
 ) -> StepCode:
     """LLVM IR of a planned program; its kernels are declared, not defined.
 
-    ``timed`` adds a counter of worker 0's cycles to every launch and every barrier.
+    ``recorded`` stamps the cycle at which each worker ends each launch, copy and barrier.
     """
-    emitter = _StepEmitter(function, kernels, timed)
+    emitter = _StepEmitter(function, kernels, recorded)
     emitter.body(function.body)
     outputs: list[Fixed] = []
     for value in function.body.yields:
@@ -105,10 +108,9 @@ class _StepEmitter:
     """Writes the step function of one program."""
 
     def __init__(
-        self, function: Function, kernels: Mapping[Function, KernelCode], timed: bool
+        self, function: Function, kernels: Mapping[Function, KernelCode], recorded: bool
     ) -> None:
         self.writer = Writer()
-        self._timed = timed
         self.kernels = kernels
         self.layout = ContextLayout()
         self.places: dict[Value, Place] = {}
@@ -120,6 +122,7 @@ class _StepEmitter:
             self.layout.params.append(self.layout.take(1))
             self.places[param.value] = Param(position)
         self._entry(function.symbols)
+        self._stamps = Stamps(self.writer, self.layout, function.body) if recorded else None
 
     def _entry(self, symbols: Sequence[Symbol]) -> None:
         w = self.writer
@@ -178,33 +181,9 @@ class _StepEmitter:
         self.places[op.results[0]] = self.places[op.operands[0]]
 
     def _barrier(self, op: Op) -> None:
-        start = self._clock()
         self.writer.do("call void @dure.barrier(ptr %pool, i64 %worker, i64 %workers)")
-        self._stop("barrier", start)
-
-    def _clock(self) -> Reg:
-        return self.writer.call("i64", "llvm.readcyclecounter") if self._timed else integer(0)
-
-    def _stop(self, what: str, start: Reg) -> None:
-        """Adds the cycles since ``start`` to a counter of its own, on worker 0."""
-        if not self._timed:
-            return
-        w = self.writer
-        cycles = w.sub(self._clock(), start)
-        first = self.layout.take(3)
-        self.layout.timers.append((what, first))
-        mine = w.compare("icmp eq", _WORKER, integer(0))
-
-        def count() -> None:
-            slots = [w.offset(_CONTEXT, integer(8 * (first + place))) for place in range(3)]
-            total, runs, least = (w.load("i64", slot, 8) for slot in slots)
-            fresh = w.compare("icmp eq", runs, integer(0))
-            shorter = w.select(fresh, cycles, w.minimum(least, cycles))
-            added = w.binary("add", total, cycles), w.binary("add", runs, integer(1)), shorter
-            for slot, value in zip(slots, added, strict=True):
-                w.store(value, slot, 8)
-
-        w.when(mine, count, lambda: None)
+        if self._stamps is not None:
+            self._stamps.ended(BARRIER, because=str(op.attr("because")))
 
     def _own_places(self, op: Op) -> None:
         """Where a launch's or a copy's results lie."""
@@ -228,10 +207,9 @@ class _StepEmitter:
             assert value is not None
             slot = w.offset(Reg("ptr", "%arguments"), integer(8 * place))
             w.store(self.address(value), slot, 8)
-        start = self._clock()
         self._choose(list(zip(op.attr("variants"), op.attr("sizes"), strict=True)))
-        shapes = ", ".join(str(r.tensor) for r in op.results)
-        self._stop(f"{op.attr('source')} -> {shapes}".split(", planes")[0], start)
+        if self._stamps is not None:
+            self._stamps.ended(str(op.attr("source")), int(op.attr("number")))
 
     def _choose(self, variants: Sequence[tuple[tuple[Expr, Function], Sequence[Expr]]]) -> None:
         """Calls the first variant whose guard holds."""
@@ -272,6 +250,8 @@ class _StepEmitter:
             w.sub(end, begin),
             Reg("i1", "false"),
         )
+        if self._stamps is not None:
+            self._stamps.ended(COPY)
 
     def _repeat(self, op: Op) -> None:
         w = self.writer
@@ -286,7 +266,11 @@ class _StepEmitter:
             for argument, first in zip(body.args[carried:], tables, strict=True):
                 slot = w.add(w.mul(number, integer(8)), integer(8 * first))
                 self.places[argument] = Row(w.load("ptr", w.offset(_CONTEXT, slot), 8))
-            self.body(body)
+            if self._stamps is None:
+                self.body(body)
+            else:
+                with self._stamps.turn(number, count, body):
+                    self.body(body)
             return []
 
         w.loop(integer(0), integer(count), 1, turn)

@@ -1,0 +1,284 @@
+"""The exact sum of one chunk's products, by what the machine multiplies at once.
+
+Codes come as i32 lanes of four consecutive k (a group), activations as bytes along K: 8-bit codes,
+or the low and the high bytes of 16-bit ones.  Whatever the way, the sum is that of whole numbers
+in int32, so that all give the same bits.
+
+* :class:`Bytes`: four products of unsigned and signed bytes and their sum are one instruction
+  (``vpdpbusd``), or shifts and multiplications where a machine has nothing better.
+* :class:`Shorts`: two such products are added in 16 bits (``pmaddubsw``); as many groups as can't
+  overflow there are added up before the sum goes to 32 bits.  For codes of up to seven bits.
+* :class:`Words`: two products of 16-bit numbers are added in 32 (``pmaddwd``).  The activations are
+  widened once for all columns, the even and the odd k of a group apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+from dure.ir.dtypes import BlockFormat
+from dure.targets.cpu.packing import CHUNK, GROUP
+from dure.targets.cpu.values import Emitter
+from dure.targets.cpu.writer import Reg, integer, vector_type
+
+if TYPE_CHECKING:
+    from dure.targets.cpu.blockdots import ActivationRows
+
+#: The codes of a group of a panel, by the numbers of both.
+Codes: TypeAlias = Callable[[int, int], Reg]
+
+_PAIRS_OF_BYTES = {4: "ssse3.pmadd.ub.sw.128", 8: "avx2.pmadd.ub.sw", 16: "avx512.pmaddubs.w.512"}
+_PAIRS_OF_SHORTS = {4: "sse2.pmadd.wd", 8: "avx2.pmadd.wd", 16: "avx512.pmaddw.d.512"}
+#: The largest magnitude of a signed byte, and of what 16 bits hold.
+_BYTE, _SHORT = 128, 32767
+#: Bytes of a chunk's widened activations: even k, then odd k.
+_WIDENED = 2 * CHUNK
+#: Groups that are widened at once.
+_GROUPS = CHUNK // GROUP
+
+
+class ExactDot(Protocol):
+    """A way to add the products of some groups."""
+
+    #: Whether it takes signed codes as they are; else they are moved up to unsigned ones.
+    signed: bool
+
+    def add(
+        self,
+        e: Emitter,
+        totals: Sequence[Reg],
+        codes: Codes,
+        rows: Sequence[Reg],
+        chunk: Reg,
+        groups: range,
+    ) -> list[Reg]:
+        """``totals`` (row-major over rows and panels) with the products of ``groups`` added."""
+        ...
+
+
+def exact_dot(
+    e: Emitter,
+    a: ActivationRows,
+    weights: BlockFormat,
+    rows: tuple[Reg, int],
+    chunks: tuple[Reg, int],
+) -> ExactDot:
+    """The fastest way for these activations and weights.
+
+    ``rows`` and ``chunks`` are how many are used, and at most; what is prepared for all columns is
+    written here.
+    """
+    if e.host.has_int8_dot or e.host.architecture != "x86-64":
+        return Bytes(a)
+    planes = weights.groups["code"]
+    highest = (1 << sum(plane.dtype.bits for plane in planes)) - 1
+    unsigned = planes[0].dtype.kind != "int"
+    if unsigned and e.host.has("ssse3") and 2 * _BYTE * highest <= _SHORT:
+        return Shorts(a, _SHORT // (2 * _BYTE * highest))
+    return Words(e, a, not unsigned, rows, chunks)
+
+
+class Bytes:
+    """Four products of bytes at once."""
+
+    signed = False
+
+    def __init__(self, a: ActivationRows) -> None:
+        self._a = a
+
+    def add(
+        self,
+        e: Emitter,
+        totals: Sequence[Reg],
+        codes: Codes,
+        rows: Sequence[Reg],
+        chunk: Reg,
+        groups: range,
+    ) -> list[Reg]:
+        """See :class:`ExactDot`."""
+        w, panels = e.w, len(totals) // len(rows)
+        lows = list(totals)
+        highs = [Reg(t.type, "zeroinitializer") for t in totals]
+        for group in groups:
+            for i, row in enumerate(rows):
+                spread = self._a.spread(e, "code", row, chunk, group)
+                upper = self._a.high and self._a.spread(e, self._a.high, row, chunk, group)
+                for j in range(panels):
+                    slot, code = i * panels + j, codes(j, group)
+                    lows[slot] = _four(e, lows[slot], code, spread)
+                    if upper:
+                        highs[slot] = _four(e, highs[slot], code, upper)
+        if self._a.high is None:
+            return lows
+        eight = w.constant("i32", 8, e.lanes)
+        return [
+            w.binary("add", low, w.binary("shl", high, eight))
+            for low, high in zip(lows, highs, strict=True)
+        ]
+
+
+class Shorts:
+    """Two products of bytes at once, ``together`` groups added in 16 bits."""
+
+    signed = False
+
+    def __init__(self, a: ActivationRows, together: int) -> None:
+        self._a, self._together = a, together
+
+    def add(
+        self,
+        e: Emitter,
+        totals: Sequence[Reg],
+        codes: Codes,
+        rows: Sequence[Reg],
+        chunk: Reg,
+        groups: range,
+    ) -> list[Reg]:
+        """See :class:`ExactDot`."""
+        found = list(totals)
+        panels = len(totals) // len(rows)
+        for first in range(groups.start, groups.stop, self._together):
+            some = range(first, min(groups.stop, first + self._together))
+            for i, row in enumerate(rows):
+                for j in range(panels):
+                    slot = i * panels + j
+                    for plane, factor in (("code", 1), (self._a.high, 256)):
+                        if plane is not None:
+                            sums = self._sums(e, codes, j, plane, row, chunk, some)
+                            found[slot] = _plus_pairs(e, found[slot], sums, factor)
+        return found
+
+    def _sums(
+        self, e: Emitter, codes: Codes, panel: int, plane: str, row: Reg, chunk: Reg, groups: range
+    ) -> Reg:
+        """In each i16 lane the products of a pair of k of each group."""
+        w, kind, shorts = e.w, vector_type("i8", 4 * e.lanes), vector_type("i16", 2 * e.lanes)
+        name = f"llvm.x86.{_PAIRS_OF_BYTES[e.lanes]}"
+        total: Reg | None = None
+        for group in groups:
+            code = w.cast("bitcast", codes(panel, group), kind)
+            spread = w.cast("bitcast", self._a.spread(e, plane, row, chunk, group), kind)
+            pairs = w.call(shorts, name, code, spread)
+            total = pairs if total is None else w.binary("add", total, pairs)
+        assert total is not None
+        return total
+
+
+class Words:
+    """Two products of 16-bit numbers at once."""
+
+    def __init__(
+        self,
+        e: Emitter,
+        a: ActivationRows,
+        signed: bool,
+        rows: tuple[Reg, int],
+        chunks: tuple[Reg, int],
+    ) -> None:
+        self.signed = signed
+        self._stride = chunks[1] * _WIDENED
+        self._base = e.allocate(rows[1] * self._stride)
+        self._widen(e, a, rows[0], chunks[0])
+
+    def _widen(self, e: Emitter, a: ActivationRows, rows: Reg, chunks: Reg) -> None:
+        w, shorts = e.w, vector_type("i16", 2 * _GROUPS)
+        eight = w.constant("i16", 8, 2 * _GROUPS)
+
+        def loaded(plane: str, row: Reg, chunk: Reg) -> Reg:
+            return w.load(shorts, a.address(e, plane, row, w.mul(chunk, integer(CHUNK))))
+
+        def chunk(row: Reg, number: Reg) -> None:
+            low = loaded("code", row, number)
+            even = w.binary("ashr", w.binary("shl", low, eight), eight)
+            odd = w.binary("ashr", low, eight)
+            if a.high is not None:
+                high = loaded(a.high, row, number)
+                even = w.binary("add", even, w.binary("shl", high, eight))
+                top = w.constant("i16", -256, 2 * _GROUPS)
+                odd = w.binary("add", odd, w.binary("and", high, top))
+            at = self._at(e, row, number)
+            w.store(even, at)
+            w.store(odd, w.offset(at, integer(CHUNK)))
+
+        def each(row: Reg, _: list[Reg]) -> list[Reg]:
+            def inner(number: Reg, _: list[Reg]) -> list[Reg]:
+                chunk(row, number)
+                return []
+
+            w.loop(integer(0), chunks, 1, inner)
+            return []
+
+        w.loop(integer(0), rows, 1, each)
+
+    def _at(self, e: Emitter, row: Reg, chunk: Reg) -> Reg:
+        w = e.w
+        place = w.add(w.mul(row, integer(self._stride)), w.mul(chunk, integer(_WIDENED)))
+        return w.offset(self._base, place)
+
+    def add(
+        self,
+        e: Emitter,
+        totals: Sequence[Reg],
+        codes: Codes,
+        rows: Sequence[Reg],
+        chunk: Reg,
+        groups: range,
+    ) -> list[Reg]:
+        """See :class:`ExactDot`."""
+        w, shorts = e.w, vector_type("i16", 2 * e.lanes)
+        found, panels = list(totals), len(totals) // len(rows)
+        bases = [self._at(e, row, chunk) for row in rows]
+        for group in groups:
+            halves = [self._halves(e, codes(j, group)) for j in range(panels)]
+            for i, base in enumerate(bases):
+                for half in range(2):
+                    place = w.offset(base, integer(half * CHUNK + group * GROUP))
+                    spread = w.cast("bitcast", w.splat(w.load("i32", place, 4), e.lanes), shorts)
+                    for j in range(panels):
+                        slot = i * panels + j
+                        pairs = _pairs(e, halves[j][half], spread)
+                        found[slot] = w.binary("add", found[slot], pairs)
+        return found
+
+    def _halves(self, e: Emitter, codes: Reg) -> tuple[Reg, Reg]:
+        """The even and the odd codes of each lane, in 16 bits."""
+        w = e.w
+        shorts = w.cast("bitcast", codes, vector_type("i16", 2 * e.lanes))
+        eight = w.constant("i16", 8, 2 * e.lanes)
+        if self.signed:
+            return (
+                w.binary("ashr", w.binary("shl", shorts, eight), eight),
+                w.binary("ashr", shorts, eight),
+            )
+        low = w.constant("i16", 255, 2 * e.lanes)
+        return w.binary("and", shorts, low), w.binary("lshr", shorts, eight)
+
+
+def _pairs(e: Emitter, left: Reg, right: Reg) -> Reg:
+    kind = vector_type("i32", e.lanes)
+    return e.w.call(kind, f"llvm.x86.{_PAIRS_OF_SHORTS[e.lanes]}", left, right)
+
+
+def _plus_pairs(e: Emitter, total: Reg, sums: Reg, factor: int) -> Reg:
+    """``total`` plus ``factor`` times the sum of each pair of i16 lanes."""
+    factors = e.w.constant("i16", factor, 2 * e.lanes)
+    return e.w.binary("add", total, _pairs(e, sums, factors))
+
+
+def _four(e: Emitter, total: Reg, codes: Reg, activations: Reg) -> Reg:
+    """``total`` plus, in each i32 lane, the four products of unsigned and signed bytes."""
+    w, lanes = e.w, e.lanes
+    if e.host.has_int8_dot:
+        kind = vector_type("i8", 4 * lanes)
+        left, right = w.cast("bitcast", codes, kind), w.cast("bitcast", activations, kind)
+        name = f"llvm.x86.avx512.vpdpbusd.{lanes * 32}"
+        return w.call(total.type, name, total, left, right)
+    low = w.constant("i32", 255, lanes)
+    top = w.constant("i32", 24, lanes)
+    for byte in range(GROUP):
+        code = w.binary("and", w.binary("lshr", codes, w.constant("i32", 8 * byte, lanes)), low)
+        moved = w.binary("shl", activations, w.constant("i32", 24 - 8 * byte, lanes))
+        value = w.binary("ashr", moved, top)
+        total = w.binary("add", total, w.binary("mul", code, value))
+    return total
