@@ -9,6 +9,7 @@ import typer
 import typer.main
 
 from dure.cli import (
+    asm,
     bench,
     cache,
     chat,
@@ -64,7 +65,7 @@ def build() -> typer.Typer:
         no_args_is_help=True,
     )
     app.callback()(_root)
-    modules = (run, chat, pull, models, targets, bench, profile, perplexity, cache)
+    modules = (run, chat, pull, models, targets, bench, profile, asm, perplexity, cache)
     chips = (sim, check, compile, sanitize, save, kernels, trace, report, validate, score, matrix)
     for module in (*modules, *chips):
         module.register(app)

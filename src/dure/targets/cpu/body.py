@@ -124,14 +124,15 @@ class BodyEmitter:
         if op.results and not any(self.uses.get(r) for r in op.results) and op.name != "for":
             return
         handler: Callable[[Op], None] | None = getattr(self, f"_op_{op.name}", None)
-        if handler is not None:
-            handler(op)
-        elif op.definition.elementwise:
-            operands = [self.tile(o) for o in op.operands]
-            function = elementwise.function_of(self.e, op)
-            self.define(op.result, Mapped(op.result.tile, operands, function))
-        else:
-            self.refuse(op, f"the CPU target cannot compile '{op.name}'")
+        with self.w.at(op.span):
+            if handler is not None:
+                handler(op)
+            elif op.definition.elementwise:
+                operands = [self.tile(o) for o in op.operands]
+                function = elementwise.function_of(self.e, op)
+                self.define(op.result, Mapped(op.result.tile, operands, function, op.span))
+            else:
+                self.refuse(op, f"the CPU target cannot compile '{op.name}'")
 
     def refuse(self, op: Op, what: str, fix: str = "") -> NoReturn:
         """Raise the error for an op that cannot be compiled."""
@@ -290,7 +291,7 @@ class BodyEmitter:
             return
         assert isinstance(source.layout, Layout)
         place = self.place(op, source, source.layout, kind.dtype, extents, lists)
-        tile: Tile = Loaded(kind, place, float(op.attr("fill")))
+        tile: Tile = Loaded(kind, place, float(op.attr("fill")), op.span)
         if self.roots.get(op.operands[0], op.operands[0]) in self.stored:
             tile = self.buffered(op.result, tile)
         self.tiles[op.result] = tile

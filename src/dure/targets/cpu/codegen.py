@@ -20,6 +20,7 @@ from dure.errors import KernelError
 from dure.ir.core import Function, Op, walk
 from dure.runtime.host import HostFeatures
 from dure.targets.cpu.body import BodyEmitter
+from dure.targets.cpu.locations import Locations
 from dure.targets.cpu.values import Emitter
 from dure.targets.cpu.writer import Reg, Writer, integer
 
@@ -53,8 +54,11 @@ def module_text(kernels: list[KernelCode], more: str = "") -> str:
     return "\n".join([*declarations.values(), *definitions.values(), more, ""])
 
 
-def emit_kernel(function: Function, host: HostFeatures) -> KernelCode:
-    """LLVM IR of a tile kernel for this host.
+def emit_kernel(
+    function: Function, host: HostFeatures, locations: Locations | None = None
+) -> KernelCode:
+    """LLVM IR of a tile kernel for this host; each instruction says where it comes from where
+    ``locations`` are given.
 
     Raises :class:`KernelError` with the author's line where an op cannot be compiled.
     """
@@ -65,6 +69,7 @@ def emit_kernel(function: Function, host: HostFeatures) -> KernelCode:
             fix="lower the program to kernels first",
         )
     w = Writer()
+    w.locations = locations
     e = Emitter(w, host, Reg("ptr", "%arena"))
     body = BodyEmitter(e, function)
     for place, param in enumerate(function.params):
@@ -80,7 +85,11 @@ def emit_kernel(function: Function, host: HostFeatures) -> KernelCode:
     symbol = "k_" + re.sub(r"\W", "_", function.name) + "_" + digest
     parameters = "ptr %args, ptr %sizes, i64 %worker, i64 %workers, ptr %arena"
     attributes = f"nounwind {host.function_attributes}"
+    if locations is not None:
+        attributes += locations.attribute
     definition = f"define void @{symbol}({parameters}) {attributes} {{\nentry:\n{text}\n}}\n"
+    if locations is not None:
+        definition += locations.metadata(symbol)
     return KernelCode(symbol, definition, e.arena_bytes, w.declarations)
 
 

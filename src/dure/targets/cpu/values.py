@@ -22,7 +22,7 @@ from dure.targets.cpu.vecmath import VectorMath
 from dure.targets.cpu.writer import Reg, Writer, integer, lanes_of, vector_type
 
 if TYPE_CHECKING:
-    from dure.ir.core import Op
+    from dure.ir.core import Op, Span
     from dure.targets.cpu.body import TensorRef
 
 #: Bytes between buffers of the arena: a cache line, so that no vector crosses one.
@@ -216,17 +216,24 @@ class Iota(Tile):
 
 
 class Mapped(Tile):
-    """An elementwise function of tiles of the same shape."""
+    """An elementwise function of tiles of the same shape, which comes from ``span``."""
 
     def __init__(
-        self, type: TileType, operands: Sequence[Tile], function: Callable[[Sequence[Reg]], Reg]
+        self,
+        type: TileType,
+        operands: Sequence[Tile],
+        function: Callable[[Sequence[Reg]], Reg],
+        span: Span | None = None,
     ) -> None:
         super().__init__(type)
         self.operands = tuple(operands)
         self.function = function
+        self.span = span
 
     def vector(self, e: Emitter, index: Sequence[Reg], axis: int, lanes: int) -> Reg:
-        return self.function([o.vector(e, index, axis, lanes) for o in self.operands])
+        values = [o.vector(e, index, axis, lanes) for o in self.operands]
+        with e.w.at(self.span):
+            return self.function(values)
 
 
 class Reindexed(Tile):
@@ -251,18 +258,20 @@ class Reindexed(Tile):
 class Loaded(Tile):
     """A load that happens where its elements are used."""
 
-    def __init__(self, type: TileType, place: Place, fill: float) -> None:
+    def __init__(self, type: TileType, place: Place, fill: float, span: Span | None = None) -> None:
         super().__init__(type)
         self.place = place
         self.fill = fill
+        self.span = span
 
     def vector(self, e: Emitter, index: Sequence[Reg], axis: int, lanes: int) -> Reg:
-        mask = self.place.masks(index, axis, lanes)
-        stored = self.place.load(index, axis, lanes, mask)
-        value = e.convert.widen(stored, self.dtype)
-        if mask is None or self.fill == 0:
-            return value
-        return e.w.select(mask, value, constant(e, self.dtype, self.fill, lanes))
+        with e.w.at(self.span):
+            mask = self.place.masks(index, axis, lanes)
+            stored = self.place.load(index, axis, lanes, mask)
+            value = e.convert.widen(stored, self.dtype)
+            if mask is None or self.fill == 0:
+                return value
+            return e.w.select(mask, value, constant(e, self.dtype, self.fill, lanes))
 
 
 def constant(e: Emitter, dtype: DType, value: float, lanes: int) -> Reg:

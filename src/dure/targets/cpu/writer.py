@@ -6,9 +6,11 @@ built.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+from dure.ir.core import Span
 from dure.ir.expr import (
     Compare,
     Const,
@@ -21,6 +23,7 @@ from dure.ir.expr import (
     Symbol,
     as_expr,
 )
+from dure.targets.cpu.locations import Locations
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,9 @@ class Writer:
         self.block = "entry"
         self._count = 0
         self.symbols: dict[Symbol, Reg] = {}
+        #: What is written comes from here; ``locations`` keeps it where somebody asks for it.
+        self.span: Span | None = None
+        self.locations: Locations | None = None
 
     # -- plain emission ---------------------------------------------------------------------------
 
@@ -79,12 +85,23 @@ class Writer:
     def emit(self, type: str, text: str) -> Reg:
         """``%new = text``."""
         reg = Reg(type, "%" + self.fresh())
-        self.lines.append(f"  {reg.name} = {text}")
+        self.lines.append(f"  {reg.name} = {text}{self._location()}")
         return reg
 
     def do(self, text: str) -> None:
         """An instruction without a result."""
-        self.lines.append("  " + text)
+        self.lines.append(f"  {text}{self._location()}")
+
+    def _location(self) -> str:
+        return "" if self.locations is None else self.locations.of(self.span)
+
+    @contextmanager
+    def at(self, span: Span | None) -> Generator[None]:
+        """What is written inside comes from ``span``, if there is one."""
+        outside = self.span
+        self.span = outside if span is None else span
+        yield
+        self.span = outside
 
     def start_block(self, label: str) -> None:
         """Begin the block of this label; the last block must have been ended."""
