@@ -14,7 +14,7 @@ from typing import NoReturn
 from dure.errors import KernelError
 from dure.ir.core import Function, Op, Region, Value
 from dure.ir.dtypes import BlockFormat, DType
-from dure.ir.expr import Expr, as_expr
+from dure.ir.expr import Expr, as_expr, maximum, minimum
 from dure.ir.layout import AnyLayout, Layout, PlaneLayouts
 from dure.ir.types import TensorType, default_layout
 from dure.targets.cpu import contraction, elementwise, reductions
@@ -69,6 +69,8 @@ class BodyEmitter:
         self.uses: dict[Value, int] = {}
         self.inner_uses: set[Value] = set()
         self.stored: set[Value] = set()
+        #: The least and the largest element of tiles of index arguments.
+        self.known: dict[Value, tuple[Expr, Expr]] = {}
         self._count(function.body)
 
     def bind(self, value: Value, base: Reg) -> None:
@@ -212,6 +214,8 @@ class BodyEmitter:
             self.define(op.result, Reindexed(kind, source, kept))
         else:
             self.tiles[op.result] = self.buffered(op.operands[0], source).reshaped(kind.shape)
+        if op.operands[0] in self.known:
+            self.known[op.result] = self.known[op.operands[0]]
 
     def _op_transpose(self, op: Op) -> None:
         source, order = self.tiles[op.operands[0]], op.attr("order")
@@ -250,10 +254,13 @@ class BodyEmitter:
             size = (source.starts[axis] + source.type.shape[axis]) // divide
             step, stride = op.attr("step")[axis], op.attr("stride")[axis]
             if axis in op.attr("list_axes"):
-                entries = self.tile(lists[list(op.attr("list_axes")).index(axis)])
+                entries = lists[list(op.attr("list_axes")).index(axis)]
                 start = (source.starts[axis] + op.attr("offset")[axis]) // divide
-                reader = ListEntries(self.e, entries)
-                found.append(Axis(start, 1, size, step // divide, reader))
+                reader = ListEntries(self.e, self.tile(entries))
+                # What lies behind the used part of a list may be anything.
+                whole = all(extent.used is None for extent in self.extents(entries))
+                known = self.known.get(entries) if whole else None
+                found.append(Axis(start, 1, size, step // divide, reader, known))
                 continue
             start = as_expr(op.attr("index")[axis]) * step + op.attr("offset")[axis]
             found.append(Axis((source.starts[axis] + start) // divide, stride, size))
@@ -290,6 +297,10 @@ class BodyEmitter:
             self.tiles[op.result] = self.load_blocks(op, source, extents)
             return
         assert isinstance(source.layout, Layout)
+        if source.type.index is not None:
+            low, high = source.type.index
+            fill = int(op.attr("fill"))
+            self.known[op.result] = minimum(low, fill), maximum(high, fill)
         place = self.place(op, source, source.layout, kind.dtype, extents, lists)
         tile: Tile = Loaded(kind, place, float(op.attr("fill")), op.span)
         if self.roots.get(op.operands[0], op.operands[0]) in self.stored:

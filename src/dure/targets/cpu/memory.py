@@ -36,7 +36,8 @@ class Axis:
     """One axis of an access: element t lies at ``start + t * stride`` of ``size``.
 
     With ``entries`` (a function from a position in the list to an i64 entry) it lies at
-    ``entries(t // step) * step + t % step + start``; a negative entry is absent.
+    ``entries(t // step) * step + t % step + start``; a negative entry is absent.  ``known`` are the
+    least and the largest entry, where the list declares them.
     """
 
     start: Expr
@@ -44,6 +45,16 @@ class Axis:
     size: Expr
     step: int = 1
     entries: EntryReader | None = None
+    known: tuple[Expr, Expr] | None = None
+
+    @property
+    def listed_inside(self) -> bool:
+        """Whether every element that a list may name lies in the tensor."""
+        if self.known is None:
+            return False
+        low, high = self.known
+        first, last = low * self.step + self.start, high * self.step + self.step - 1 + self.start
+        return proves(as_expr(0) <= low) and proves(as_expr(0) <= first) and proves(last < self.size)
 
 
 class EntryReader(Protocol):
@@ -102,7 +113,9 @@ class Place:
         place, extent = self.axes[axis], self.extents[axis]
         if axis in self.trusted:
             return True
-        if place.entries is not None or not proves(as_expr(0) <= place.start):
+        if place.entries is not None:
+            return place.listed_inside
+        if not proves(as_expr(0) <= place.start):
             return False
         last = extent.bound - 1 if lanes == 1 else as_expr(extent.static - 1)
         return proves(place.start + last * place.stride < place.size)
