@@ -120,6 +120,11 @@ class HostFeatures:
         return self.has("avx512vnni") or self.has("avxvnni")
 
     @property
+    def has_signed_dot(self) -> bool:
+        """Whether s8 x s8 dot products of four into int32 are one instruction (``sdot``)."""
+        return self.architecture == "aarch64" and self.has("dotprod")
+
+    @property
     def has_bf16_dot(self) -> bool:
         """Whether bf16 dot products of two into f32 are one instruction (``vdpbf16ps``)."""
         return self.has("avx512bf16")

@@ -4,8 +4,9 @@ Codes come as i32 lanes of four consecutive k (a group), activations as bytes al
 or the low and the high bytes of 16-bit ones.  Whatever the way, the sum is that of whole numbers
 in int32, so that all give the same bits.
 
-* :class:`Bytes`: four products of unsigned and signed bytes and their sum are one instruction
-  (``vpdpbusd``), or shifts and multiplications where a machine has nothing better.
+* :class:`Bytes`: four products of bytes and their sum are one instruction (``vpdpbusd`` of
+  unsigned and signed ones, ``sdot`` of signed ones), or shifts and multiplications where a machine
+  has nothing better.
 * :class:`Shorts`: two such products are added in 16 bits (``pmaddubsw``); as many groups as can't
   overflow there are added up before the sum goes to 32 bits.  For codes of up to seven bits.
 * :class:`Words`: two products of 16-bit numbers are added in 32 (``pmaddwd``).  The activations are
@@ -70,7 +71,7 @@ def exact_dot(
     written here.
     """
     if e.host.has_int8_dot or e.host.architecture != "x86-64":
-        return Bytes(a)
+        return Bytes(a, e.host.has_signed_dot)
     planes = weights.groups["code"]
     highest = (1 << sum(plane.dtype.bits for plane in planes)) - 1
     unsigned = planes[0].dtype.kind != "int"
@@ -80,12 +81,10 @@ def exact_dot(
 
 
 class Bytes:
-    """Four products of bytes at once."""
+    """Four products of bytes at once; all are ``signed``, or the codes are unsigned."""
 
-    signed = False
-
-    def __init__(self, a: ActivationRows) -> None:
-        self._a = a
+    def __init__(self, a: ActivationRows, signed: bool) -> None:
+        self._a, self.signed = a, signed
 
     def add(
         self,
@@ -267,13 +266,15 @@ def _plus_pairs(e: Emitter, total: Reg, sums: Reg, factor: int) -> Reg:
 
 
 def _four(e: Emitter, total: Reg, codes: Reg, activations: Reg) -> Reg:
-    """``total`` plus, in each i32 lane, the four products of unsigned and signed bytes."""
+    """``total`` plus, in each i32 lane, the four products of bytes."""
     w, lanes = e.w, e.lanes
-    if e.host.has_int8_dot:
+    if e.host.has_int8_dot or e.host.has_signed_dot:
         kind = vector_type("i8", 4 * lanes)
         left, right = w.cast("bitcast", codes, kind), w.cast("bitcast", activations, kind)
-        name = f"llvm.x86.avx512.vpdpbusd.{lanes * 32}"
-        return w.call(total.type, name, total, left, right)
+        name = f"x86.avx512.vpdpbusd.{lanes * 32}"
+        if e.host.has_signed_dot:
+            name = f"aarch64.neon.sdot.v{lanes}i32.v{4 * lanes}i8"
+        return w.call(total.type, f"llvm.{name}", total, left, right)
     low = w.constant("i32", 255, lanes)
     top = w.constant("i32", 24, lanes)
     for byte in range(GROUP):
