@@ -53,8 +53,9 @@ class Axis:
         if self.known is None:
             return False
         low, high = self.known
-        first, last = low * self.step + self.start, high * self.step + self.step - 1 + self.start
-        return proves(as_expr(0) <= low) and proves(as_expr(0) <= first) and proves(last < self.size)
+        first = low * self.step + self.start
+        last = (high + 1) * self.step - 1 + self.start
+        return all(proves(c) for c in (as_expr(0) <= low, as_expr(0) <= first, last < self.size))
 
 
 class EntryReader(Protocol):
