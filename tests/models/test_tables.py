@@ -15,7 +15,7 @@ from dure.models.batch import Batch
 from dure.models.chip_answer import StepAnswer
 from dure.models.chip_devices import Devices, answer_on
 from dure.models.chip_step import ChipStep
-from dure.models.shapes import names
+from dure.models.shapes import any_config, names
 from dure.models.tables import cells, matrix, rows, score
 from dure.models.tables.cells import Cell, Outcome, outcome, outcomes
 from dure.targets import chip, chip_names
@@ -71,6 +71,18 @@ def test_a_cell_is_a_step_and_is_kept(
         outcome(replace(cell, batch=Batch("decode", 3, 40)))
     with pytest.raises(AssertionError, match="kept"):
         outcome(replace(cell, chip=chip("rngd", {"cores": "4"})))
+
+
+@pytest.mark.parametrize("name", ["llama-3.1-8b", "bert-large"])
+def test_where_a_model_was_read_makes_no_other_cell(
+    name: str, rngd: Chip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = Cell(name, rngd, Batch("decode", 1, 40))
+    found = cells._key(cell)
+    config = replace(any_config(name), where="/another/place.json")
+    assert config == any_config(name)
+    monkeypatch.setattr(cells, "any_config", lambda _: config)
+    assert cells._key(cell) == found
 
 
 def test_equal_cells_are_asked_once(tiny: str, rngd: Chip, monkeypatch: pytest.MonkeyPatch) -> None:

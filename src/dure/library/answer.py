@@ -10,6 +10,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from math import ceil
 
 from dure.errors import TargetError, UsageError
@@ -24,6 +25,9 @@ from dure.targets import chip, chip_names
 
 #: A result rests on a number whose change by a tenth moves it by more than this.
 RESTS = 0.01
+#: Launches that together take no more than this part of the time aren't asked what they rest on: a
+#: number's tenth could move the whole by a tenth of it.
+SLIGHT = 0.01
 
 
 @dataclass(frozen=True)
@@ -212,7 +216,7 @@ class _Rest:
         """
         moved: Counter[str] = Counter()
         untried: dict[str, None] = {}
-        for part, times in zip(self.parts, self.turns, strict=True):
+        for part, times in self._weighty():
             function = part.compiled.function
             lists = index_values(part.call, function)
             for found in sensitivity(
@@ -224,6 +228,16 @@ class _Rest:
                     moved[found.path] += ceil(times * found.ps)
         resting = tuple(path for path, ps in moved.most_common() if ps > RESTS * self.total)
         return resting, tuple(path for path in untried if path not in resting)
+
+    def _weighty(self) -> list[tuple[Built, int]]:
+        """The launches that take the time, and how often each runs: the least are left out."""
+        found = sorted(
+            zip(self.parts, self.turns, strict=True),
+            key=lambda entry: entry[0].timing.ps * entry[1],
+        )
+        spent = accumulate(part.timing.ps * times for part, times in found)
+        slight = sum(ps <= SLIGHT * self.total for ps in spent)
+        return found[slight:]
 
 
 def check_fits(work: Work, chip: Chip) -> None:

@@ -127,7 +127,7 @@ class ModelConfig:
     final_softcap: float = 0.0
     norm_offset: float = 0.0
     biases: frozenset[str] = frozenset()
-    where: str = ""
+    where: str = field(default="", compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.windows:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dure.errors import ModelFileError
@@ -40,7 +40,7 @@ class EncoderConfig:
     token_types: int = 2
     epsilon: float = 1e-12
     activation: Literal["gelu_erf", "gelu_tanh"] = "gelu_erf"
-    where: str = ""
+    where: str = field(default="", compare=False, repr=False)
 
     def __post_init__(self) -> None:
         for name in _KEYS:
