@@ -26,9 +26,10 @@ def test_launches_that_take_next_to_nothing_are_not_asked(monkeypatch: pytest.Mo
         return (Moved("clock", "guessed", 1e12),)
 
     monkeypatch.setattr(answer, "sensitivity", noted)
-    found = answer.confidence([small, large], chip("rngd"), [1, 1000])
+    total = 1000 * (small.timing.ps + large.timing.ps)
+    found = answer.confidence([small, large], chip("rngd"), [1, 1000], total)
     assert set(asked) == {large.compiled.function}
     assert found.status == "guessed" and found.guesses == ("clock",)
     asked.clear()
-    answer.confidence([small, large], chip("rngd"), [1000, 1000])
+    answer.confidence([small, large], chip("rngd"), [1000, 1000], total)
     assert set(asked) == {large.compiled.function, small.compiled.function}
