@@ -6,6 +6,7 @@ import gzip
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from tiny_models import Tiny, write_model
 
 from dure.errors import UsageError
 from dure.serve.engine import Engine
-from dure.serve.profile import StepUse, profile_steps
+from dure.serve.profile import Phase, StepUse, profile_steps
 from dure.serve.profile_records import step_profile, write_profile
 
 TINY = Tiny("llama", heads=6, kv_heads=2, layers=3, weight_type="Q4_1")
@@ -34,8 +35,8 @@ def of(found: StepUse, start: str) -> list[int]:
 
 
 @pytest.mark.parametrize(("phase", "batch"), [("decode", 1), ("decode", 3), ("prefill", 1)])
-def test_a_step_is_what_its_workers_did(engine: Engine, phase: str, batch: int) -> None:
-    found = profile_steps(engine, "tiny", phase=phase, batch=batch, context=20, steps=3)  # type: ignore[arg-type]
+def test_a_step_is_what_its_workers_did(engine: Engine, phase: Phase, batch: int) -> None:
+    found = profile_steps(engine, "tiny", phase=phase, batch=batch, context=20, steps=3)
     report = engine.program.report
     names = [name for name, _, _ in found.events]
     assert len([name for name in names if name]) == report["launches"]
@@ -90,10 +91,26 @@ def test_pages_and_traces(engine: Engine, tmp_path: Path) -> None:
         ({"batch": 9}, "at most 8 sequences"),
     ],
 )
-def test_steps_that_an_engine_cannot_make(engine: Engine, given: dict[str, int], said: str) -> None:
+def test_steps_that_an_engine_cannot_make(engine: Engine, given: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError) as caught:
-        profile_steps(engine, "tiny", **{"context": 16, "steps": 1, **given})  # type: ignore[arg-type]
+        profile_steps(engine, "tiny", **{"context": 16, "steps": 1, **given})
     assert said in str(caught.value)
+
+
+def test_all_sequences_of_an_engine(engine: Engine) -> None:
+    """Watching takes no more of them than were asked for."""
+    found = profile_steps(engine, "tiny", batch=engine.limits.sequences, context=4, steps=1)
+    assert found.tokens == engine.limits.sequences and found.plain_ns is None
+
+
+def test_steps_of_an_engine_that_does_not_record_stand_beside(
+    engine: Engine, tmp_path: Path
+) -> None:
+    write_model(TINY, tmp_path / "tiny.gguf")
+    with Engine.load(tmp_path / "tiny.gguf", threads=engine.threads, sequences=8) as plain:
+        found = profile_steps(engine, "tiny", context=4, steps=2, plain=plain)
+        assert found.plain_ns is not None and found.plain_ns > 0
+        assert plain.cache.free_sequences == 8
 
 
 def test_an_engine_that_does_not_record(tmp_path: Path) -> None:

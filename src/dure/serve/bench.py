@@ -66,20 +66,7 @@ def _check(engine: Engine, prompt: int, gen: int, batch: int, repeats: int) -> N
             f"a benchmark of {prompt} + {gen} tokens, batch {batch}, {repeats} repeats",
             rule="each of them is at least 1",
         )
-    limits = engine.limits
-    pages = batch * -(-(prompt + gen) // limits.page_size)
-    if prompt + gen > engine.context_length or batch > limits.sequences:
-        raise UsageError(
-            f"{batch} sequences of {prompt} + {gen} tokens",
-            rule=f"at most {limits.sequences} sequences of {engine.context_length} tokens",
-            fix="measure fewer or shorter sequences, or load with a larger context",
-        )
-    if pages > limits.pool_pages:
-        raise UsageError(
-            f"{batch} sequences of {prompt} + {gen} tokens take {pages} pages of KV cache",
-            rule=f"the cache has {limits.pool_pages}",
-            fix="measure fewer or shorter sequences",
-        )
+    engine.check_room(batch, prompt + gen)
 
 
 def _run(

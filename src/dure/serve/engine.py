@@ -205,6 +205,23 @@ class Engine:
                 self.cache.commit(sequence)
             return logits
 
+    def check_room(self, sequences: int, tokens: int) -> None:
+        """Raise :class:`UsageError` unless so many sequences of ``tokens`` each fit the cache."""
+        limits = self.limits
+        if tokens > self.context_length or sequences > limits.sequences:
+            raise UsageError(
+                f"{sequences} sequences of {tokens} tokens",
+                rule=f"at most {limits.sequences} sequences of {self.context_length} tokens",
+                fix="take fewer or shorter sequences, or load with a larger context",
+            )
+        pages = sequences * -(-tokens // limits.page_size)
+        if pages > limits.pool_pages:
+            raise UsageError(
+                f"{sequences} sequences of {tokens} tokens take {pages} pages of KV cache",
+                rule=f"the cache has {limits.pool_pages}",
+                fix="take fewer or shorter sequences",
+            )
+
     def _check(self, entries: SequenceOf[BatchEntry]) -> None:
         tokens = sum(len(entry.tokens) for entry in entries)
         rows = sum(len(entry.logits) for entry in entries)

@@ -11,6 +11,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Sequence as SequenceOf
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
@@ -142,19 +143,20 @@ def profile_steps(
     own: list[tuple[int, int]] = []
     others: list[tuple[int, int]] = []
     reads: list[float] = []
-    with (
-        _Steps(engine, phase, batch, context) as mine,
-        _Steps(plain or engine, phase, batch, context) as theirs,
-    ):
+    with ExitStack() as stack:
+        mine = stack.enter_context(_Steps(engine, phase, batch, context))
         mine.run()
-        theirs.run()
+        theirs = None
+        if plain is not None:
+            theirs = stack.enter_context(_Steps(plain, phase, batch, context))
+            theirs.run()
         for number in range(steps):
             if number % _BETWEEN == 0:
                 reads.append(reading.burst())
                 multiplying.burst()
             own.append(mine.run())
             stamps.append(program.stamps()[:, : len(executed) + 1])
-            if plain is not None:
+            if theirs is not None:
                 others.append(theirs.run())
     ends = _nanoseconds(np.array(stamps), own)
     labels, costs = _labels(program.step), _costs(engine, batch, context)
@@ -197,19 +199,7 @@ def _check(engine: Engine, phase: Phase, batch: int, context: int, steps: int) -
             rule=f"a step takes at most {limits.tokens} tokens",
             fix="watch fewer tokens: a longer prompt is made of such steps",
         )
-    pages = batch * -(-(context + more) // limits.page_size)
-    if context + more > engine.context_length or batch > limits.sequences:
-        raise UsageError(
-            f"{batch} sequences of {context} tokens and {more} more",
-            rule=f"at most {limits.sequences} sequences of {engine.context_length} tokens",
-            fix="watch fewer or shorter sequences, or fewer steps",
-        )
-    if pages > limits.pool_pages:
-        raise UsageError(
-            f"{batch} sequences of {context + more} tokens take {pages} pages of KV cache",
-            rule=f"the cache has {limits.pool_pages}",
-            fix="watch fewer or shorter sequences, or fewer steps",
-        )
+    engine.check_room(batch, context + more)
 
 
 class _Steps:
