@@ -15,7 +15,7 @@ from dure.ir import dtypes
 from dure.ir.dtypes import BlockFormat, DType, Plane
 from dure.ir.expr import as_expr
 from dure.ir.layout import Layout, PlaneLayouts
-from dure.targets.cpu.exactdots import ExactDot
+from dure.targets.cpu.exactdots import ExactDot, Products
 from dure.targets.cpu.packing import CHUNK, GROUP
 from dure.targets.cpu.values import BlockBuffer, BlockTile, Buffer, Emitter, LoadedBlocks
 from dure.targets.cpu.writer import Reg, integer, vector_type
@@ -220,7 +220,8 @@ def chunk_step(
                 start = w.splat(w.binary("mul", sums[i], Reg("i32", str(-zero))), lanes)
             starts.extend([start] * len(panels))
         count = CHUNK // GROUP // halves
-        exact = dot.add(e, starts, codes, rows, place, range(half * count, (half + 1) * count))
+        groups = range(half * count, (half + 1) * count)
+        exact = dot.add(e, starts, Products(codes, rows, place, groups))
         for j, at in enumerate(blocks):
             scale = b.factor(e, "scale", at, chunk, half)
             offset = b.factor(e, "offset", at, chunk, half)

@@ -16,6 +16,7 @@ in int32, so that all give the same bits.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from dure.ir.dtypes import BlockFormat
@@ -39,22 +40,24 @@ _WIDENED = 2 * CHUNK
 _GROUPS = CHUNK // GROUP
 
 
+@dataclass(frozen=True)
+class Products:
+    """The groups of a chunk whose codes and activations are multiplied, for some rows."""
+
+    codes: Codes
+    rows: Sequence[Reg]
+    chunk: Reg
+    groups: range
+
+
 class ExactDot(Protocol):
     """A way to add the products of some groups."""
 
     #: Whether it takes signed codes as they are; else they are moved up to unsigned ones.
     signed: bool
 
-    def add(
-        self,
-        e: Emitter,
-        totals: Sequence[Reg],
-        codes: Codes,
-        rows: Sequence[Reg],
-        chunk: Reg,
-        groups: range,
-    ) -> list[Reg]:
-        """``totals`` (row-major over rows and panels) with the products of ``groups`` added."""
+    def add(self, e: Emitter, totals: Sequence[Reg], products: Products) -> list[Reg]:
+        """``totals`` (row-major over rows and panels) with the products added."""
         ...
 
 
@@ -86,25 +89,17 @@ class Bytes:
     def __init__(self, a: ActivationRows, signed: bool) -> None:
         self._a, self.signed = a, signed
 
-    def add(
-        self,
-        e: Emitter,
-        totals: Sequence[Reg],
-        codes: Codes,
-        rows: Sequence[Reg],
-        chunk: Reg,
-        groups: range,
-    ) -> list[Reg]:
+    def add(self, e: Emitter, totals: Sequence[Reg], products: Products) -> list[Reg]:
         """See :class:`ExactDot`."""
-        w, panels = e.w, len(totals) // len(rows)
+        w, panels, chunk = e.w, len(totals) // len(products.rows), products.chunk
         lows = list(totals)
         highs = [Reg(t.type, "zeroinitializer") for t in totals]
-        for group in groups:
-            for i, row in enumerate(rows):
+        for group in products.groups:
+            for i, row in enumerate(products.rows):
                 spread = self._a.spread(e, "code", row, chunk, group)
                 upper = self._a.high and self._a.spread(e, self._a.high, row, chunk, group)
                 for j in range(panels):
-                    slot, code = i * panels + j, codes(j, group)
+                    slot, code = i * panels + j, products.codes(j, group)
                     lows[slot] = _four(e, lows[slot], code, spread)
                     if upper:
                         highs[slot] = _four(e, highs[slot], code, upper)
@@ -125,39 +120,30 @@ class Shorts:
     def __init__(self, a: ActivationRows, together: int) -> None:
         self._a, self._together = a, together
 
-    def add(
-        self,
-        e: Emitter,
-        totals: Sequence[Reg],
-        codes: Codes,
-        rows: Sequence[Reg],
-        chunk: Reg,
-        groups: range,
-    ) -> list[Reg]:
+    def add(self, e: Emitter, totals: Sequence[Reg], products: Products) -> list[Reg]:
         """See :class:`ExactDot`."""
-        found = list(totals)
-        panels = len(totals) // len(rows)
+        found, groups = list(totals), products.groups
+        panels = len(totals) // len(products.rows)
         for first in range(groups.start, groups.stop, self._together):
-            some = range(first, min(groups.stop, first + self._together))
-            for i, row in enumerate(rows):
+            some = replace(products, groups=range(first, min(groups.stop, first + self._together)))
+            for i, row in enumerate(products.rows):
                 for j in range(panels):
                     slot = i * panels + j
                     for plane, factor in (("code", 1), (self._a.high, 256)):
                         if plane is not None:
-                            sums = self._sums(e, codes, j, plane, row, chunk, some)
+                            sums = self._sums(e, some, j, plane, row)
                             found[slot] = _plus_pairs(e, found[slot], sums, factor)
         return found
 
-    def _sums(
-        self, e: Emitter, codes: Codes, panel: int, plane: str, row: Reg, chunk: Reg, groups: range
-    ) -> Reg:
+    def _sums(self, e: Emitter, products: Products, panel: int, plane: str, row: Reg) -> Reg:
         """In each i16 lane the products of a pair of k of each group."""
         w, kind, shorts = e.w, vector_type("i8", 4 * e.lanes), vector_type("i16", 2 * e.lanes)
         name = f"llvm.x86.{_PAIRS_OF_BYTES[e.lanes]}"
         total: Reg | None = None
-        for group in groups:
-            code = w.cast("bitcast", codes(panel, group), kind)
-            spread = w.cast("bitcast", self._a.spread(e, plane, row, chunk, group), kind)
+        for group in products.groups:
+            code = w.cast("bitcast", products.codes(panel, group), kind)
+            activations = self._a.spread(e, plane, row, products.chunk, group)
+            spread = w.cast("bitcast", activations, kind)
             pairs = w.call(shorts, name, code, spread)
             total = pairs if total is None else w.binary("add", total, pairs)
         assert total is not None
@@ -215,21 +201,13 @@ class Words:
         place = w.add(w.mul(row, integer(self._stride)), w.mul(chunk, integer(_WIDENED)))
         return w.offset(self._base, place)
 
-    def add(
-        self,
-        e: Emitter,
-        totals: Sequence[Reg],
-        codes: Codes,
-        rows: Sequence[Reg],
-        chunk: Reg,
-        groups: range,
-    ) -> list[Reg]:
+    def add(self, e: Emitter, totals: Sequence[Reg], products: Products) -> list[Reg]:
         """See :class:`ExactDot`."""
         w, shorts = e.w, vector_type("i16", 2 * e.lanes)
-        found, panels = list(totals), len(totals) // len(rows)
-        bases = [self._at(e, row, chunk) for row in rows]
-        for group in groups:
-            halves = [self._halves(e, codes(j, group)) for j in range(panels)]
+        found, panels = list(totals), len(totals) // len(products.rows)
+        bases = [self._at(e, row, products.chunk) for row in products.rows]
+        for group in products.groups:
+            halves = [self._halves(e, products.codes(j, group)) for j in range(panels)]
             for i, base in enumerate(bases):
                 for half in range(2):
                     place = w.offset(base, integer(half * CHUNK + group * GROUP))
