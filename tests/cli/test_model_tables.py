@@ -55,7 +55,7 @@ def scored(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("scored")
 def test_score(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["score", "--json", "--jobs", "1"]) == 0
+    assert run(["score", "--json", "--ends", "whole", "--jobs", "1"]) == 0
     found = json.loads(capsys.readouterr().out)
     low, high = found["quotient"]
     sides = found["sides"]
@@ -64,9 +64,15 @@ def test_score(capsys: pytest.CaptureFixture[str]) -> None:
     for side in sides.values():
         assert side["low"] < side["file"] < side["high"]
     assert found["counts"] is False and all("0.6" in line for line in found["hinders"])
-    assert {"low", "high", "file", "side", "so_far"} == found["chips"]["rngd"].keys()
+    assert {"low", "high", "file", "side", "so_far", "ends"} == found["chips"]["rngd"].keys()
+    assert found["chips"]["rngd"]["ends"] == {}
     assert {"fraction_of_roofline", "of_attainable", "chips", "ns"} <= found["cells"][0].keys()
-    assert run(["score", "--json", "--no-ends", "--jobs", "1"]) == 0
+    assert run(["score", "--json", "--jobs", "1"]) == 0
+    chips = json.loads(capsys.readouterr().out)["chips"]
+    # Nothing was measured on the one; what was on the other contradicts these times.
+    assert chips["rngd"]["ends"]["low"] == {"part": 1.0, "hinders": "", "measured": 0}
+    assert chips["h100"]["ends"]["low"]["measured"] > 0
+    assert run(["score", "--json", "--ends", "none", "--jobs", "1"]) == 0
     alone = json.loads(capsys.readouterr().out)
     assert alone["quotient"] == [None, None]
     assert alone["quotient_by_file"] == found["quotient_by_file"]
@@ -80,6 +86,8 @@ def test_score(capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_score_refuses(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["score", "--target", "rngd,h200"]) == 2
     assert "the score has no chip 'h200'" in capsys.readouterr().err
+    assert run(["score", "--ends", "some"]) == 2
+    assert "measured, whole, none" in capsys.readouterr().err
     assert run(["score", "--jobs", "0"]) == 2
 
 

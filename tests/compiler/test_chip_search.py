@@ -76,6 +76,15 @@ def test_a_row_is_no_larger_than_it_is() -> None:
     assert found.consts["bm"] == 1
 
 
+@pytest.mark.parametrize("sizes", [(1, 256, 256), (300, 100, 128), (16, 64, 8), (2048, 64, 24)])
+@pytest.mark.parametrize("name", ["trainium2", "rngd"])
+def test_what_is_left_over_are_programs(name: str, sizes: tuple[int, int, int]) -> None:
+    """A split that a grid doesn't have is none of them."""
+    found = choose(lambda c: product(*sizes, dict(c)), NAMES, chip(name))
+    for _, compiled in found.others:
+        assert compiled.function.body.ops
+
+
 @pytest.mark.parametrize("name", chip_names())
 def test_what_is_chosen_is_what_its_options_compile_to(name: str) -> None:
     """The search schedules copies of programs that it lowers once for many points."""

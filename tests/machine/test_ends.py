@@ -38,6 +38,27 @@ def test_the_slow_end_is_the_slow_one(name: str) -> None:
             assert less < more, path
 
 
+@pytest.mark.parametrize("name", CHIPS)
+def test_a_part_of_the_way(name: str) -> None:
+    usual = chip(name)
+    assert at_end(usual, "low", 0.0) == usual
+    low, half = (dict(at_end(usual, "low", part).quantities()) for part in (1.0, 0.5))
+    for path, number in usual.quantities():
+        found, value = half[path].value, number.value
+        ends = (low[path].value, value)
+        if ends[0] == ends[1]:
+            assert found == value
+            continue
+        assert found is not None and value is not None and ends[0] is not None
+        assert min(ends[0], value) <= found <= max(ends[0], value)
+        if all(float(n or 0).is_integer() for n in (number.low, number.high, value)):
+            assert found.is_integer()
+        else:
+            assert found == pytest.approx((ends[0] * value) ** 0.5)
+    granule = half["dma.load.granule"].value if "dma.load.granule" in half else 1
+    assert granule is not None and int(granule).bit_count() == 1
+
+
 def test_what_a_peak_fixes_together_stays() -> None:
     assert pinned_guesses(chip("atom-max")) == {"clock", "engines.tensor.numbers.products"}
     assert "engines.tensor.numbers.depth" in pinned_guesses(chip("maia-100"))

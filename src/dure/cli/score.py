@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dure.cli import options
-from dure.cli.output import print_json, show, table
+from dure.cli.output import print_json, say, show, table
 from dure.cli.progress import progress
 from dure.errors import UsageError
 
 if TYPE_CHECKING:
     from dure.models.tables.rows import Attained
+    from dure.models.tables.score import Ends as Reached
     from dure.models.tables.score import Guesses, Outcome, Score, Scored
 
 Target = Annotated[
@@ -24,15 +25,19 @@ Target = Annotated[
 Short = Annotated[
     bool, typer.Option("--short", help="One step a chip and no ends of guesses, as a quick look.")
 ]
-NoEnds = Annotated[
-    bool,
-    typer.Option("--no-ends", help="As the machine files say alone, without the ends of guesses."),
+Ends = Annotated[
+    str,
+    typer.Option(
+        help="How far guesses go to their ends: as far as what was measured on the chip allows "
+        "(measured), all the way (whole), or not at all (none)."
+    ),
 ]
 Jobs = Annotated[
     int | None,
     typer.Option("--jobs", min=1, help="Processes.  [default: all cores]", show_default=False),
 ]
 
+_ENDS = ("measured", "whole", "none")
 #: Hindrances that are shown to people.
 _MOST = 12
 
@@ -45,7 +50,7 @@ def register(app: typer.Typer) -> None:
 def score(
     target: Target = None,
     short: Short = False,
-    no_ends: NoEnds = False,
+    ends: Ends = "measured",
     jobs: Jobs = None,
     as_json: options.Json = False,
 ) -> None:
@@ -56,16 +61,25 @@ def score(
     from dure.models.tables import score as scores
     from dure.models.tables.rows import attained
 
-    rules = scores.rules(short)
+    if ends not in _ENDS:
+        raise UsageError(
+            f"--ends {ends[:40]}",
+            rule=f"guesses go to their ends as one of {', '.join(_ENDS)} says",
+            fix=f"--ends {_ENDS[0]}",
+        )
+    rules, jobs = scores.rules(short), jobs or os.cpu_count() or 1
     asked = _asked(scores.questions(rules), target)
-    guesses: Sequence[Guesses] = scores.GUESSES[:1] if short or no_ends else scores.GUESSES
+    guesses: Sequence[Guesses] = scores.GUESSES[:1] if short or ends == "none" else scores.GUESSES
+    reached: Reached = {}
+    if ends == "measured" and len(guesses) > 1:
+        reached = scores.measured_ends(asked, jobs, say)
     total = sum(len(guesses) if entry.counted else 1 for entry in asked)
     found: list[tuple[int, Guesses, Outcome]] = []
     with progress(total) as advance:
-        for one in scores.ask(asked, guesses, jobs or os.cpu_count() or 1):
+        for one in scores.ask(asked, guesses, jobs, reached):
             found.append(one)
             advance(len(found), asked[one[0]].name)
-    made = scores.score(asked, found, rules, short or target is not None)
+    made = scores.score(asked, found, rules, short or target is not None, reached)
     beside = attained({entry.cell.chip.name: entry.cell.chip for entry in asked})
     if as_json:
         print_json({**made.json(), "vendors": [one.json() for one in beside]})
@@ -137,6 +151,11 @@ def _sums(made: Score) -> None:
     lines += [(side, *_shown([made.side(side, g) for g in _guesses()]), "") for side in sides]
     lines.append(("quotient", *_shown([made.quotient(g) for g in _guesses()]), ""))
     table(lines, right=(1, 2, 3, 4))
+    for (name, end), one in made.ends.items():
+        if one.hinders:
+            show(f"\n{name}: guesses {one.part:.0%} of the way to {end}; more contradicts what was")
+            show(f" measured: {one.hinders}")
+    show("\n")
     if made.counts:
         show("\nIt counts: every cell and every chip is above its floor.\n")
         return

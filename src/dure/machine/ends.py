@@ -5,12 +5,16 @@ count makes a chip faster, more of a duration or a granule slower; of the number
 laws, the laws say it.  Guesses that together make a published peak stay: the peak fixes their
 product, and a chip with all of them at one end would be another chip.  So do a guessed peak, which
 nothing runs at, and power.
+
+Guesses may also go only a part of the way from the file's numbers to an end, all by as much on a
+logarithmic scale.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from math import log2
 from typing import Literal, TypeAlias
 
 from dure.machine.chip import Chip, Engine
@@ -43,8 +47,10 @@ _SLOWING = ("granule", "alignment", "reserved", "contention")
 _STEP, _MOVES = 1.1, 0.02
 
 
-def at_end(chip: Chip, end: End) -> Chip:
-    """The chip with its guesses at one end; their status stays."""
+def at_end(chip: Chip, end: End, part: float = 1.0) -> Chip:
+    """The chip with its guesses at one end, or this part of the way there (0 is the file, 1 the
+    end); their status stays.
+    """
     pinned = pinned_guesses(chip)
     moved: dict[str, Quantity] = {}
     for path, number in chip.quantities():
@@ -54,9 +60,23 @@ def at_end(chip: Chip, end: End) -> Chip:
         slow, fast = number.low, number.high
         if more_is_slower(chip, path, number):
             slow, fast = fast, slow
-        value = slow if end == "low" else fast
-        moved[path] = dataclasses.replace(number, value=value)
+        reached = _on_the_way(number, slow if end == "low" else fast, part)
+        moved[path] = dataclasses.replace(number, value=reached)
     return with_numbers(chip, moved)
+
+
+def _on_the_way(number: Quantity, end: float, part: float) -> float:
+    """A part of the way to an end of a guess; whole numbers stay whole, powers of two are such."""
+    value = number.value
+    assert value is not None and number.low is not None and number.high is not None
+    if part in (0.0, 1.0):
+        return end if part else value
+    steps = log2(value) + part * log2(end / value)
+    kinds = (number.low, value, number.high)
+    if not all(float(kind).is_integer() for kind in kinds):
+        return 2.0**steps
+    powers = all(log2(kind).is_integer() for kind in kinds)
+    return 2.0 ** round(steps) if powers else float(round(2.0**steps))
 
 
 def pinned_guesses(chip: Chip) -> frozenset[str]:

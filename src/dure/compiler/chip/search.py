@@ -326,12 +326,15 @@ class _Search:
         for point, compiled in ready:
             yield self.space.consts(point), compiled
         for point in points[:_OTHERS]:
+            if not math.isfinite(self.bound(point)[0]):
+                continue
             try:
                 yield self.space.consts(point), self.compile(point)
             except DureError as error:
                 self.error = error
 
     def compile(self, point: Point) -> Compiled:
+        """The program of a point that has a bound."""
         function = self.space.function(point.tiles)
         assert function is not None
         plan = self.space.plan(function, point)

@@ -2,29 +2,35 @@
 
 ``score.toml`` says which chips, steps and floors.  A chip's number is the average over its cells, a
 side's the average over its chips.  Each cell is asked three times: with the chip as its file says,
-and with all of its guesses at the slow and at the fast end (:mod:`dure.machine.ends`); a fraction
-is of at most 1, as guesses may be faster than what is published.
+and with all of its guesses at the slow and at the fast end (:mod:`dure.machine.ends`), as far as
+measurements on the chip allow (:mod:`dure.models.tables.ends`); a fraction is of at most 1, as
+guesses may be faster than what is published.
 """
 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from dure import targets
 from dure.machine.chip import Chip
-from dure.machine.ends import at_end
+from dure.machine.ends import End, at_end
 from dure.models.attainable import ceiling
 from dure.models.batch import Batch, phase_of
 from dure.models.tables.cells import Cell, Outcome, outcomes
+from dure.models.tables.ends import Allowed, allowed
+from dure.models.tables.rows import packaged
 
 #: How a chip's guesses are taken: as the file says, all at the slow end, all at the fast one.
 Guesses: TypeAlias = Literal["file", "low", "high"]
 GUESSES: tuple[Guesses, ...] = ("file", "low", "high")
+ENDS: tuple[End, ...] = ("low", "high")
+#: How far guesses go to their ends, by chip and end.
+Ends: TypeAlias = Mapping[tuple[str, End], Allowed]
 
 
 @dataclass(frozen=True)
@@ -93,11 +99,14 @@ class Scored:
 
 @dataclass(frozen=True)
 class Score:
-    """All cells, and what follows from them.  ``short`` cells are some of them only."""
+    """All cells, and what follows from them.  ``short`` cells are some of them only, ``ends`` how
+    far guesses were moved.
+    """
 
     rules: Rules
     cells: tuple[Scored, ...]
     short: bool = False
+    ends: Ends = field(default_factory=dict[tuple[str, End], Allowed])
 
     def chip(self, target: str, guesses: Guesses = "file") -> float | None:
         """The average over a chip's counted cells; None while one is missing."""
@@ -147,6 +156,7 @@ class Score:
                     "side": side,
                     **{g: self.chip(name, g) for g in GUESSES},
                     "so_far": self.so_far(name),
+                    "ends": {e: self.ends[name, e].json() for e in ENDS if (name, e) in self.ends},
                 }
                 for name, side in dict.fromkeys((c.entry.target, c.entry.side) for c in self.cells)
             },
@@ -270,10 +280,33 @@ def _others(entry: Entry, given: Rules) -> bool:
     return len(mine) > 1 and mine[-1] is not entry
 
 
+def measured_ends(
+    asked: Sequence[Scored], jobs: int = 1, tried: Callable[[str], None] = lambda _: None
+) -> Ends:
+    """How far the guesses of the chips that count may go, by results measured on them; ``tried`` is
+    told what is being tried.
+    """
+    chips = {entry.cell.chip.name: entry.cell.chip for entry in asked if entry.counted}
+    found: dict[tuple[str, End], Allowed] = {}
+    for name, chip in chips.items():
+        rows = packaged(chip)
+        for end in ENDS:
+            said = f"{name}: guesses {{:.0%}} of the way to their {end} ends"
+            found[name, end] = allowed(
+                chip, end, rows, jobs, lambda part, said=said: tried(said.format(part))
+            )
+    return found
+
+
 def ask(
-    asked: Sequence[Scored], guesses: Sequence[Guesses] = GUESSES, jobs: int = 1
+    asked: Sequence[Scored],
+    guesses: Sequence[Guesses] = GUESSES,
+    jobs: int = 1,
+    ends: Ends | None = None,
 ) -> Iterator[tuple[int, Guesses, Outcome]]:
-    """The places of the cells with an outcome as it is done; what doesn't count is asked once."""
+    """The places of the cells with an outcome as it is done; what doesn't count is asked once.
+    Guesses go as far as ``ends`` say, and else all the way.
+    """
     chips: dict[tuple[str, Guesses], Chip] = {}
     todo: list[tuple[int, Guesses]] = []
     cells: list[Cell] = []
@@ -284,11 +317,15 @@ def ask(
             cell = entry.cell
             key = cell.chip.name, guess
             if key not in chips:
-                chips[key] = cell.chip if guess == "file" else at_end(cell.chip, guess)
+                chips[key] = cell.chip if guess == "file" else _moved(cell.chip, guess, ends)
             todo.append((place, guess))
             cells.append(replace(cell, chip=chips[key]))
     for number, found in outcomes(cells, jobs):
         yield (*todo[number], found)
+
+
+def _moved(chip: Chip, end: End, ends: Ends | None) -> Chip:
+    return at_end(chip, end, (ends or {}).get((chip.name, end), Allowed()).part)
 
 
 def score(
@@ -296,10 +333,11 @@ def score(
     found: Iterable[tuple[int, Guesses, Outcome]],
     given: Rules,
     short: bool = False,
+    ends: Ends | None = None,
 ) -> Score:
     """The score of cells and their outcomes."""
     results: list[dict[Guesses, Outcome]] = [{} for _ in asked]
     for place, guess, result in found:
         results[place][guess] = result
     cells = (replace(entry, found=mine) for entry, mine in zip(asked, results, strict=True))
-    return Score(given, tuple(cells), short)
+    return Score(given, tuple(cells), short, ends or {})
