@@ -119,8 +119,6 @@ class Flows(Generic[_Token]):
         self._wanted = [0 for _ in capacities]
         #: Resources that can't carry that.
         self._contested: set[int] = set()
-        #: One of those with the most users.
-        self._widest = 0
         #: Many groups' common rate (0: each has its own), what all have received at it beside their
         #: ``service``, and when each of them ends something in terms of that.
         self._level = 0
@@ -341,18 +339,14 @@ class Flows(Generic[_Token]):
         is, and before one of them is at its limit; else 0.
         """
         contested, users, loads = self._contested, self._users, self._loads
-        if not contested:
+        capacities, count = self.capacities, len(self._active)
+        wide = [r for r in contested if len(users[r]) == count]
+        if not wide:
             return 0
-        resource = self._widest
-        if resource not in contested or len(users[resource]) < len(self._active):
-            resource = self._widest = max(contested, key=lambda r: len(users[r]))
-            if len(users[resource]) < len(self._active):
-                return 0
-        capacities = self.capacities
-        level = max(1, capacities[resource] // loads[resource])
+        level = max(1, min([capacities[r] // loads[r] for r in wide]))
         if min(map(_by_most, self._active)) < level:
             return 0
-        return level if all(capacities[r] >= level * loads[r] for r in contested) else 0
+        return level if all([capacities[r] >= level * loads[r] for r in contested]) else 0
 
     def _levels(self) -> dict[Group[_Token], int]:
         """The rates of all users of contested resources, which rise together."""
