@@ -31,7 +31,14 @@ from dure.library.embedding import gather_rows
 from dure.library.ffn import gated_linear_kn
 from dure.library.matmul import matmul_kn
 from dure.library.matmul_scaled import gated_linear_scaled, matmul_scaled
-from dure.library.norm import layer_norm, rms_norm, rms_norm_folded, rms_norm_rows, rms_norm_sums
+from dure.library.norm import (
+    layer_norm,
+    layer_norm_rows,
+    rms_norm,
+    rms_norm_folded,
+    rms_norm_rows,
+    rms_norm_sums,
+)
 from dure.library.operators_common import bytes_of, call, power_of_two, tile
 from dure.library.quantized import quantize_rows, quantize_whole_rows
 from dure.library.weight_types import WeightType
@@ -387,6 +394,10 @@ def _norm(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
 
     tiles = {"bm": tile(m, 8), "bd": tile(d, 256)}
     launches = [launch(kernel, arguments(d), tiles, {"epsilon": op.attr("eps")})]
+    if kernel is layer_norm:
+        width = power_of_two(d)
+        consts = {"bd": width, "epsilon": op.attr("eps"), "padded": width != d}
+        launches.append(launch(layer_norm_rows, arguments(d), {"bm": 1}, consts))
     if kernel is rms_norm and m > 1:
         consts = {"bd": power_of_two(d), "epsilon": op.attr("eps")}
         launches.append(launch(rms_norm_rows, arguments(d), {"bm": 1}, consts))
