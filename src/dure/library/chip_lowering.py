@@ -100,8 +100,7 @@ class ChipLowering:
 
     ``inputs`` are the index arguments by name, ``made`` those that ops of the program give, and
     ``activation`` is the type of values between ops.  Weights whose own names are in ``quantized``
-    lie as codes and scales of the type ``weights``; rows that meet those are of the type ``rows``,
-    where that is given.
+    lie as codes and scales of the type ``weights``.
     """
 
     sizes: Mapping[str, int]
@@ -124,6 +123,7 @@ class ChipLowering:
     quantized: frozenset[str] = frozenset()
     #: How the KV cache is quantized.
     kv: WeightType | None = None
+    #: How rows that meet quantized weights are.
     rows: WeightType | None = None
     #: Values whose rows are quantized: their codes and scales.
     coded: dict[Value, tuple[Argument, Argument]] = field(
