@@ -181,6 +181,18 @@ def _report(page: Path) -> dict[str, Any]:
     return json.loads(found[1])
 
 
+def test_sim_with_quantized_activations(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["sim", tiny, "--target", "rngd", "--context", "40", "--activations", "fp8"]
+    assert run([*arguments, "--weights", "fp8", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["dtype"], found["weights"], found["activations"]) == ("bf16", "fp8", "fp8")
+    assert "fp8 rows" in {o["name"] for o in found["operators"]}
+    assert run([*arguments, "--weights", "fp8"]) == 0
+    assert "in fp8 by activations in fp8" in capsys.readouterr().out
+    assert run(arguments) == 2
+    assert "--weights fp8 --activations fp8" in capsys.readouterr().err
+
+
 def test_report_of_a_model(tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "page.html"
     arguments = ["report", tiny, "--target", "rngd,trainium2", "--batch", "2", "--context", "40"]

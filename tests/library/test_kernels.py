@@ -17,6 +17,7 @@ from dure.ir.dtypes import FORMATS, int8_block32
 from dure.ir.stored import STORED_FORMATS
 from dure.library import elementwise, epilogue
 from dure.library.activation import activation_function
+from dure.library.norm import layer_norm_rows
 
 settings.register_profile(
     "kernels",
@@ -148,6 +149,12 @@ def test_norms_and_softmax(execute: Execute, m: int, d: int, options: int) -> No
     centred = wide - wide.mean(-1, keepdims=True)
     expected = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * scale
     near(y, expected + (0.0 if bias is None else bias) + shift)
+    whole = {"bm": 2, "bd": 1 << (d - 1).bit_length()}
+    for padded in {True, whole["bd"] != d}:
+        y[...] = 77
+        given = [x, w, bias, residual, y]
+        execute(layer_norm_rows, given, **whole, padded=padded, epsilon=1e-5)
+        near(y, expected + (0.0 if bias is None else bias) + shift)
     execute(library.softmax, [x, y], **tiles)
     e = np.exp(wide - wide.max(-1, keepdims=True))
     near(y, e / e.sum(-1, keepdims=True))

@@ -131,7 +131,7 @@ def test_a_product_is_exact(name: str, kind: str) -> None:
     scheme, (m, k, n) = WEIGHT_TYPES[kind], (1, 300, 24)
     x, (codes, scales) = integers(m, k), draw(scheme, k, n)
     y = np.full((m, n), 77, np.float32)
-    types = [tensor(bfloat16, m, k), *scheme.types(k, n), tensor(float32, m, n)]
+    types = [tensor(bfloat16, m, k), *scheme.types(k, n), None, tensor(float32, m, n)]
     consts = {"group": scheme.group}
     run(call(matmul_scaled, types, tiles_of(scheme, m), consts), name, [x, codes, scales, y])
     np.testing.assert_array_equal(y, x.astype(np.float64) @ scheme.dequantize(codes, scales))
@@ -144,7 +144,7 @@ def test_a_product_of_many_rows(name: str, early: bool, kind: str) -> None:
     scheme, (m, k, n) = WEIGHT_TYPES[kind], (5, 140, 20)
     x, (codes, scales) = integers(m, k), draw(scheme, k, n)
     y = np.full((m, n), 77, np.float32)
-    types = [tensor(bfloat16, m, k), *scheme.types(k, n), tensor(float32, m, n)]
+    types = [tensor(bfloat16, m, k), *scheme.types(k, n), None, tensor(float32, m, n)]
     consts = {"group": scheme.group, "early": early}
     run(call(matmul_scaled, types, tiles_of(scheme, 4), consts), name, [x, codes, scales, y])
     np.testing.assert_array_equal(y, x.astype(np.float64) @ scheme.dequantize(codes, scales))
@@ -155,7 +155,7 @@ def test_a_gated_product(name: str, kind: str) -> None:
     scheme, (m, k, n) = WEIGHT_TYPES[kind], (3, 140, 20)
     x, (codes, scales) = integers(m, k), draw(scheme, k, 2 * n)
     y = np.full((m, n), 77, np.float32)
-    types = [tensor(bfloat16, m, k), *scheme.types(k, 2 * n), tensor(float32, m, n)]
+    types = [tensor(bfloat16, m, k), *scheme.types(k, 2 * n), None, tensor(float32, m, n)]
     consts = {"group": scheme.group, "activation": doubled}
     run(call(gated_linear_scaled, types, tiles_of(scheme, 4), consts), name, [x, codes, scales, y])
     both = x.astype(np.float64) @ scheme.dequantize(codes, scales)
@@ -191,7 +191,7 @@ def test_experts(name: str, kind: str, biased: bool) -> None:
 @pytest.mark.parametrize("bk", [96, 192])
 def test_a_tile_holds_whole_groups(bk: int) -> None:
     scheme = WEIGHT_TYPES["int4"]
-    types = [tensor(bfloat16, 1, 512), *scheme.types(512, 8), tensor(float32, 1, 8)]
+    types = [tensor(bfloat16, 1, 512), *scheme.types(512, 8), None, tensor(float32, 1, 8)]
     with pytest.raises(DureError):
         call(matmul_scaled, types, {"bm": 1, "bn": 8, "bk": bk}, {"group": 128}).specialize()
 

@@ -156,14 +156,17 @@ def numbered(function: Function) -> str:
     )
 
 
-@pytest.mark.parametrize(("weights", "kv"), [("", ""), ("int4", "int8")])
-def test_a_loaded_step_is_the_same_program(weights: str, kv: str) -> None:
+@pytest.mark.parametrize(
+    ("weights", "kv", "rows"), [("", "", ""), ("int4", "int8", ""), ("fp8", "fp8", "fp8")]
+)
+def test_a_loaded_step_is_the_same_program(weights: str, kv: str, rows: str) -> None:
     """With the same tile sizes, to the byte but for names of buffers."""
     target = chip("rngd")
-    step = chip_step(SMALL, Batch("decode", 2, 40), "bf16", "small", weights=weights, kv=kv)
+    types = {"weights": weights, "kv": kv, "activations": rows}
+    step = chip_step(SMALL, Batch("decode", 2, 40), "bf16", "small", **types)
     found = loaded(packed(step, ()))
     assert isinstance(found, ChipStep)
-    assert (found.weights, found.kv) == (step.weights, step.kv)
+    assert found.types == step.types
     programs: list[StepProgram] = []
     # Loading ahead takes larger tiles where there are any; a stored kernel has only its own.
     for which in (step, found):

@@ -10,7 +10,7 @@ import pytest
 
 from dure.errors import TargetError, UnprovedError, UsageError
 from dure.ir.core import Value
-from dure.ir.dtypes import bfloat16
+from dure.ir.dtypes import bfloat16, int8
 from dure.library.build import Built, build
 from dure.library.call import KernelCall, tensor
 from dure.library.chip_tensors import Stored
@@ -22,10 +22,12 @@ from dure.machine.chip import Chip
 from dure.models import chip_answer
 from dure.models.batch import Batch, Phase
 from dure.models.chip_answer import step_answer
-from dure.models.chip_step import chip_step
+from dure.models.chip_step import chip_step, sharded
 from dure.models.config import BIASED, ExpertsConfig, ModelConfig, RopeConfig
 from dure.models.encoder_config import EncoderConfig
+from dure.models.micro_batches import micro_batch
 from dure.models.shapes import any_config
+from dure.models.shards import Shards
 from dure.models.weights import weight_specs
 from dure.sim.cost import duration
 from dure.sim.recurrence import Recurrence
@@ -259,6 +261,46 @@ def test_an_encoder_with_quantized_weights() -> None:
     assert {
         c.part.calls[0].kernel.__name__ for c in step.calls if c.part.name in ("q+k+v", "up")
     } == {"matmul_scaled"}
+
+
+def test_rows_are_quantized_once_for_all_that_take_them() -> None:
+    """Where they meet codes: the head and other numbers take the values themselves."""
+    step = chip_step(TINY, Batch("decode", 2, 40), weights="int8", activations="int8")
+    names = [c.part.name for c in step.calls if c.layers is not None]
+    wanted = ["int8 rows", "q+k+v", "int8 rows", "o", "int8 rows", "gate+up", "int8 rows", "down"]
+    assert [n for n in names if n in wanted] == wanted
+    plain = chip_step(TINY, Batch("decode", 2, 40), weights="int8")
+    assert (step.flops, step.bytes, step.weight_bytes) == (
+        plain.flops,
+        plain.bytes,
+        plain.weight_bytes,
+    )
+    sparse = replace(TINY, experts=ExpertsConfig(4, 2))
+    step = chip_step(sparse, Batch("decode", 2, 40), weights="int8", activations="int8")
+    rows = {
+        call.kernel.__name__: call.types[0].dtype
+        for c in step.calls
+        for call in c.part.calls
+        if call.types[0] is not None
+    }
+    assert rows["matmul_scaled"] is int8 and rows["grouped_gated_scaled"] is bfloat16
+
+
+def test_the_peak_of_quantized_rows_bounds_a_step() -> None:
+    """Where the chip publishes one; else that of the values between ops."""
+    step = chip_step(TINY, Batch("prefill", 2, 40), weights="fp8", activations="fp8")
+    assert step.multiplied(chip("rngd")) == "fp8" and step.multiplied(chip("atom")) == "bf16"
+    plain = chip_step(TINY, Batch("prefill", 2, 40), weights="fp8")
+    assert plain.multiplied(chip("rngd")) == "bf16"
+    assert step.cut(chip("rngd")).types == step.types == ("bf16", "fp8", "bf16", "fp8")
+    assert micro_batch(step, 2).types == step.types
+    assert sharded(step, Shards(2)).types == step.types
+
+
+def test_activations_without_weights_of_their_type() -> None:
+    with pytest.raises(UsageError, match="activations in int8 with weights in bf16") as caught:
+        chip_step(TINY, Batch("decode", 1, 40), activations="int8")
+    assert caught.value.fix == "--weights int8 --activations int8"
 
 
 def test_narrow_weights_fit_where_wide_ones_do_not() -> None:

@@ -69,8 +69,9 @@ def test_equal_launches_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_the_host_has_no_step_of() -> None:
     config: ModelConfig = small("llama-3.1-8b")
     batch = Batch("decode", 1, 9)
-    with pytest.raises(DureError, match="--weights"):
-        host_step(chip_step(config, batch, "bf16", weights="int8"), rates())
+    for types in ({"weights": "int8"}, {"weights": "int8", "activations": "int8"}):
+        with pytest.raises(DureError, match="--weights, --kv and --activations"):
+            host_step(chip_step(config, batch, "bf16", **types), rates())
     with pytest.raises(DureError, match="--chips"):
         host_step(sharded(chip_step(config, batch, "bf16"), Shards(2)), rates())
 

@@ -17,7 +17,7 @@ from dure.models.chip_devices import Devices, answer_on
 from dure.models.chip_step import ChipStep
 from dure.models.shapes import any_config, names
 from dure.models.tables import cells, matrix, rows, score
-from dure.models.tables.cells import Cell, Outcome, outcome, outcomes
+from dure.models.tables.cells import Cell, Outcome, outcome, outcomes, step_of
 from dure.targets import chip, chip_names
 
 TINY = {
@@ -234,6 +234,26 @@ def test_rows_and_what_stands_for_them(tiny: str, tmp_path: Path, rngd: Chip) ->
     text = rows.markdown([decode, serve, longer], [("Other", "1", "no target", "b")])
     assert "## Whole models" in text and "unknown: host" in text and "| Other |" in text
     assert json.dumps([one.json() for one in done.values()])
+
+
+def test_rows_of_eight_bits(tiny: str, tmp_path: Path, rngd: Chip) -> None:
+    """Weights and the activations that meet them in that type, values bf16; fp8 caches too, but of
+    an encoder, which has none.
+    """
+    lines = [_line(model=tiny).replace(",bf16,", f",{dtype},") for dtype in ("fp8", "int8")]
+    lines += [_line(model="bert-large", phase="prefill").replace(",bf16,", ",fp8,")]
+    cells = [row.parts()[0][0] for row in _rows(tmp_path, rngd, *lines)]
+    assert [(c.dtype, c.weights, c.activations, c.kv) for c in cells] == [
+        ("bf16", "fp8", "fp8", "fp8"),
+        ("bf16", "int8", "int8", ""),
+        ("bf16", "fp8", "fp8", ""),
+    ]
+    assert "in fp8 by fp8 with fp8 kv" in cells[0].name
+    assert step_of(cells[0]).types == ("bf16", "fp8", "fp8", "fp8")
+    # Another type of one of them is another cell.
+    found = dict(outcomes([cells[0], replace(cells[0], kv=""), replace(cells[0], activations="")]))
+    assert len({(o.ps, o.kv_bytes) for o in found.values()}) == 3
+    assert found[0].roofline_ps <= found[2].roofline_ps
 
 
 def test_a_bound_is_no_error_where_it_holds(tiny: str, tmp_path: Path, rngd: Chip) -> None:

@@ -17,6 +17,7 @@ from dure.cli.results import duration
 from dure.cli.sim import asked
 from dure.cli.sim_model import (
     KV,
+    Activations,
     Batch,
     Chips,
     Chunk,
@@ -83,6 +84,7 @@ def report(
     chunk: Chunk = None,
     weights: Weights = None,
     kv: KV = None,
+    activations: Activations = None,
     chips: Chips = None,
     tp: TensorParallel = None,
     ep: ExpertParallel = None,
@@ -104,7 +106,8 @@ def report(
             fix="name one chip with --target",
         )
     machines = [chip for name in names for chip in targets_of(name, settings)]
-    step = StepOptions(batch, context, phase, chunk, weights, kv, chips, tp, ep, no_prefetch)
+    types = weights, kv, activations
+    step = StepOptions(batch, context, phase, chunk, *types, chips, tp, ep, no_prefetch)
     look = _looker(asked(subject, dims, dtype, algorithm, arg, const, step), step, strict)
     profiles: list[Profile] = []
     errors: list[DureError] = []

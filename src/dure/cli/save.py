@@ -11,7 +11,7 @@ from dure.cli import options
 from dure.cli.chip_options import Set
 from dure.cli.output import print_json, say, show
 from dure.cli.sim import asked
-from dure.cli.sim_model import KV, Batch, Chunk, Context, Phase, StepOptions, Weights
+from dure.cli.sim_model import KV, Activations, Batch, Chunk, Context, Phase, StepOptions, Weights
 from dure.cli.subject import Algorithm, Arg, Const, Dims, Dtype, Subject, targets_of
 from dure.errors import UsageError
 
@@ -49,6 +49,7 @@ def save(
     chunk: Chunk = None,
     weights: Weights = None,
     kv: KV = None,
+    activations: Activations = None,
     settings: Set = None,
     as_json: options.Json = False,
 ) -> None:
@@ -66,7 +67,7 @@ def save(
             fix=f"-o {output.stem or 'kernel'}{SUFFIX}",
         )
     chips = targets_of(target, settings)
-    step = StepOptions(batch, context, phase, chunk, weights, kv)
+    step = StepOptions(batch, context, phase, chunk, weights, kv, activations)
     what = asked(subject, dims, dtype, algorithm, arg, const, step)
     if not as_json:
         say(f"choosing tile sizes for {', '.join(chip.name for chip in chips)}")

@@ -16,6 +16,7 @@ from dure.cli.results import concluded, duration, quantity, show_confidence
 from dure.cli.sim_model import (
     HOST,
     KV,
+    Activations,
     Batch,
     Chips,
     Chunk,
@@ -79,6 +80,7 @@ def sim(
     chunk: Chunk = None,
     weights: Weights = None,
     kv: KV = None,
+    activations: Activations = None,
     chips: Chips = None,
     tp: TensorParallel = None,
     ep: ExpertParallel = None,
@@ -93,7 +95,8 @@ def sim(
     """
     from dure.library.work import Work
 
-    step = StepOptions(batch, context, phase, chunk, weights, kv, chips, tp, ep, no_prefetch)
+    types = weights, kv, activations
+    step = StepOptions(batch, context, phase, chunk, *types, chips, tp, ep, no_prefetch)
     if is_collective(subject):
         wrong = [given for given in step.given() if not given.startswith("--chips")]
         refuse(subject, {**dict.fromkeys(wrong, wrong), "--arg": arg, "--const": const})

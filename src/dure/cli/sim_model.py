@@ -53,6 +53,13 @@ KV = Annotated[
     str | None,
     typer.Option("--kv", help="The same of its KV cache: --dtype's type, fp8 or int8."),
 ]
+Activations = Annotated[
+    str | None,
+    typer.Option(
+        help="What activations are quantized to where they meet weights of that type: int8 or fp8."
+        "  [default: --dtype]"
+    ),
+]
 Chips = Annotated[
     int | None,
     typer.Option(
@@ -94,6 +101,7 @@ class StepOptions:
     chunk: int | None = None
     weights: str | None = None
     kv: str | None = None
+    activations: str | None = None
     chips: int | None = None
     tp: int | None = None
     ep: int | None = None
@@ -101,7 +109,8 @@ class StepOptions:
 
     def given(self) -> list[str]:
         """The options that were given, as they are written."""
-        names = ("batch", "context", "phase", "chunk", "weights", "kv", "chips", "tp", "ep")
+        names = ("batch", "context", "phase", "chunk", "weights", "kv", "activations")
+        names += ("chips", "tp", "ep")
         pairs = [(name, getattr(self, name)) for name in names]
         found = [f"--{name} {value}" for name, value in pairs if value is not None]
         return [*found, "--no-prefetch"] if self.no_prefetch else found
@@ -186,12 +195,10 @@ def model_step(subject: str, dtype: str, options: StepOptions) -> ChipStep:
     sequences = options.batch
     if sequences is None:
         sequences = len(contexts)
-    weights, kv = (
-        "" if given is None else argument(given, f"--{name}")
-        for name, given in (("weights", options.weights), ("kv", options.kv))
-    )
+    given = {name: getattr(options, name) for name in ("weights", "kv", "activations")}
+    types = {n: "" if g is None else argument(g, f"--{n}") for n, g in given.items()}
     batch = Batch(phase, sequences, max(contexts), options.chunk or 0, several)
-    return chip_step(config, batch, dtype, subject, weights=weights, kv=kv)
+    return chip_step(config, batch, dtype, subject, **types)
 
 
 def _contexts(given: str) -> tuple[int, ...]:
@@ -212,7 +219,7 @@ def _show(step: ChipStep, found: Sequence[tuple[str, StepAnswer | HostStep | Dur
     batch = step.batch
     show(
         f"{step.name} {step.dtype}: {batch.text}; weights {step.weight_bytes / 1e9:.4g} GB"
-        f"{_other(step.weights, step)}, KV cache {step.kv_bytes / 1e9:.3g} GB"
+        f"{_other(step.weights, step)}{_by(step)}, KV cache {step.kv_bytes / 1e9:.3g} GB"
         f"{_other(step.kv, step)}\n\n"
     )
     table([_HEADS, *(_row(name, result) for name, result in found)], right=(1, 2, 3, 5, 6))
@@ -226,6 +233,12 @@ def _show(step: ChipStep, found: Sequence[tuple[str, StepAnswer | HostStep | Dur
 def _other(dtype: str, step: ChipStep) -> str:
     """The type of what has another one than the step's values."""
     return f" in {dtype}" if dtype and dtype != step.dtype else ""
+
+
+def _by(step: ChipStep) -> str:
+    """The type of activations that meet weights, where it isn't that of the step's values."""
+    other = step.activations not in ("", step.dtype)
+    return f" by activations in {step.activations}" if other else ""
 
 
 def _row(name: str, result: StepAnswer | HostStep | DureError) -> tuple[str, ...]:

@@ -4,6 +4,11 @@ Matrices lie as (K, N) there: a weight's layout is the chip's, made by its load 
 layers of one input are one product with their weights side by side; what they give is seen in
 parts.  The pools of a KV cache lie as (heads, slots, D), so that a page of a head is one block.
 Values between ops are of the step's activation type; sums are float32 inside a kernel.
+
+Where a step quantizes activations, rows that meet quantized weights are codes with a scale each:
+a launch makes them of a value once, for all products that take it.  Products with other weights
+(head, routers) and those of experts take the value itself.  Of several devices each scales its own
+part of a row.
 """
 
 from __future__ import annotations
@@ -26,8 +31,16 @@ from dure.library.embedding import gather_rows
 from dure.library.ffn import gated_linear_kn
 from dure.library.matmul import matmul_kn
 from dure.library.matmul_scaled import gated_linear_scaled, matmul_scaled
-from dure.library.norm import layer_norm, rms_norm, rms_norm_folded, rms_norm_rows, rms_norm_sums
+from dure.library.norm import (
+    layer_norm,
+    layer_norm_rows,
+    rms_norm,
+    rms_norm_folded,
+    rms_norm_rows,
+    rms_norm_sums,
+)
 from dure.library.operators_common import bytes_of, call, power_of_two, tile
+from dure.library.quantized import quantize_rows, quantize_whole_rows
 from dure.library.weight_types import WeightType
 from dure.machine.chip import Chip
 
@@ -110,6 +123,12 @@ class ChipLowering:
     quantized: frozenset[str] = frozenset()
     #: How the KV cache is quantized.
     kv: WeightType | None = None
+    #: How rows that meet quantized weights are.
+    rows: WeightType | None = None
+    #: Values whose rows are quantized: their codes and scales.
+    coded: dict[Value, tuple[Argument, Argument]] = field(
+        default_factory=dict[Value, "tuple[Argument, Argument]"]
+    )
 
     def region(self, ops: Sequence[Op]) -> list[ChipCall]:
         """The launches of a body's ops, in order."""
@@ -247,16 +266,48 @@ def _rows_columns(lowering: ChipLowering, value: Value) -> tuple[int, int]:
     return rows, shape[-1]
 
 
+def _left(
+    lowering: ChipLowering, x: Value, weight: Value
+) -> tuple[list[ChipCall], Argument, list[Argument]]:
+    """What a product with this weight takes of x (M, K): the launches that make it, where they
+    aren't made yet, the rows, and, of a kernel for codes, their scales.
+    """
+    m, k = _rows_columns(lowering, x)
+    given, scheme = lowering.given(x, (m, k)), lowering.rows
+    if lowering.scheme(weight) is None:
+        return [], given, []
+    if scheme is None:
+        return [], given, [ABSENT]
+    made: list[ChipCall] = []
+    if x not in lowering.coded:
+        codes, scales = (
+            _between(tensor(t, m, n)) for t, n in ((scheme.code, k), (scheme.scale, 1))
+        )
+        arguments, consts = [given, codes, scales], {"top": scheme.top}
+        tiles = {"bm": tile(m, 8), "bd": tile(k, 256)}
+        launches = [launch(quantize_rows, arguments, tiles, consts)]
+        whole = {"bd": power_of_two(k), **consts}
+        launches.append(launch(quantize_whole_rows, arguments, {"bm": 1}, whole))
+        made = [ChipCall.of(f"{scheme.name} rows", launches, 0)]
+        lowering.coded[x] = codes, scales
+    rows, scales = lowering.coded[x]
+    return made, rows, [scales]
+
+
+def _between(kind: TensorType) -> Argument:
+    """A tensor that one launch makes for others, and that isn't a value of the tensor program."""
+    return Argument(kind, Operand(Stored((Value(kind),))))
+
+
 @lowers_on_chips("linear")
 def _linear(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     op = ops[0]
     x, _, *rest = op.operands
     m, k = _rows_columns(lowering, x)
     n = sum(lowering.extent(o.operands[1].tensor.shape[0]) for o in ops)
-    rows = lowering.given(x, (m, k))
-    assert rows.type is not None
+    made, rows, scales = _left(lowering, x, op.operands[1])
     result = Stored(tuple(lowering.root(o.result) for o in ops))
-    y = Argument(tensor(rows.type.dtype, m, n), Operand(result))
+    y = Argument(tensor(lowering.type(x).dtype, m, n), Operand(result))
     stages: list[epilogue.Epilogue] = []
     extras: list[Argument] = []
     if op.attr("scale") != 1.0:
@@ -283,10 +334,11 @@ def _linear(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     tiles, consts = product_tiles(scheme, m, k, n)
     consts["epilogue"] = epilogue.compose(stages)
     kernel = matmul_kn if scheme is None else matmul_scaled
-    made = launch(kernel, [rows, *weight, y, *extras], tiles, consts)
+    product = launch(kernel, [rows, *weight, *scales, y, *extras], tiles, consts)
     # A head that is tied is the table of the embeddings.
     name = "+".join(_short(o.operands[1]).replace("embedding", "head") for o in ops)
-    return [ChipCall.of(name, [made], 2 * m * k * n, bytes_of(a.type for a in weight))]
+    read = bytes_of(a.type for a in weight)
+    return [*made, ChipCall.of(name, [product], 2 * m * k * n, read)]
 
 
 def product_tiles(
@@ -312,14 +364,14 @@ def _gated(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
     m, k = _rows_columns(lowering, x)
     n = lowering.extent(gate.tensor.shape[0])
     weight = lowering.matrix([gate, up], k, 2 * n)
-    arguments = [lowering.given(x, (m, k)), *weight, lowering.given(ops[0].result, (m, n))]
+    made, rows, scales = _left(lowering, x, gate)
+    arguments = [rows, *weight, *scales, lowering.given(ops[0].result, (m, n))]
     scheme = lowering.scheme(gate)
     tiles, consts = product_tiles(scheme, m, k, n)
     consts["activation"] = activation_function(ops[0].attr("activation") or "identity")
-    made = launch(
-        gated_linear_kn if scheme is None else gated_linear_scaled, arguments, tiles, consts
-    )
-    return [ChipCall.of("gate+up", [made], 4 * m * k * n, bytes_of(a.type for a in weight))]
+    kernel = gated_linear_kn if scheme is None else gated_linear_scaled
+    product, read = launch(kernel, arguments, tiles, consts), bytes_of(a.type for a in weight)
+    return [*made, ChipCall.of("gate+up", [product], 4 * m * k * n, read)]
 
 
 @lowers_on_chips("rms_norm", "layer_norm")
@@ -342,6 +394,10 @@ def _norm(lowering: ChipLowering, ops: Sequence[Op]) -> Sequence[ChipCall]:
 
     tiles = {"bm": tile(m, 8), "bd": tile(d, 256)}
     launches = [launch(kernel, arguments(d), tiles, {"epsilon": op.attr("eps")})]
+    if kernel is layer_norm:
+        width = power_of_two(d)
+        consts = {"bd": width, "epsilon": op.attr("eps"), "padded": width != d}
+        launches.append(launch(layer_norm_rows, arguments(d), {"bm": 1}, consts))
     if kernel is rms_norm and m > 1:
         consts = {"bd": power_of_two(d), "epsilon": op.attr("eps")}
         launches.append(launch(rms_norm_rows, arguments(d), {"bm": 1}, consts))

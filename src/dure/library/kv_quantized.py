@@ -1,7 +1,6 @@
 """Writes into a KV cache of int8 codes with a scale for each token and head.
 
-The scale is the largest magnitude of the head's D numbers over 127; a code is the nearest whole
-number, ties to even.  A head of zeros has the scale one.
+A head's D numbers have one scale, as :mod:`dure.library.quantized` has it.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from typing import Any
 import dure
 import dure.lang as dl
 from dure.library.indices import DistinctPlaces, Places
+from dure.library.quantized import coded, magnitude, scale_of
 from dure.library.rope import head_parts, normalized, placed, rotated, rows_of
 
 _TOP = 127.0
@@ -41,12 +41,12 @@ def rope_kv_write_quantized(
     parts = head_parts(x, i, h, turn, (bt, bh, half), rest, interleaved)
     parts = normalized(parts, x.shape[2], weight, turn, interleaved, epsilon)
     first, second = rotated(parts, cosines, sines, rows, bt, half)
-    largest = dl.maximum(magnitude(first), magnitude(second))
+    largest = dl.maximum(magnitude(first, 2), magnitude(second, 2))
     if rest:
-        largest = dl.maximum(largest, magnitude(parts[2]))
-    scale = scale_of(largest)
+        largest = dl.maximum(largest, magnitude(parts[2], 2))
+    scale = scale_of(largest, _TOP)
     dl.store(scales, (h, places, 0), placed(scale, True))
-    first, second = coded(first, scale), coded(second, scale)
+    first, second = codes_of(first, scale), codes_of(second, scale)
     if interleaved:
         at = (h, places, 0)
         dl.store(pool[:, :, :turn], at, first, stride=(1, 1, 2))
@@ -55,7 +55,7 @@ def rope_kv_write_quantized(
         dl.store(pool[:, :, : turn // 2], (h, places, 0), first)
         dl.store(pool[:, :, turn // 2 : turn], (h, places, 0), second)
     if rest:
-        dl.store(pool[:, :, turn:], (h, places, 0), coded(parts[2], scale))
+        dl.store(pool[:, :, turn:], (h, places, 0), codes_of(parts[2], scale))
 
 
 @dure.kernel
@@ -74,22 +74,11 @@ def kv_write_quantized(
     h, i = dl.program_id(0), dl.program_id(1)
     places = dl.load(slots, (i,), (bt,), fill=-1)
     tile = dl.load(x, (i, h, 0), (bt, bh, bd)).to(dl.float32)
-    scale = scale_of(magnitude(tile))
+    scale = scale_of(magnitude(tile, 2), _TOP)
     dl.store(scales, (h, places, 0), placed(scale, True))
-    dl.store(pool, (h, places, 0), coded(tile, scale))
+    dl.store(pool, (h, places, 0), codes_of(tile, scale))
 
 
-def magnitude(tile: Any) -> Any:
-    """The largest magnitude of each token's and head's numbers (tokens, heads, 1)."""
-    return dl.max(dl.abs(tile), 2, keepdims=True)
-
-
-def scale_of(largest: Any) -> Any:
-    """The scale of a head."""
-    return dl.where(largest > 0.0, largest * (1.0 / _TOP), 1.0)
-
-
-def coded(tile: Any, scale: Any) -> Any:
+def codes_of(tile: Any, scale: Any) -> Any:
     """Codes (heads, tokens, D) of numbers (tokens, heads, D)."""
-    codes = dl.round(tile / scale)
-    return placed(dl.minimum(dl.maximum(codes, -_TOP), _TOP).to(dl.int8), True)
+    return placed(coded(tile, scale, dl.int8), True)

@@ -4,6 +4,10 @@ A weight (K, N) is ``codes * scales``: codes are (K, N) numbers of any type; sca
 a column, or (ceil(K / group), N), one for each ``group`` codes of a column, of which the last may
 have fewer.  Codes are converted to the activations' type, which holds each of them exactly.
 
+Activations may be codes of the weights' own type, int8 or float8, with a scale for each row
+(:mod:`dure.library.quantized`): codes meet codes, and scales of rows are multiplied into the result
+like those of columns.
+
 Scales of columns are multiplied into the result.  Scales of groups are multiplied into the float32
 sums of the groups' products: what a vector engine has to do for a weight is one conversion, and
 its work on sums grows with the rows.  ``early`` multiplies them into the weights instead, which
@@ -28,6 +32,7 @@ def matmul_scaled(
     x: dl.Tensor,
     codes: dl.Tensor,
     scales: dl.Tensor,
+    rows: dl.Tensor | None,
     y: dl.Tensor,
     *extras: dl.Tensor,
     bm: dl.const,
@@ -37,12 +42,12 @@ def matmul_scaled(
     early: dl.const = False,
     epilogue: dl.const = identity,
 ):
-    """``y = epilogue(x @ (codes * scales))`` for x (M, K), y (M, N); ``group`` of 0 means a scale
-    a column, and else divides ``bk``.
+    """``y = epilogue((rows * x) @ (codes * scales))`` for x (M, K), rows (M, 1) or None, y (M, N);
+    ``group`` of 0 means a scale a column, and else divides ``bk``.
     """
     i, j = dl.program_id(0), dl.program_id(1)
     numbers = (bm, bn, bk, group, early)
-    acc = product(x, codes, scales, (i, None, j), numbers)
+    acc = by_row(product(x, codes, scales, (i, None, j), numbers), rows, i)
     dl.store(y, (i, j), convert(epilogue(acc, extras, i, j), y.dtype))
 
 
@@ -51,6 +56,7 @@ def gated_linear_scaled(
     x: dl.Tensor,
     codes: dl.Tensor,
     scales: dl.Tensor,
+    rows: dl.Tensor | None,
     y: dl.Tensor,
     bm: dl.const,
     bn: dl.const,
@@ -59,12 +65,14 @@ def gated_linear_scaled(
     early: dl.const = False,
     activation: dl.const = silu,
 ):
-    """``y = activation(x @ gate) * (x @ up)``: codes and scales have gate's columns, then up's."""
+    """``y = activation(x @ gate) * (x @ up)``, with both products as in :func:`matmul_scaled`:
+    codes and scales have gate's columns, then up's.
+    """
     i, j = dl.program_id(0), dl.program_id(1)
     n = y.shape[1]
     numbers = (bm, bn, bk, group, early)
-    gated = product(x, codes[:, :n], scales[:, :n], (i, None, j), numbers)
-    linear = product(x, codes[:, n:], scales[:, n:], (i, None, j), numbers)
+    gated = by_row(product(x, codes[:, :n], scales[:, :n], (i, None, j), numbers), rows, i)
+    linear = by_row(product(x, codes[:, n:], scales[:, n:], (i, None, j), numbers), rows, i)
     dl.store(y, (i, j), convert(activation(gated) * linear, y.dtype))
 
 
@@ -124,12 +132,14 @@ def grouped_gated_scaled(
 
 
 def product(x: Any, codes: Any, scales: Any, place: Any, numbers: Any) -> Any:
-    """The float32 tile (bm, bn) of x times an expert's weights, or the only ones."""
+    """The float32 tile (bm, bn) of x times an expert's weights, or the only ones; sums of int8
+    products are exact in int32 until they are scaled.
+    """
     i, expert, j = place
     bm, bn, bk, group, early = numbers
     dl.static_assert(group == 0 or bk % group == 0, "a tile holds whole groups")
     steps = dl.cdiv(x.shape[1], bk)
-    acc = dl.zeros((bm, bn), dl.float32)
+    acc = dl.zeros((bm, bn), dl.int32 if x.dtype == dl.int8 else dl.float32)
     if group == 0 or early:
         for k in dl.range(steps):
             right = block(codes, expert, k, j, (bk, bn))
@@ -138,7 +148,7 @@ def product(x: Any, codes: Any, scales: Any, place: Any, numbers: Any) -> Any:
             acc = dl.dot(dl.load(x, (i, k), (bm, bk)), right.to(x.dtype), acc)
         if group:
             return acc
-        return acc * factors(scales, expert, 0, j, (1, bn)).to(dl.float32)
+        return acc.to(dl.float32) * factors(scales, expert, 0, j, (1, bn)).to(dl.float32)
     count = bk // group
     # A step's sums are scaled in the next one, so that no engine waits for what it needs.
     sums = dl.zeros((count, bm, bn), dl.float32)
@@ -147,6 +157,11 @@ def product(x: Any, codes: Any, scales: Any, place: Any, numbers: Any) -> Any:
         acc = acc + scaled(sums, factors(scales, expert, max(k - 1, 0), j, (count, bn)))
         sums = dl.dot(parts(dl.load(x, (i, k), (bm, bk)), count), right)
     return acc + scaled(sums, factors(scales, expert, max(steps - 1, 0), j, (count, bn)))
+
+
+def by_row(sums: Any, rows: Any, i: Any) -> Any:
+    """A tile of sums, times the scales of its rows where x is codes."""
+    return sums if rows is None else sums * dl.load(rows, (i, 0), (sums.shape[0], 1))
 
 
 def block(codes: Any, expert: Any, k: Any, j: Any, shape: Any) -> Any:

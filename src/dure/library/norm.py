@@ -159,6 +159,38 @@ def layer_norm(
 
 
 @dure.kernel
+def layer_norm_rows(
+    x: dl.Tensor,
+    weight: dl.Tensor | None,
+    bias: dl.Tensor | None,
+    residual: dl.Tensor | None,
+    y: dl.Tensor,
+    bm: dl.const,
+    bd: dl.const,
+    epsilon: dl.const,
+    padded: dl.const = True,
+):
+    """Like :func:`layer_norm`, with whole rows in a tile: ``bd`` covers D, and x is read once.
+    ``padded`` says that ``bd`` may be more than D.
+    """
+    i = dl.program_id(0)
+    rows = dl.load(x, (i, 0), (bm, bd)).to(dl.float32)
+    count = dl.full((bm, 1), x.shape[1], dl.float32)
+    difference = rows - dl.sum(rows, 1, keepdims=True) / count
+    if padded:
+        difference = dl.where((dl.arange(bd) < x.shape[1])[None, :], difference, 0.0)
+    squares = dl.sum(difference * difference, 1, keepdims=True)
+    out = difference * dl.rsqrt(squares / count + epsilon)
+    if weight is not None:
+        out = out * dl.load(weight, (0,), (bd,)).to(dl.float32)[None, :]
+    if bias is not None:
+        out = out + dl.load(bias, (0,), (bd,)).to(dl.float32)[None, :]
+    if residual is not None:
+        out = out + dl.load(residual, (i, 0), (bm, bd)).to(dl.float32)
+    dl.store(y, (i, 0), convert(out, y.dtype))
+
+
+@dure.kernel
 def softmax(x: dl.Tensor, y: dl.Tensor, bm: dl.const, bd: dl.const):
     """``y = exp(x - max) / sum(exp(x - max))`` a row, for x, y (M, D).
 

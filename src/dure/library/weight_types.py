@@ -1,9 +1,10 @@
-"""How weights and KV cache lie on a chip: numbers, or codes of few bits with scales.
+"""How weights and KV cache lie on a chip, and rows of activations meet weights: as numbers, or as
+codes of few bits with scales.
 
 A weight matrix (K, N) is then codes (K, N) and scales, one a column or one for each ``group`` codes
 of a column; where K is no multiple of the group, the last scale stands for the rest.  The numbers
 that they stand for are the model's weights: a product takes these, and what the activations are in
-stays what the step says.  The schemes are those that models are published in:
+is another choice.  The schemes are those that models are published in:
 
 - ``int8``, ``fp8`` (e4m3): a float32 scale a column (output channel) for the layers' matrices;
 - ``int4``: a 16-bit scale for each 128 codes of a column, symmetric, as AWQ and GPTQ do;
@@ -11,6 +12,10 @@ stays what the step says.  The schemes are those that models are published in:
   format; in a mixture of experts only the experts are, as in gpt-oss.
 
 Embeddings, the head, routers, norms and biases keep the type of the activations in all of them.
+
+Values between ops have a type of 16 bits or more.  What meets int8 or fp8 weights may be quantized
+to the same codes on the chip, with a float32 scale for each row (:mod:`dure.library.quantized`):
+W8A8 with dynamic scales a token, as vLLM and TensorRT-LLM have it.
 """
 
 from __future__ import annotations
@@ -105,6 +110,9 @@ _HOLDING = ("bf16", "f16", "f32")
 #: calibrated one, or codes with a scale for each token and head (a head's D are quantized).
 KV_TYPES = {name: WEIGHT_TYPES[name] for name in ("fp8", "int8")}
 
+#: Types of rows that meet quantized weights: those whose weights have a scale a column.
+ACTIVATION_TYPES = {name: WEIGHT_TYPES[name] for name in ("int8", "fp8")}
+
 
 def weight_type(name: str, activation: str) -> WeightType | None:
     """The scheme of this name, or None for numbers of the activations' own type.
@@ -120,6 +128,31 @@ def kv_type(name: str, activation: str) -> WeightType | None:
     Raises :class:`UsageError` like :func:`weight_type`.
     """
     return _chosen(KV_TYPES, "kv", name, activation)
+
+
+def activation_type(name: str, weights: str, activation: str) -> WeightType | None:
+    """How rows that meet quantized weights are quantized, or None where they aren't.
+
+    Raises :class:`UsageError` for what isn't a type of weights with a scale a column, and for one
+    that isn't the weights' own.
+    """
+    if name == activation:
+        return None
+    asked = f"activations in {name[:40]} with weights in {weights[:40]}"
+    if name not in ACTIVATION_TYPES:
+        raise UsageError(
+            asked,
+            rule="activations that meet weights may be of --dtype's type, or "
+            f"{', '.join(ACTIVATION_TYPES)}",
+            fix=f"--activations {activation}",
+        )
+    if weights != name:
+        raise UsageError(
+            asked,
+            rule="codes are multiplied with codes of their own type",
+            fix=f"--weights {name} --activations {name}",
+        )
+    return ACTIVATION_TYPES[name]
 
 
 def _chosen(

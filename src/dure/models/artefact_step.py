@@ -80,6 +80,7 @@ def step_manifest(step: ChipStep, writer: Writer) -> dict[str, object]:
         "schemes": [_scheme(found) for found in values.schemes],
         "weights": step.weights,
         "kv": step.kv,
+        "activations": step.activations,
     }
 
 
@@ -174,6 +175,7 @@ def read_step(
         made={reader.value(value): reader.indices(number) for value, number in entry.made},
         weights=entry.weights,
         kv=entry.kv,
+        activations=entry.activations,
     )
 
 

@@ -117,7 +117,7 @@ class StepResult(ABC):
     def roofline_ps(self) -> float:
         """The least picoseconds that the published peaks of all devices together allow."""
         step = self.step
-        whole = roofline_seconds(self.chip, step.dtype, step.flops, step.bytes)
+        whole = roofline_seconds(self.chip, step.multiplied(self.chip), step.flops, step.bytes)
         return whole / step.chips * 1e12
 
     @property
@@ -151,6 +151,7 @@ class StepResult(ABC):
             "dtype": step.dtype,
             "weights": step.weights or step.dtype,
             "kv": step.kv or step.dtype,
+            "activations": step.activations or step.dtype,
             "chips": step.chips,
             "tp": step.chips,
             "ep": step.shards.experts,

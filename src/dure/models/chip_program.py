@@ -87,7 +87,7 @@ def streams(step: ChipStep, chip: Chip) -> bool:
     moved = [c.count * (c.part.weight_bytes + c.part.kv_bytes) for c in step.calls]
     late = sum(n for n, call in zip(moved, step.calls, strict=True) if _follows(call, step))
     early = step.bytes * (1 - late / max(1, sum(moved)))
-    return early / chip.peaks.bandwidth.base > step.flops / peak(chip, step.dtype)
+    return early / chip.peaks.bandwidth.base > step.flops / peak(chip, step.multiplied(chip))
 
 
 def _follows(entry: StepCall, step: ChipStep) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import cast
+from typing import TypeAlias, cast
 
 from dure.compiler.fuse import fuse
 from dure.errors import TargetError, UsageError
@@ -21,7 +21,7 @@ from dure.library import chip_lowering_moe as _registers_the_experts
 from dure.library.call import IndexArray, stored_bytes, tensor
 from dure.library.chip_lowering import ChipCall, ChipLowering
 from dure.library.operators_common import DTYPES
-from dure.library.weight_types import WeightType, kv_type, weight_type
+from dure.library.weight_types import WeightType, activation_type, kv_type, weight_type
 from dure.machine.chip import Chip
 from dure.models.batch import PAGE, Batch
 from dure.models.config import ModelConfig
@@ -47,6 +47,9 @@ assert _registers_attention and _registers_the_experts and _registers_the_collec
 
 #: Matrices of a layer: what is quantized where weights are.
 _MATRICES = frozenset({"q", "k", "v", "o", "gate", "up", "down"})
+
+#: The names of a step's types: of values between ops, weights, KV cache, and quantized rows.
+_Types: TypeAlias = tuple[str, str, str, str]
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,8 @@ class ChipStep:
     weight that the step uses once, the keys and values that it reads and writes.
     ``weight_bytes`` and ``kv_bytes`` are what the model and the cache take.  ``dtype`` is the type
     of values between ops, ``weights`` and ``kv`` those of weights and KV cache, where they have
-    others.  A step that was read from a file has neither ``config`` nor ``program``.
+    others, and ``activations`` that of the rows that meet quantized weights.  A step that was read
+    from a file has neither ``config`` nor ``program``.
 
     Of several ``shards`` the launches are one device's, and all devices make them together;
     ``held`` is what a device holds of weights and cache.  Operations and bytes are still the
@@ -103,9 +107,22 @@ class ChipStep:
     made: Mapping[Value, IndexArray]
     weights: str = ""
     kv: str = ""
+    activations: str = ""
     shards: Shards = field(default_factory=Shards)
     held: tuple[int, int] | None = None
     work: tuple[int, int] | None = None
+
+    @property
+    def types(self) -> _Types:
+        """The types by the names of :func:`chip_step`: dtype, weights, KV and activations."""
+        return self.dtype, self.weights, self.kv, self.activations
+
+    def multiplied(self, chip: Chip) -> str:
+        """The type whose published peak bounds the step: that of quantized activations, where the
+        chip has one, else that of values between ops.
+        """
+        own = self.activations
+        return own if own in DTYPES and DTYPES[own].name in chip.peaks.compute else self.dtype
 
     @property
     def chips(self) -> int:
@@ -147,8 +164,7 @@ class ChipStep:
             batch = self.batch.shared(cores, heads)
         if batch == self.batch:
             return self
-        names = self.dtype, self.weights, self.kv
-        found = _step(config, batch, names, self.name, self.shards)
+        found = _step(config, batch, self.types, self.name, self.shards)
         return replace(found, shards=self.shards, held=self.held, work=self.work)
 
     def check_fits(self, chip: Chip) -> None:
@@ -181,14 +197,16 @@ def chip_step(
     *,
     weights: str = "",
     kv: str = "",
+    activations: str = "",
 ) -> ChipStep:
     """The step of a batch; ``dtype`` is that of values between ops, and of weights and KV cache
-    unless ``weights`` (see :mod:`dure.library.weight_types`) and ``kv`` say otherwise; ``name`` is
-    what the model is called.  An encoder's step is a prefill that keeps nothing.
+    unless ``weights`` (see :mod:`dure.library.weight_types`) and ``kv`` say otherwise; rows that
+    meet weights in the type that ``activations`` names are quantized to it.  ``name`` is what the
+    model is called.  An encoder's step is a prefill that keeps nothing.
 
     Raises :class:`~dure.errors.DureError` for a batch or a model that doesn't go.
     """
-    return _step(config, batch, (dtype, weights, kv), name, Shards())
+    return _step(config, batch, (dtype, weights, kv, activations), name, Shards())
 
 
 def sharded(step: ChipStep, shards: Shards) -> ChipStep:
@@ -204,8 +222,7 @@ def sharded(step: ChipStep, shards: Shards) -> ChipStep:
             rule="a step is stored as it was compiled, for one device",
             fix="--chips 1, or name the model",
         )
-    names = step.dtype, step.weights, step.kv
-    found = _step(step.config, step.batch, names, step.name, shards)
+    found = _step(step.config, step.batch, step.types, step.name, shards)
     held = held_bytes(step, shards)
     return replace(found, shards=shards, held=held, work=(step.flops, step.bytes))
 
@@ -213,11 +230,11 @@ def sharded(step: ChipStep, shards: Shards) -> ChipStep:
 def _step(
     config: ModelConfig | EncoderConfig,
     batch: Batch,
-    types: tuple[str, str, str],
+    types: _Types,
     name: str,
     shards: Shards,
 ) -> ChipStep:
-    dtype, weights, kv = types
+    dtype, weights, kv, activations = types
     batch.check(config)
     kinds = _Kinds.of(types)
     if isinstance(config, EncoderConfig):
@@ -238,6 +255,7 @@ def _step(
         weights=kinds.weights,
         quantized=quantized_weights(specs, kinds.weights),
         kv=kinds.kv,
+        rows=kinds.rows,
     )
     program = fuse(program)
     found = _calls(program.body, lowering)
@@ -245,23 +263,28 @@ def _step(
     names = cast("tuple[str, ...]", program.attrs["outputs"])
     outputs = {n: lowering.root(v) for n, v in zip(names, program.body.yields, strict=False)}
     more = program, lowering.sizes, lowering.inputs, outputs, lowering.made
-    stored = weights or dtype, kv or dtype
+    stored = weights or dtype, kv or dtype, activations or dtype
     return ChipStep(name, config, batch, dtype, calls, taken, kept, *more, *stored)
 
 
 @dataclass(frozen=True)
 class _Kinds:
-    """The type of values between ops, and how weights and KV cache are quantized, if they are."""
+    """The type of values between ops, and how weights, KV cache and rows that meet quantized
+    weights are quantized, if they are.
+    """
 
     activation: DType
     weights: WeightType | None
     kv: WeightType | None
+    rows: WeightType | None
 
     @classmethod
-    def of(cls, names: tuple[str, str, str]) -> _Kinds:
-        """The types by the names of :func:`chip_step`: dtype, weights and KV."""
-        dtype, weights, kv = names
-        return cls(DTYPES[dtype], weight_type(weights or dtype, dtype), kv_type(kv or dtype, dtype))
+    def of(cls, names: _Types) -> _Kinds:
+        """The types by the names of :attr:`ChipStep.types`; an empty name is dtype's."""
+        dtype, *others = names
+        weights, kv, activations = (name or dtype for name in others)
+        scheme, cache = weight_type(weights, dtype), kv_type(kv, dtype)
+        return cls(DTYPES[dtype], scheme, cache, activation_type(activations, weights, dtype))
 
     def weight_bytes(self, specs: Sequence[WeightSpec]) -> int:
         """What weights take."""
@@ -281,7 +304,7 @@ def _held(config: ModelConfig, batch: Batch, kinds: _Kinds, shards: Shards) -> t
 def held_bytes(step: ChipStep, shards: Shards) -> tuple[int, int]:
     """Bytes of a decoder's weights, and of its cache, on each of several devices."""
     assert isinstance(step.config, ModelConfig)
-    kinds = _Kinds.of((step.dtype, step.weights, step.kv))
+    kinds = _Kinds.of(step.types)
     return _held(step.config, step.batch, kinds, shards)
 
 

@@ -137,13 +137,14 @@ def _checked(step: ChipStep) -> Function:
             rule="the host's step is compiled from a model, for this one machine",
             fix="name the model, and leave out --chips",
         )
-    if (step.weights, step.kv) != (step.dtype, step.dtype):
+    if step.types != (step.dtype,) * 4:
+        _, weights, kv, rows = (name or step.dtype for name in step.types)
         raise UsageError(
-            f"weights in {step.weights or step.dtype} and a cache in {step.kv or step.dtype}",
+            f"weights in {weights}, a cache in {kv} and activations in {rows}",
             where="the target cpu",
             rule="its steps of few bits are those of GGUF files, which `dure run` and `dure bench` "
-            "take; as a target, weights and cache have the values' type",
-            fix="leave out --weights and --kv, or --target cpu",
+            "take; as a target, weights, cache and activations have the values' type",
+            fix="leave out --weights, --kv and --activations, or --target cpu",
         )
     return step.program
 

@@ -28,7 +28,7 @@ def micro_batches(step: ChipStep, chip: Chip) -> int:
     if not isinstance(step.config, ModelConfig):
         return 1
     room = int(chip.memories[chip.near].size.base)
-    arithmetic = step.flops / (peak(chip, step.dtype) * step.chips)
+    arithmetic = step.flops / (peak(chip, step.multiplied(chip)) * step.chips)
     reading = step.device_bytes[0] / chip.peaks.bandwidth.base
     taken = most_at_once(step, chip)
     for count in range(1, batch.sequences + 1):
@@ -43,4 +43,5 @@ def micro_batch(step: ChipStep, count: int) -> ChipStep:
         return step
     assert step.config is not None
     batch = replace(step.batch, sequences=step.batch.sequences // count)
-    return chip_step(step.config, batch, step.dtype, step.name, weights=step.weights, kv=step.kv)
+    types = {"weights": step.weights, "kv": step.kv, "activations": step.activations}
+    return chip_step(step.config, batch, step.dtype, step.name, **types)

@@ -88,7 +88,8 @@ def _title(answer: StepAnswer) -> str:
 
 def _operator(part: StepPart, answer: StepAnswer) -> Operator:
     needed = part.weight_bytes + part.kv_bytes
-    least = roofline_seconds(answer.chip, answer.step.dtype, part.flops, needed) * 1e12
+    dtype = answer.step.multiplied(answer.chip)
+    least = roofline_seconds(answer.chip, dtype, part.flops, needed) * 1e12
     return Operator(
         name=part.name,
         kernel=part.built.call.kernel.__name__,

@@ -98,8 +98,8 @@ class LayersEntry(Entry):
 
 class StepEntry(Entry):
     """A model's step.  ``inputs`` and ``made`` are index values, given by name and made by the step
-    itself; ``values`` are names and types of tensors; ``weights`` and ``kv`` are what the types of
-    weights and KV cache are called.
+    itself; ``values`` are names and types of tensors; ``weights``, ``kv`` and ``activations`` are
+    what the types of weights, KV cache and quantized rows are called.
     """
 
     name: Text
@@ -120,6 +120,8 @@ class StepEntry(Entry):
     schemes: Annotated[list[SchemeEntry], Field(max_length=64)]
     weights: Text
     kv: Text
+    #: Artefacts of before there was a choice have none.
+    activations: Text = ""
 
 
 class Manifest(Entry):

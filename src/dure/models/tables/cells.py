@@ -30,7 +30,7 @@ from dure.runtime.cache import object_cache
 from dure.runtime.garbage import collect_rarely
 
 #: Raised whenever the meaning of what is kept changes.
-FORMAT = 2
+FORMAT = 3
 #: Folders of dure's source that decide an answer.
 _SOURCE = ("ir", "lang", "library", "compiler", "sim", "machine", "models", "targets")
 
@@ -39,8 +39,9 @@ _SOURCE = ("ir", "lang", "library", "compiler", "sim", "machine", "models", "tar
 class Cell:
     """A step of a model (its name, or the path of a ``config.json``) on a chip.
 
-    ``devices`` of 0 are the fewest that hold the weights and the KV cache; ``weights`` are of
-    another type than the values between ops, where they are given.
+    ``devices`` of 0 are the fewest that hold the weights and the KV cache; ``weights``, ``kv`` and
+    the ``activations`` that meet weights are of other types than the values between ops, where they
+    are given.
     """
 
     model: str
@@ -49,12 +50,16 @@ class Cell:
     dtype: str = "bf16"
     devices: int = 0
     weights: str = ""
+    activations: str = ""
+    kv: str = ""
 
     @property
     def name(self) -> str:
         """What is shown of it."""
         batch = self.batch
         stored = f" in {self.weights}" if self.weights else ""
+        stored += f" by {self.activations}" if self.activations else ""
+        stored += f" with {self.kv} kv" if self.kv else ""
         sizes = f"{batch.phase} {batch.sequences} x {batch.context}"
         return f"{self.model}{stored} {sizes} on {self.chip.name}"
 
@@ -125,7 +130,8 @@ def outcomes(cells: Sequence[Cell], jobs: int = 1) -> Iterator[tuple[int, Outcom
 def step_of(cell: Cell) -> ChipStep:
     """The step of a cell.  Raises :class:`DureError` for one that there isn't."""
     config = any_config(cell.model)
-    return chip_step(config, cell.batch, cell.dtype, cell.model, weights=cell.weights)
+    types = {"weights": cell.weights, "kv": cell.kv, "activations": cell.activations}
+    return chip_step(config, cell.batch, cell.dtype, cell.model, **types)
 
 
 def _outcome(cell: Cell) -> Outcome:
@@ -134,10 +140,11 @@ def _outcome(cell: Cell) -> Outcome:
     except DureError as error:
         return Outcome(0, 0.0, 0.0, why=_said(error))
     devices = Devices(cell.devices or None).count(step, cell.chip)
+    multiplied = step.multiplied(cell.chip)
     made = Outcome(
         devices,
-        roofline_seconds(cell.chip, step.dtype, step.flops, step.bytes) * 1e12 / devices,
-        attainable_fraction(cell.chip, step.dtype, step.flops, step.bytes),
+        roofline_seconds(cell.chip, multiplied, step.flops, step.bytes) * 1e12 / devices,
+        attainable_fraction(cell.chip, multiplied, step.flops, step.bytes),
         weight_bytes=step.weight_bytes,
         kv_bytes=step.kv_bytes,
         tokens=step.batch.tokens,
@@ -171,7 +178,8 @@ def _key(cell: Cell) -> str:
         config = str(error)
     parts = (f"cell {FORMAT}", source_digest(), repr(cell.chip), config, repr(cell.batch))
     digest = hashlib.sha256()
-    for part in (*parts, cell.model, cell.dtype, str(cell.devices), cell.weights):
+    types = cell.dtype, cell.weights, cell.activations, cell.kv
+    for part in (*parts, cell.model, str(cell.devices), *types):
         data = part.encode("utf-8", "surrogatepass")
         digest.update(len(data).to_bytes(8, "little"))
         digest.update(data)

@@ -13,6 +13,10 @@ a part of the chip was a device, and what was measured:
   the context that it has half way.  Where no batch is given it is the largest power of two, up
   to :data:`MOST`, whose weights and KV cache fit the devices.
 
+A ``dtype`` of ``fp8`` or ``int8`` is W8A8, as vendors publish it: weights and the activations that
+meet them are in that type, values between kernels bf16, and a decoder's KV cache fp8 for fp8, bf16
+for int8.
+
 ``relation`` is ``=``, or ``>=`` where only a bound is known.  ``known`` says whether the
 configuration is (``yes`` or ``no``), ``within`` how large an error may be where it is, ``unknown``
 what isn't known, and ``source`` where the result is from.
@@ -28,8 +32,11 @@ from pathlib import Path
 from dure.errors import DureError, UsageError
 from dure.library.answer import roofline_seconds
 from dure.library.validation.measurements import settings_of
+from dure.library.weight_types import ACTIVATION_TYPES
 from dure.machine.chip import Chip
 from dure.models.batch import Batch, phase_of
+from dure.models.config import ModelConfig
+from dure.models.shapes import any_config
 from dure.models.tables.cells import Cell, Outcome, outcomes, step_of
 from dure.targets import chip_folder
 
@@ -99,7 +106,12 @@ class ModelRow:
         ]
 
     def _cell(self, batch: Batch) -> Cell:
-        return Cell(self.model, self.chip, batch, self.dtype, self.devices)
+        scheme = ACTIVATION_TYPES.get(self.dtype)
+        if scheme is None:
+            return Cell(self.model, self.chip, batch, self.dtype, self.devices)
+        cached = scheme.code.is_float and isinstance(any_config(self.model), ModelConfig)
+        codes = self.dtype, self.dtype, self.dtype if cached else ""
+        return Cell(self.model, self.chip, batch, "bf16", self.devices, *codes)
 
     def _largest(self) -> int:
         """The largest power of two of whole requests that fit."""
@@ -259,7 +271,8 @@ def attained(chips: Mapping[str, Chip]) -> list[Attained]:
 
 def _roofline(cell: Cell) -> float:
     step = step_of(cell)
-    return roofline_seconds(cell.chip, step.dtype, step.flops, step.bytes) / max(1, cell.devices)
+    dtype = step.multiplied(cell.chip)
+    return roofline_seconds(cell.chip, dtype, step.flops, step.bytes) / max(1, cell.devices)
 
 
 # --- for people ----------------------------------------------------------------------------------
