@@ -12,7 +12,7 @@ from itertools import islice
 
 from dure.compiler.chip.allocate import ScratchpadError
 from dure.compiler.chip.pipeline import Compiled, Options, compile_for
-from dure.compiler.chip.search import Choice, choose
+from dure.compiler.chip.search import Candidate, Choice, choose
 from dure.errors import DureError, UnprovedError
 from dure.ir.core import Function
 from dure.ir.devices import over_devices
@@ -87,14 +87,16 @@ def build(
     """
     started = time.perf_counter()
     programs = _programs(call, chip, strict=strict, tiles=tiles, options=options, base=base)
-    consts, compiled, verdict = _proved(programs, chip)
-    compile_s = time.perf_counter() - started
+    found, verdict = _proved(programs, chip)
+    compiled, timing, sim_s = found.compiled, found.timing, found.sim_s
+    compile_s = time.perf_counter() - started - sim_s
     check_proved(verdict, f"'{call.kernel.__name__}' for {chip.name}", "kernel")
-    started = time.perf_counter()
-    indices = index_values(call, compiled.function)
-    timing = simulate(compiled.function, chip, indices=indices, record=record)
-    sim_s = time.perf_counter() - started
-    return Built(call, chip, consts, compiled, verdict, timing, compile_s, sim_s)
+    if timing is None or record:
+        started = time.perf_counter()
+        indices = index_values(call, compiled.function)
+        timing = simulate(compiled.function, chip, indices=indices, record=record)
+        sim_s = time.perf_counter() - started
+    return Built(call, chip, found.consts, compiled, verdict, timing, compile_s, sim_s)
 
 
 def check_proved(verdict: Verdict, program: str, kind: str) -> None:
@@ -121,28 +123,25 @@ def choose_program(
     """The call's tile sizes on a chip and its program, as :func:`build` chooses them, not proved
     yet.
     """
-    found = _programs(call, chip, strict=strict, tiles=tiles, options=options, base=base)
-    return next(found)
+    found = next(_programs(call, chip, strict=strict, tiles=tiles, options=options, base=base))
+    return found.consts, found.compiled
 
 
-def _proved(
-    programs: Iterable[tuple[dict[str, int], Compiled]], chip: Chip
-) -> tuple[dict[str, int], Compiled, Verdict]:
+def _proved(programs: Iterable[Candidate], chip: Chip) -> tuple[Candidate, Verdict]:
     """The first program that is proved, or the first that is wrong, or else the first of all.
 
     A proof may be too long for one split over the cores and short for another.
     """
-    first: tuple[dict[str, int], Compiled, Verdict] | None = None
-    for consts, compiled in islice(programs, _TRIED):
-        verify(compiled.function)
-        verdict = sanitize(compiled.function, chip, states=_STATES)
-        found = consts, compiled, verdict
+    first: Candidate | None = None
+    for found in islice(programs, _TRIED):
+        function = found.compiled.function
+        verify(function)
+        verdict = sanitize(function, chip, states=_STATES)
         if verdict.ok or any(f.kind != "not-proved" for f in verdict.findings):
-            return found
+            return found, verdict
         first = first or found
     assert first is not None
-    consts, compiled, _ = first
-    return consts, compiled, sanitize(compiled.function, chip)
+    return first, sanitize(first.compiled.function, chip)
 
 
 def _programs(
@@ -153,19 +152,20 @@ def _programs(
     tiles: Mapping[str, int] | None,
     options: Options | None,
     base: Options | None = None,
-) -> Iterator[tuple[dict[str, int], Compiled]]:
+) -> Iterator[Candidate]:
     """The tile sizes and programs of a call, the fastest first; one where they are pinned."""
     base = base or Options(strict=strict)
     if options is None and (tiles is None or not call.open):
         choice = _choice(call, chip, base)
-        yield choice.consts, choice.compiled
+        yield choice.chosen
         yield from choice.others
         return
     consts = {**call.tiles, **(tiles or {})}
     how = options or base
     try:
         function = tile_function(call, consts)
-        yield consts, compile_for(function, chip, how, index_values(call, function))
+        indices = index_values(call, function)
+        yield Candidate(consts, compile_for(function, chip, how, indices))
     except ScratchpadError as error:
         _name_what_fits(error, call, chip, base)
         raise

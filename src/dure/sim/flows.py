@@ -346,7 +346,7 @@ class Flows(Generic[_Token]):
         level = max(1, min([capacities[r] // loads[r] for r in wide]))
         if min(map(_by_most, self._active)) < level:
             return 0
-        return level if all([capacities[r] >= level * loads[r] for r in contested]) else 0
+        return level if all(capacities[r] >= level * loads[r] for r in contested) else 0
 
     def _levels(self) -> dict[Group[_Token], int]:
         """The rates of all users of contested resources, which rise together."""

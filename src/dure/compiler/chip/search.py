@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
@@ -58,6 +59,18 @@ _NONE: Bound = (math.inf, 0.0, 0)
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """Values of the open consts and their program; its time where it was simulated, and the seconds
+    that this took.
+    """
+
+    consts: dict[str, int]
+    compiled: Compiled
+    timing: Timing | None = None
+    sim_s: float = 0.0
+
+
+@dataclass(frozen=True)
 class Choice:
     """What was chosen, its program and time, and how many were looked at and simulated.
 
@@ -65,12 +78,21 @@ class Choice:
     simulated, the fastest first, then plain ones of the least bounds.
     """
 
-    consts: dict[str, int]
-    compiled: Compiled
+    chosen: Candidate
     timing: Timing
     bounds: int
     simulated: int
-    others: Iterator[tuple[dict[str, int], Compiled]]
+    others: Iterator[Candidate]
+
+    @property
+    def consts(self) -> dict[str, int]:
+        """The sizes that were chosen."""
+        return self.chosen.consts
+
+    @property
+    def compiled(self) -> Compiled:
+        """Their program."""
+        return self.chosen.compiled
 
 
 def choose(
@@ -113,8 +135,8 @@ class _Search:
         default_factory=dict[tuple[int, Partition], "tuple[Prepared, Tree]"]
     )
     reuses: dict[Point, list[Reuse]] = field(default_factory=dict[Point, list[Reuse]])
-    timed: dict[Point, tuple[Compiled, Timing]] = field(
-        default_factory=dict[Point, "tuple[Compiled, Timing]"]
+    timed: dict[Point, tuple[Candidate, Timing]] = field(
+        default_factory=dict[Point, "tuple[Candidate, Timing]"]
     )
     failed: set[Point] = field(default_factory=set["Point"])
     executed: int = 0
@@ -242,15 +264,13 @@ class _Search:
         if not self.timed:
             raise self.failure()
         point, *rest = sorted(self.timed, key=self.time)
-        compiled, timing = self.timed[point]
+        chosen, timing = self.timed[point]
         # Fewer loops over instances make for shorter proofs.
         tiles = dict.fromkeys(p.tiles for p in points)
         plain = [Point(t, 0, split) for t in tiles for split in reversed(range(SPLITS))]
         untried = [p for p in dict.fromkeys(plain) if p not in self.timed]
-        others = self.others([(p, self.timed[p][0]) for p in rest], untried)
-        return Choice(
-            self.space.consts(point), compiled, timing, len(self.bounds), len(self.timed), others
-        )
+        others = self.others(rest, untried)
+        return Choice(chosen, timing, len(self.bounds), len(self.timed), others)
 
     def sample(self, points: Sequence[Point]) -> None:
         """Simulate the points with the least bounds, of different sizes and of each number of
@@ -310,26 +330,27 @@ class _Search:
             return math.inf
         try:
             compiled = self.compile(point)
+            started = time.perf_counter()
             timing = simulate(compiled.function, self.chip, indices=self.indices, costs=self.costs)
         except DureError as error:
             self.error = error
             self.failed.add(point)
             return math.inf
-        self.timed[point] = compiled, timing
+        seconds = time.perf_counter() - started
+        found = Candidate(self.space.consts(point), compiled, timing, seconds)
+        self.timed[point] = found, timing
         self.executed += timing.instructions
         return timing.ps
 
-    def others(
-        self, ready: Sequence[tuple[Point, Compiled]], points: Sequence[Point]
-    ) -> Iterator[tuple[dict[str, int], Compiled]]:
+    def others(self, timed: Sequence[Point], untried: Sequence[Point]) -> Iterator[Candidate]:
         """Programs that weren't chosen."""
-        for point, compiled in ready:
-            yield self.space.consts(point), compiled
-        for point in points[:_OTHERS]:
+        for point in timed:
+            yield self.timed[point][0]
+        for point in untried[:_OTHERS]:
             if not math.isfinite(self.bound(point)[0]):
                 continue
             try:
-                yield self.space.consts(point), self.compile(point)
+                yield Candidate(self.space.consts(point), self.compile(point))
             except DureError as error:
                 self.error = error
 
