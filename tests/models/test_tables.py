@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,6 +85,24 @@ def test_where_a_model_was_read_makes_no_other_cell(
     assert config == any_config(name)
     monkeypatch.setattr(cells, "any_config", lambda _: config)
     assert cells._key(cell) == found
+
+
+def test_a_cell_depends_on_what_its_key_holds(tiny: str) -> None:
+    program = f"""
+import sys
+from dure.models.batch import Batch
+from dure.models.tables.cells import Cell, outcome
+from dure.targets import chip
+assert outcome(Cell({tiny!r}, chip("rngd"), Batch("decode", 1, 16))).ps
+print(*(name for name in sys.modules if name.startswith("dure.")))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    loaded = {tuple(name.split(".")[1:]) for name in done.stdout.split()}
+    # Errors, settings and where answers are kept decide none; nor does the host that asks.
+    folders = {*cells._SOURCE, "errors", "settings", "runtime"}
+    assert {place[0] for place in loaded} <= folders
+    assert not any(place[:2] == ("targets", "cpu") for place in loaded)
 
 
 def test_equal_cells_are_asked_once(tiny: str, rngd: Chip, monkeypatch: pytest.MonkeyPatch) -> None:

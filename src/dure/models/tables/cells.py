@@ -31,8 +31,10 @@ from dure.runtime.garbage import collect_rarely
 
 #: Raised whenever the meaning of what is kept changes.
 FORMAT = 3
-#: Folders of dure's source that decide an answer.
+#: Folders of dure's source that decide an answer, and those inside them that don't: tables only
+#: ask, and no chip's answer takes anything of the host's.
 _SOURCE = ("ir", "lang", "library", "compiler", "sim", "machine", "models", "targets")
+_ELSEWHERE = ("models/tables", "targets/cpu")
 
 
 @dataclass(frozen=True)
@@ -189,12 +191,12 @@ def _key(cell: Cell) -> str:
 @functools.cache
 def source_digest() -> str:
     """A digest of the source that an answer depends on."""
-    here = Path(__file__).parent
-    root = here.parents[1]
+    root = Path(__file__).parents[2]
+    elsewhere = [root / folder for folder in _ELSEWHERE]
     digest = hashlib.sha256()
     for folder in _SOURCE:
         for path in sorted((root / folder).rglob("*.py")):
-            if path.parent == here:  # tables only ask
+            if any(path.is_relative_to(other) for other in elsewhere):
                 continue
             digest.update(str(path.relative_to(root)).encode())
             digest.update(path.read_bytes())
