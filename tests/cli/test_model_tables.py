@@ -106,7 +106,7 @@ def test_matrix(tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert tiny in capsys.readouterr().out
     assert run([*arguments, "--markdown", "none/models.md"]) == 2
     assert "can't be written" in capsys.readouterr().err
-    # Rows are put into a matrix of the same chips.
+    # Cells are put into a matrix that has their chips.
     assert run([*arguments, "--markdown", str(page)]) == 0
     assert page.read_text(encoding="utf-8") == text
     other = ["matrix", "--model", tiny, "--target", "atom", "--markdown", str(page)]

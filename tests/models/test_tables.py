@@ -390,6 +390,31 @@ def test_rows_of_other_models_stay_in_a_written_matrix() -> None:
     assert matrix.markdown(found, (first,), ("rngd",), worse) == whole
 
 
+def test_columns_of_other_chips_stay_in_a_written_matrix() -> None:
+    models, targets = ("gemma-3-4b", "llama-3.1-8b"), ("atom", "rngd")
+    ps = {
+        (m, t, p): 10**9 * len(m + t + p) for m in models for t in targets for p in matrix.CONTEXTS
+    }
+    every = [
+        _entry(t, p, ps[m, t, p], model=m) for m in models for t in targets for p in matrix.CONTEXTS
+    ]
+    whole = matrix.markdown(every, models, targets)
+    # A chip is asked anew: it fails for one model, and then doesn't.
+    why = "not proved"
+    changed = [
+        _entry("atom", p, None, why=why)
+        if m == models[1]
+        else _entry("atom", p, ps[m, "atom", p], model=m)
+        for m in models
+        for p in matrix.CONTEXTS
+    ]
+    worse = matrix.markdown(changed, models, ("atom",), whole)
+    assert "6 of 8 steps" in worse and "llama-3.1-8b decode on atom, " in worse
+    assert matrix.read_tables(worse)["Decode"][2][2] == matrix.read_tables(whole)["Decode"][2][2]
+    mine = [e for e in every if e.target == "atom"]
+    assert matrix.markdown(mine, models, ("atom",), worse) == whole
+
+
 def test_what_the_matrix_asks(rngd: Chip) -> None:
     asked = matrix.asked(["llama-3.1-8b", "bert-large"], [rngd])
     assert [(c.model, c.batch.phase, c.batch.context) for c in asked] == [

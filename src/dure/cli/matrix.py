@@ -66,7 +66,7 @@ def matrix(
 ) -> None:
     """Compile, prove and time a decode and a prefill step of every model on every chip.
 
-    With --model, a written matrix keeps the rows of other models.
+    With --model or --target, a written matrix keeps the cells of other models and chips.
     """
     from dure.models.shapes import names as known
     from dure.models.tables import matrix as tables
@@ -74,7 +74,8 @@ def matrix(
     chips = targets_of(target, None)
     names = [chip.name for chip in chips]
     written = None if check is None else text.file(check)
-    if model is not None:
+    whole = model is None and target == "all"
+    if not whole:
         _before(markdown, names)  # which is refused before anything is compiled
     models = _models(model, [tables.SHORT] if short else list(known()))
     cells = tables.asked(models, chips, short)
@@ -85,7 +86,7 @@ def matrix(
             advance(len(found), f"{entry.model} {entry.phase} on {entry.target}")
     if markdown is not None:
         # What others have written meanwhile is kept.
-        before = _before(markdown, names) if model is not None else ""
+        before = "" if whole else _before(markdown, names)
         write_document(markdown, tables.markdown(found, models, names, before))
     if as_json:
         order = {(c.model, c.batch.phase, c.chip.name): n for n, c in enumerate(cells)}
@@ -118,20 +119,20 @@ def _models(given: str | None, usual: list[str]) -> list[str]:
 
 
 def _before(written: Path | None, names: Sequence[str]) -> str:
-    """The written matrix that rows are put into, empty where there is none.
+    """The written matrix that cells are put into, empty where there is none.
 
-    Raises :class:`UsageError` for one of other chips.
+    Raises :class:`UsageError` for one without these chips.
     """
     from dure.models.tables import matrix as tables
 
     if written is None or not written.exists():
         return ""
     found = text.file(written)
-    columns = {tuple(table[0][1:]) for table in tables.read_tables(found).values()}
-    if columns != {tuple(names)}:
+    columns = [table[0][1:] for table in tables.read_tables(found).values()]
+    if not columns or not all(set(names) <= set(mine) for mine in columns):
         raise UsageError(
             f"{written} is no matrix of {', '.join(names)}",
-            rule="rows are put into a matrix that has the same chips",
+            rule="cells are put into a matrix that has a column for each of their chips",
             fix="name its chips with --target, or another file",
         )
     return found

@@ -128,20 +128,18 @@ def failures(found: Sequence[Entry]) -> dict[str, list[str]]:
 def markdown(
     found: Sequence[Entry], models: Sequence[str], names: Sequence[str], before: str = ""
 ) -> str:
-    """The whole matrix as a document; rows of other models stay as they are in the one ``before``,
-    which has the same columns.
+    """The whole matrix as a document.  Cells of other models and chips stay as they are in the one
+    ``before``, which has these columns among its own.
     """
-    tables = {
+    made: dict[str, list[tuple[str, ...]]] = {
         "Chips that hold it": devices(found, models, names),
         "Decode": rows(found, models, names, "decode"),
         "Prefill": rows(found, models, names, "prefill"),
     }
     kept, reasons = read_tables(before), failures(found)
-    for heading, (head, *body) in tables.items():
-        body += [tuple(row) for row in kept.get(heading, [])[1:] if row[0] not in models]
-        tables[heading] = [head, *sorted(body)]
+    tables = {h: _merged(table, kept.get(h, [table[0]])) for h, table in made.items()}
     for reason, where in read_failures(before).items():
-        others = [cell for cell in where if cell.split()[0] not in models]
+        others = [cell for cell in where if not _computed(cell, models, names)]
         if others:
             reasons.setdefault(reason, []).extend(others)
     steps = [cell for name in ("Decode", "Prefill") for row in tables[name][1:] for cell in row[1:]]
@@ -153,6 +151,22 @@ def markdown(
     if reasons:
         parts += [f"## {_WHY}", *(f"{', '.join(where)}: {r}" for r, where in reasons.items())]
     return "\n\n".join(parts) + "\n"
+
+
+def _merged(table: Sequence[Sequence[str]], before: Sequence[Sequence[str]]) -> list[Sequence[str]]:
+    """A table with the cells of one before that it hasn't; the columns are that one's."""
+    head = before[0]
+    known = {row[0]: dict(zip(head, row, strict=False)) for row in before[1:]}
+    for row in table[1:]:
+        mine = {name: cell for name, cell in zip(table[0], row, strict=True) if cell}
+        known[row[0]] = {**known.get(row[0], {}), **mine}
+    return [head, *([row.get(name, "") for name in head] for _, row in sorted(known.items()))]
+
+
+def _computed(cell: str, models: Sequence[str], names: Sequence[str]) -> bool:
+    """Whether a cell, as :func:`failures` names it, is one of these models and chips."""
+    model, *_, target = cell.split()
+    return model in models and target in names
 
 
 def _table(table: Sequence[Sequence[str]]) -> str:
