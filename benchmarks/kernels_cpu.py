@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> bool:
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="measure and write a JSON file")
     run.add_argument("--rounds", type=int, default=7)

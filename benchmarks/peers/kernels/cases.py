@@ -76,7 +76,8 @@ class Case:
                 return (n,), (n,)
             case op, (m, d):
                 return (m, d), *(((d,),) * _VECTORS[op])
-        return ()
+            case _:
+                return ()
 
     @property
     def flops(self) -> int:
@@ -90,7 +91,8 @@ class Case:
                 )
             case "conv2d", (batch, height, width, channels, out, taps):
                 return 2 * batch * height * width * channels * out * taps * taps
-        return 0
+            case _:
+                return 0
 
     @property
     def bytes(self) -> int:
@@ -100,7 +102,8 @@ class Case:
                 return copies * n * k // BLOCK * BLOCK_BYTES[self.dtype]
             case "softmax" | "rms_norm" | "layer_norm" | "gelu_chain", (m, d):
                 return 2 * m * d * ELEMENT_BYTES[self.dtype]
-        return ELEMENT_BYTES[self.dtype] * sum(prod(shape) for shape in self.shapes)
+            case _:
+                return ELEMENT_BYTES[self.dtype] * sum(prod(shape) for shape in self.shapes)
 
 
 def case_of(fields: dict[str, Any]) -> Case:
