@@ -8,6 +8,7 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -38,7 +39,7 @@ class Peer:
         self._errors = Path(self._folder.name) / "stderr"
         environment = {
             **os.environ,
-            "PYTHONPATH": str(BENCHMARKS),
+            "PYTHONPATH": _search_path(interpreter),
             "TOKENIZERS_PARALLELISM": "false",
         }
         try:
@@ -119,3 +120,9 @@ class Peer:
         text = self._errors.read_text(encoding="utf-8", errors="replace")
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         return f"exit status {self._process.returncode}; " + " | ".join(lines[-3:])
+
+
+def _search_path(interpreter: str) -> str:
+    """Where a worker finds ``peers``, and dure's own workers what this process finds."""
+    own = os.environ.get("PYTHONPATH", "") if interpreter == sys.executable else ""
+    return os.pathsep.join([str(BENCHMARKS), own] if own else [str(BENCHMARKS)])

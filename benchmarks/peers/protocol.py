@@ -6,8 +6,9 @@ the engine prints itself goes to standard error.  Only the standard library and 
 so that a worker runs in any virtual environment that has its engine.
 
 Requests are ``{"op": NAME, ...arguments}``; answers ``{"ok": true, ...}`` or
-``{"ok": false, "error": TEXT, "absent": BOOL}``.  The operations are :class:`Worker`'s methods.
-Every prompt is made of fresh random token ids, so that no engine can answer from a prefix cache.
+``{"ok": false, "error": TEXT, "absent": BOOL}``.  The operations of an LLM's engine are
+:class:`Worker`'s methods.  Every prompt is made of fresh random token ids, so that no engine can
+answer from a prefix cache.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ import random
 import sys
 import time
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 PROMPT_FLOOR = 300
 """Random prompts avoid the ids below this one, where vocabularies keep their control tokens."""
@@ -30,7 +32,15 @@ class Unsupported(Exception):
     """The engine has no way to do what was asked."""
 
 
-class Worker(ABC):
+class Service(ABC):
+    """What a worker process offers.  NumPy is imported after ``load``, with threads pinned."""
+
+    @abstractmethod
+    def answer(self, op: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The answer to one request; the first one is ``load``."""
+
+
+class Worker(Service):
     """One model in one engine.  Times are wall-clock seconds, rates are left to the benchmark."""
 
     threads: int
@@ -76,8 +86,30 @@ class Worker(ABC):
         floor = min(PROMPT_FLOOR, self.vocabulary // 2)
         return [self._random.randrange(floor, self.vocabulary) for _ in range(count)]
 
+    def answer(self, op: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        if op == "load":
+            start = time.perf_counter()
+            versions = self.load(**arguments)
+            seconds = time.perf_counter() - start
+            return {"seconds": seconds, "versions": versions, "vocabulary": self.vocabulary}
+        if op in ("prefill", "decode", "first_token"):
+            return {"seconds": getattr(self, op)(**arguments)}
+        if op == "bandwidth":
+            return {"bytes_per_second": self.bandwidth(**arguments)}
+        if op == "logits":
+            import numpy as np
 
-def serve(worker: Worker) -> None:
+            path = arguments.pop("path")
+            np.save(path, self.logits(**arguments))
+            return {"path": path}
+        if op == "tokenize":
+            return {"ids": self.tokenize(**arguments)}
+        if op == "greedy":
+            return self.greedy(**arguments)
+        raise Unsupported(f"no operation named {op!r}")
+
+
+def serve(service: Service) -> None:
     """Answer requests until standard input closes."""
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -85,7 +117,7 @@ def serve(worker: Worker) -> None:
     for line in sys.stdin:
         request = json.loads(line)
         try:
-            answer: dict[str, Any] = {"ok": True, **_answer(worker, request)}
+            answer: dict[str, Any] = {"ok": True, **_answer(service, request)}
         except ImportError as error:
             answer = {"ok": False, "absent": True, "error": str(error)}
         except Exception as error:
@@ -94,29 +126,13 @@ def serve(worker: Worker) -> None:
         replies.flush()
 
 
-def _answer(worker: Worker, request: dict[str, Any]) -> dict[str, Any]:
+def _answer(service: Service, request: dict[str, Any]) -> dict[str, Any]:
     op = request.pop("op")
-    if op == "load":
-        _pin(request.pop("processors"), request.pop("realtime"))
-        start = time.perf_counter()
-        versions = worker.load(**request)
-        seconds = time.perf_counter() - start
-        return {"seconds": seconds, "versions": versions, "vocabulary": worker.vocabulary}
-    if op in ("prefill", "decode", "first_token"):
-        return {"seconds": getattr(worker, op)(**request)}
-    if op == "bandwidth":
-        return {"bytes_per_second": worker.bandwidth(**request)}
-    if op == "logits":
-        path = request.pop("path")
-        np.save(path, worker.logits(**request))
-        return {"path": path}
-    if op == "tokenize":
-        return {"ids": worker.tokenize(**request)}
-    if op == "greedy":
-        return worker.greedy(**request)
     if op == "memory":
         return {"peak_bytes": _peak_bytes()}
-    raise Unsupported(f"no operation named {op!r}")
+    if op == "load":
+        _pin(request.pop("processors"), request.pop("realtime"))
+    return service.answer(op, request)
 
 
 def _pin(processors: list[int], realtime: bool) -> None:

@@ -1,0 +1,1 @@
+"""Single kernels, dure's beside those of the CPU's other libraries."""
