@@ -160,7 +160,13 @@ class Cache:
 
 
 def run_attention(
-    execute: Execute, cache: Cache, heads: int, parts: list[tuple[int, int]], **numbers: Any
+    execute: Execute,
+    cache: Cache,
+    heads: int,
+    parts: list[tuple[int, int]],
+    *,
+    apart: bool = False,
+    **numbers: Any,
 ) -> tuple[Floats, Floats]:
     """The last ``count`` tokens of each (s, count): by the kernel, and by the reference."""
     size, bq = cache.pools[0].shape[2], 4
@@ -187,6 +193,7 @@ def run_attention(
         bd=1 << (size - 1).bit_length(),
         page=4,
         piece=8,
+        apart=apart,
         **numbers,
     )
     expected = np.stack(
@@ -219,6 +226,11 @@ def test_paged_attention_of_a_ragged_batch(
         execute, cache, heads[0], parts, scale=0.3, window=window, softcap=softcap
     )
     np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)
+    # Pieces without masks give the same bits.
+    apart, _ = run_attention(
+        execute, cache, heads[0], parts, apart=True, scale=0.3, window=window, softcap=softcap
+    )
+    np.testing.assert_array_equal(apart, found)
 
 
 def test_a_token_has_the_same_bits_alone_and_in_a_chunk(execute: Execute) -> None:

@@ -44,6 +44,7 @@ def paged_attention(
     window: dl.const = 0,
     softcap: dl.const = 0.0,
     causal: dl.const = True,
+    apart: dl.const = False,
 ):
     """Attention of q (T, H, D) to the cached keys and values, into y (T, H * D).
 
@@ -55,14 +56,15 @@ def paged_attention(
     ``window`` positions. A single token takes all heads of its group in one tile; more take one
     head after another.  Where it isn't ``causal`` a token sees all of its sequence, and there is no
     window.  ``sinks`` (H,), which may be None, are one more logit a head, which has no value.
-    Products are of float32 numbers.
+    Products are of float32 numbers.  ``apart`` walks the pieces that all queries of a tile see
+    whole in a loop of their own, without masks; the bits are the same.
     """
     item, kv_head = dl.program_id(0), dl.program_id(1)
     sequence, start, rows = work_sequence[item], work_start[item], work_rows[item]
     stop = min(start + rows, q.shape[0])
     own_q, own_positions, own_y = q[start:stop], positions[start:stop], y[start:stop]
     cache = (k_pool, v_pool, block_table, sequence, kv_head, context[sequence])
-    numbers = (page, piece, scale, window, softcap, causal)
+    numbers = (page, piece, scale, window, softcap, causal, apart)
     if rows == 1:
         heads = own_q[:, kv_head * group : kv_head * group + group]
         tile = dl.load(heads, (0, 0, 0), (1, bg, bd)).reshape((bg, bd))
@@ -105,28 +107,56 @@ def attend(
 
     ``sink`` is None or the logits (rows or 1, 1) that start the softmax, with a value of zero.
     """
-    k_pool, v_pool, block_table, sequence, kv_head, length = cache
-    page, piece, scale, window, softcap, causal = numbers
+    _, _, _, _, _, length = cache
+    _, piece, scale, window, _, causal, apart = numbers
     count, size = query.shape
     query = query.to(dl.float32) * scale
     position = dl.load(positions, (0,), (tokens,), fill=-1)
     position = dl.broadcast_to(position[:, None], (tokens, heads)).reshape((count, 1))
     first = positions[0]
+    last = first + positions.shape[0] - 1
     begin = max(first + 1 - window, 0) // piece if window else 0
-    end = dl.cdiv(first + positions.shape[0] if causal else length, piece)
+    end = dl.cdiv(last + 1 if causal else length, piece)
     highest = dl.full((count, 1), LOWEST, dl.float32)
     total = dl.zeros((count, 1), dl.float32)
     if sink is not None:
         highest, total = dl.broadcast_to(sink, (count, 1)), dl.full((count, 1), 1.0, dl.float32)
-    acc = dl.zeros((count, size), dl.float32)
+    sums = (highest, total, dl.zeros((count, size), dl.float32))
+    if apart:
+        # Pieces of which every query sees every key.
+        start = dl.cdiv(max(last + 1 - window, 0), piece) if window else 0
+        stop = min(first + 1 if causal else length, length) // piece
+        start = min(start, end)
+        stop = max(start, min(stop, end))
+        for p in dl.range(begin, start):
+            sums = walked(query, position, p, sums, cache, numbers, True)
+        for p in dl.range(start, stop):
+            sums = walked(query, position, p, sums, cache, numbers, False)
+        begin = stop
     for p in dl.range(begin, end):
-        pages = dl.load(block_table, (sequence, p), (1, piece // page), fill=0)
-        pages = pages.reshape((piece // page,))
-        key = p * piece + dl.arange(piece)
-        keys = dl.load(k_pool, (pages, kv_head, 0), (piece, 1, size)).reshape((piece, size))
-        scores = dl.dot(query, keys.T)
-        if softcap:
-            scores = dl.tanh(scores * (1.0 / softcap)) * softcap
+        sums = walked(query, position, p, sums, cache, numbers, True)
+    highest, total, acc = sums
+    return acc / dl.where(total > 0.0, total, 1.0)
+
+
+def walked(
+    query: Any, position: Any, p: Any, sums: Any, cache: Any, numbers: Any, masked: Any
+) -> Any:
+    """The sums (highest, total, acc) with piece p of the keys; not ``masked`` where all of it is
+    seen by every query.
+    """
+    k_pool, v_pool, block_table, sequence, kv_head, length = cache
+    page, piece, _, window, softcap, causal, _ = numbers
+    highest, total, acc = sums
+    count, size = query.shape
+    pages = dl.load(block_table, (sequence, p), (1, piece // page), fill=0)
+    pages = pages.reshape((piece // page,))
+    key = p * piece + dl.arange(piece)
+    keys = dl.load(k_pool, (pages, kv_head, 0), (piece, 1, size)).reshape((piece, size))
+    scores = dl.dot(query, keys.T)
+    if softcap:
+        scores = dl.tanh(scores * (1.0 / softcap)) * softcap
+    if masked:
         if causal:
             allowed = key[None, :] <= position
         else:
@@ -134,12 +164,14 @@ def attend(
         if window:
             allowed = allowed & (key[None, :] > position - window)
         scores = dl.where(allowed, scores, LOWEST)
-        top = dl.maximum(highest, dl.max(scores, 1, keepdims=True))
-        weights = dl.where(allowed, dl.exp(scores - top), 0.0)
-        correction = dl.exp(highest - top)
-        total = total * correction + dl.sum(weights, 1, keepdims=True)
-        values = dl.load(v_pool, (pages, kv_head, 0), (piece, 1, size)).reshape((piece, size))
+    top = dl.maximum(highest, dl.max(scores, 1, keepdims=True))
+    weights = dl.exp(scores - top)
+    if masked:
+        weights = dl.where(allowed, weights, 0.0)
+    correction = dl.exp(highest - top)
+    total = total * correction + dl.sum(weights, 1, keepdims=True)
+    values = dl.load(v_pool, (pages, kv_head, 0), (piece, 1, size)).reshape((piece, size))
+    if masked:
         values = dl.where((key < length)[:, None], values.to(dl.float32), 0.0)
-        acc = dl.dot(weights, values, acc * correction)
-        highest = top
-    return acc / dl.where(total > 0.0, total, 1.0)
+    acc = dl.dot(weights, values, acc * correction)
+    return top, total, acc

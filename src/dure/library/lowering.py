@@ -278,6 +278,7 @@ def lower_attention(op: Op, context: LoweringContext) -> list[Launch]:
         window=op.attr("window"),
         softcap=op.attr("softcap"),
         causal=op.attr("causal"),
+        apart=True,
     )
     return launches if result is op.result else launches + mapped(_same, [result], op.result)
 

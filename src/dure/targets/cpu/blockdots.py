@@ -90,13 +90,17 @@ class Panels:
         text = str(stride // 8)
         return integer(int(text))
 
+    @property
+    def block_bytes(self) -> int:
+        """Bytes from a block of a panel to the next."""
+        layout = self.layouts[self.format.planes[0].name]
+        return int(str(as_expr(layout.axes[1][0].stride) // 8))
+
     def block(self, e: Emitter, panel: Reg, block: Reg) -> Reg:
         """The address of a block of the panel."""
         w = e.w
-        plane = self.format.planes[0].name
         first = w.floordiv(self.first_element, integer(self.format.block))
-        stride = self._bytes(self.layouts[plane], 1, 0)
-        return w.offset(panel, w.mul(w.add(first, block), stride))
+        return w.offset(panel, w.mul(w.add(first, block), integer(self.block_bytes)))
 
     # -- planes -----------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from dure.ir import dtypes
 from dure.ir.dtypes import BlockFormat, DType
 from dure.targets.cpu.blockdots import ActivationRows, Panels, chunk_step
 from dure.targets.cpu.exactdots import exact_dot
-from dure.targets.cpu.memory import Extent
+from dure.targets.cpu.memory import Extent, fetch
 from dure.targets.cpu.packing import CHUNK
 from dure.targets.cpu.values import Buffer, Emitter, Tile
 from dure.targets.cpu.writer import Reg, integer, vector_type
@@ -29,6 +29,11 @@ class KRange:
     start: Reg
     stop: Reg
 
+
+#: How far ahead of their use, in bytes, operands that are read once are asked for: more than a
+#: core receives while one of its loads waits for memory.  Its own prefetchers begin anew with each
+#: page of 4 KB, and find strides late.
+AHEAD = 2048
 
 #: (first row, rows in the block, first column, lanes per vector, vectors) -> nothing
 Block = Callable[[Reg, int, Reg, int, int], None]
@@ -94,6 +99,7 @@ def plain_dot(
     """
     w = e.w
     accumulator = c.stored
+    once = _reads_once(e, extents[0])
 
     def block(row: Reg, height: int, column: Reg, lanes: int, vectors: int) -> None:
         places = [
@@ -106,6 +112,8 @@ def plain_dot(
         initial = [zero if fresh else c.vector(e, p, axis, lanes) for p in places]
 
         def step(at: Reg, totals: list[Reg]) -> list[Reg]:
+            if once:
+                b.fetch(e, [*batch, at, column], AHEAD)
             right = [
                 _operand(
                     e, b, [*batch, at, w.add(column, integer(j * lanes))], axis, lanes, accumulator
@@ -127,6 +135,11 @@ def plain_dot(
             c.put(e, total, place, axis)
 
     cover(e, *extents, 2, block)
+
+
+def _reads_once(e: Emitter, rows: Extent) -> bool:
+    """Whether the right operand is walked once: all rows are one block of registers."""
+    return rows.static <= row_blocks(e, rows.static)[0]
 
 
 def _zero(dtype: DType, lanes: int) -> Reg:
@@ -167,6 +180,7 @@ def block_dot(
     rows = w.index(extents[0].bound), extents[0].static
     chunks = w.floordiv(k.stop, integer(CHUNK)), b.length // CHUNK
     exact = exact_dot(e, a, b.format, rows, chunks)
+    once = _reads_once(e, extents[0])
 
     def block(row: Reg, height: int, column: Reg, lanes: int, vectors: int) -> None:
         places = [
@@ -180,6 +194,10 @@ def block_dot(
         panels = [b.panel(e, w.add(column, integer(j * lanes))) for j in range(vectors)]
 
         def step(first: Reg, totals: list[Reg]) -> list[Reg]:
+            if once:
+                for panel in panels:
+                    fetch(w, b.block(e, panel, first), AHEAD, b.block_bytes)
+
             def inner(chunk: Reg, running: list[Reg]) -> list[Reg]:
                 return chunk_step(e, a, rows, b, panels, first, chunk, running, exact)
 

@@ -14,6 +14,7 @@ from typing import Protocol
 from dure.ir.dtypes import DType
 from dure.ir.expr import Const, Expr, IntLike, Sum, as_expr, proves, symbols
 from dure.ir.layout import Digit, Layout
+from dure.runtime.memory import LINE_BYTES
 from dure.targets.cpu.numbers import memory_type
 from dure.targets.cpu.writer import Reg, Writer, integer, lanes_of, vector_type
 
@@ -343,6 +344,13 @@ def gather(w: Writer, element: str, addresses: Reg, lanes: int, mask: Reg | None
     where = mask if mask is not None else Reg(f"<{lanes} x i1>", "splat (i1 true)")
     name = f"llvm.masked.gather.{_suffix(element, lanes)}.v{lanes}p0"
     return w.call(type, name, addresses, Reg("i32", "1"), where, Reg(type, "zeroinitializer"))
+
+
+def fetch(w: Writer, address: Reg, first: int, count: int) -> None:
+    """Ask for ``count`` bytes from ``first`` bytes behind an address on, which need not exist."""
+    read, near, data = (Reg("i32", value) for value in ("0", "3", "1"))
+    for line in range(first, first + count, LINE_BYTES):
+        w.call("void", "llvm.prefetch.p0", w.offset(address, integer(line)), read, near, data)
 
 
 def scatter(w: Writer, value: Reg, addresses: Reg, mask: Reg | None) -> None:
