@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from dure.machine.chip import Chip
 from dure.machine.ends import End, at_end
-from dure.models.tables.rows import ModelRow, Predicted, predict
+from dure.models.tables.rows import ModelRow, predict
 
 #: A way is gone in so many steps.
 STEPS = 8
@@ -37,8 +37,11 @@ class Allowed:
 
 
 def telling(rows: Sequence[ModelRow]) -> tuple[ModelRow, ...]:
-    """The results that say something about a chip: of known configurations, with a tolerance."""
-    return tuple(row for row in rows if row.known and row.within is not None)
+    """The results that say something about a chip: of known configurations, with a tolerance.  The
+    first take the least time to predict.
+    """
+    known = [row for row in rows if row.known and row.within is not None]
+    return tuple(sorted(known, key=lambda row: (row.phase != "decode", row.devices)))
 
 
 def allowed(
@@ -48,43 +51,57 @@ def allowed(
     jobs: int = 1,
     tried: Callable[[float], None] = lambda _: None,
 ) -> Allowed:
-    """How far the guesses of a chip may go to an end, by results on it, ``jobs`` predicted at once;
-    ``tried`` is told each part that is tried.
+    """How far the guesses of a chip may go to an end, by results on it, ``jobs`` steps predicted at
+    once; ``tried`` is told each part that is tried.
 
     A result that the file's own numbers can't predict at all says nothing.
     """
     known = telling(rows)
-    if not known or at_end(chip, end) == chip:
+    reached, hinders = STEPS, ""
+    if at_end(chip, end) == chip:
         return Allowed(rows=len(known))
-
-    def at(part: float) -> list[Predicted]:
-        tried(part)
-        moved = [replace(row, chip=at_end(row.chip, end, part)) for row in known]
-        return [one for _, one in sorted(predict(moved, jobs), key=lambda entry: entry[0])]
-
-    usual = at(0.0)
-    low, high, hinders = 0, STEPS + 1, ""
-    step = STEPS
-    while high - low > 1:
-        off = _contradicted(at(step / STEPS), usual, end)
-        if off is None:
-            low = step
-        else:
-            high, hinders = step, off.row.work
-        step = (low + high) // 2
-    return Allowed(low / STEPS, hinders, len(known))
+    for row in known:
+        further = _Way(row, end, jobs, tried).furthest(reached)
+        if further < reached:
+            reached, hinders = further, row.work
+    return Allowed(reached / STEPS, hinders, len(known))
 
 
-def _contradicted(
-    found: Sequence[Predicted], usual: Sequence[Predicted], end: End
-) -> Predicted | None:
-    """The first result that is further off to the side of an end than it may be."""
-    for one, before in zip(found, usual, strict=True):
-        if before.error is None or one.row.within is None:
-            continue
-        # A chip that can't run it at all contradicts it, too.
-        side = 1 if end == "low" else -1
-        off = float("inf") if one.error is None else side * one.error
-        if off > max(one.row.within, side * before.error):
-            return one
-    return None
+@dataclass(frozen=True)
+class _Way:
+    """A result, predicted along the way to an end."""
+
+    row: ModelRow
+    end: End
+    jobs: int
+    tried: Callable[[float], None]
+
+    def furthest(self, most: int) -> int:
+        """The last of at most so many steps at which the result may still have been measured: a
+        step further is a chip that is further off.
+        """
+        low, high, step = 0, most + 1, most
+        while high - low > 1:
+            if self.fits(step):
+                low = step
+            else:
+                high = step
+            step = (low + high) // 2
+        return low
+
+    def fits(self, step: int) -> bool:
+        """Whether a chip so far on the way may be the one that was measured."""
+        assert self.row.within is not None
+        off = self.off(step)
+        if off is not None and off <= self.row.within:
+            return True
+        usual = self.off(0)
+        # What the file can't predict says nothing; what only this chip can't run is another chip.
+        return usual is None or (off is not None and off <= usual)
+
+    def off(self, step: int) -> float | None:
+        """How far the prediction is off to the side of the end; None where there is none."""
+        self.tried(step / STEPS)
+        moved = replace(self.row, chip=at_end(self.row.chip, self.end, step / STEPS))
+        ((_, found),) = predict([moved], self.jobs)
+        return None if found.error is None else (1 if self.end == "low" else -1) * found.error
