@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 
     from dure.lang.kernel import Kernel
 
-_INTERPRETING: ContextVar[bool] = ContextVar("dure_interpreting", default=False)
+INTERPRETING: ContextVar[bool] = ContextVar("dure_interpreting", default=False)
 
 
 def interpreting() -> bool:
     """Whether launches run as plain Python now."""
-    return _INTERPRETING.get()
+    return INTERPRETING.get()
 
 
 class Interpreted:
@@ -67,11 +67,11 @@ def interpret(kernel: Kernel | None = None) -> Interpreted | AbstractContextMana
 
 @contextmanager
 def _everything() -> Generator[None]:
-    token = _INTERPRETING.set(True)
+    token = INTERPRETING.set(True)
     try:
         yield
     finally:
-        _INTERPRETING.reset(token)
+        INTERPRETING.reset(token)
 
 
 def run(kernel: Kernel, grid: object, arguments: Arguments) -> None:

@@ -17,7 +17,8 @@ from dure.lang.signature import Signature, signature_of
 from dure.lang.values import KernelBase, describe, in_kernel
 
 if TYPE_CHECKING:
-    from dure.lang.launch import Launcher
+    from dure.lang.again import Again
+    from dure.lang.launch import Launched, Launcher
 
 
 class Kernel(KernelBase):
@@ -28,6 +29,7 @@ class Kernel(KernelBase):
     def __init__(self, function: FunctionType) -> None:
         super().__init__(function)
         self.signature: Signature = signature_of(function)
+        self._again: Again | None = None
         update_wrapper(self, function)
 
     @cached_property
@@ -60,6 +62,9 @@ class Kernel(KernelBase):
 
     def __call__(self, *args: object, **keywords: object) -> None:
         """Launch with the grid that follows from the stores; in a kernel, call the function."""
+        again = self._again
+        if again is not None and again(args, keywords):
+            return
         if in_kernel():
             self.function(*args, **keywords)
         else:
@@ -76,8 +81,24 @@ class Kernel(KernelBase):
         arguments = match(self.signature, args, keywords)
         if interpreter.interpreting():
             interpreter.run(self, grid, arguments)
-        else:
-            self.launcher.launch(grid, arguments)
+            return
+        launched = self.launcher.launch(grid, arguments)
+        if grid is None and launched is not None:
+            self._remember(args, keywords, launched)
+
+    def _remember(
+        self, args: Sequence[object], keywords: Mapping[str, object], launched: Launched
+    ) -> None:
+        from dure.lang.again import Again
+
+        if self._again is None:
+            self._again = Again()
+        self._again.remember(args, keywords, launched)
+
+    def forget(self) -> None:
+        """Forget how earlier launches were made: what they chose may be chosen otherwise now."""
+        if self._again is not None:
+            self._again.forget()
 
     @cached_property
     def launcher(self) -> Launcher:

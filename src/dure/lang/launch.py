@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import math
 import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from dure.runtime.arrays import ArrayView, adopt
 
 if TYPE_CHECKING:
     from dure.lang.kernel import Kernel
+    from dure.targets.cpu.launch import CompiledKernel
 
 #: Runs a compiled kernel on arrays and the values of its symbols.
 Runner: TypeAlias = Callable[[Sequence[ArrayView], Sequence[int]], None]
@@ -38,31 +40,36 @@ Executor: TypeAlias = Callable[[Function], Runner]
 _REMEMBERED = 4096
 
 
+class CpuRunner:
+    """A kernel that is compiled for the host CPU."""
+
+    def __init__(self, compiled: CompiledKernel) -> None:
+        self.compiled = compiled
+        self._lock = threading.Lock()
+
+    def __call__(self, views: Sequence[ArrayView], sizes: Sequence[int]) -> None:
+        with self._lock:
+            self.compiled.run([v.address for v in views], sizes)
+
+
 def cpu_executor(function: Function) -> Runner:
     """Compile for the host CPU."""
     from dure.targets.cpu import compile_kernel
 
-    compiled = compile_kernel(function)
-    lock = threading.Lock()
-
-    def run(views: Sequence[ArrayView], sizes: Sequence[int]) -> None:
-        with lock:
-            compiled.run([v.address for v in views], sizes)
-
-    return run
+    return CpuRunner(compile_kernel(function))
 
 
-_EXECUTOR: ContextVar[Executor] = ContextVar("dure_executor", default=cpu_executor)
+EXECUTOR: ContextVar[Executor] = ContextVar("dure_executor", default=cpu_executor)
 
 
 @contextmanager
 def executing(executor: Executor) -> Generator[None]:
     """Run launches with another executor inside of the ``with``."""
-    token = _EXECUTOR.set(executor)
+    token = EXECUTOR.set(executor)
     try:
         yield
     finally:
-        _EXECUTOR.reset(token)
+        EXECUTOR.reset(token)
 
 
 @dataclass(eq=False)
@@ -74,8 +81,18 @@ class Ready:
     sources: tuple[tuple[str, int, int], ...]
     present: tuple[int, ...]
     stored: tuple[bool, ...]
-    #: Sizes that passed the guards, and whether the grid has any instance.
-    checked: dict[tuple[int, ...], bool] = field(default_factory=dict[tuple[int, ...], bool])
+    #: Sizes that passed the guards, and the instances of the grid.
+    checked: dict[tuple[int, ...], int] = field(default_factory=dict[tuple[int, ...], int])
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Launched:
+    """A launch that was checked and has run: on which arrays, at which sizes, and instances."""
+
+    ready: Ready
+    views: tuple[ArrayView, ...]
+    sizes: tuple[int, ...]
+    instances: int
 
 
 class Launcher:
@@ -86,8 +103,10 @@ class Launcher:
         self._ready: dict[object, Ready] = {}
         self._lock = threading.Lock()
 
-    def launch(self, grid: object, arguments: Arguments) -> None:
-        """Check the arguments and run the kernel; ``grid`` of None follows from the stores."""
+    def launch(self, grid: object, arguments: Arguments) -> Launched | None:
+        """Check the arguments and run the kernel; ``grid`` of None follows from the stores.  Gives
+        what was run, None where there was nothing to run.
+        """
         views = adopt_all(self.kernel.__name__, arguments)
         forms = tuple(
             None if v is None else form_of(n, v)
@@ -99,8 +118,11 @@ class Launcher:
         present = [v for v in views if v is not None]
         extents = self._grid(ready, grid, arguments, views)
         sizes = self._sizes(ready, present, extents)
-        if self._check(ready, arguments, present, sizes):
-            ready.runner(present, sizes)
+        instances = self._check(ready, arguments, present, sizes)
+        if not instances:
+            return None
+        ready.runner(present, sizes)
+        return Launched(ready, tuple(present), sizes, instances)
 
     def _closed(
         self,
@@ -116,7 +138,7 @@ class Launcher:
         return Arguments(arguments.names, arguments.tensors, {**arguments.consts, **chosen}, ())
 
     def _find(self, forms: tuple[Form | None, ...], arguments: Arguments, explicit: bool) -> Ready:
-        executor = _EXECUTOR.get()
+        executor = EXECUTOR.get()
         consts = tuple((n, const_key(v)) for n, v in arguments.consts.items())
         key = (forms, consts, explicit, executor)
         found = self._ready.get(key)
@@ -197,27 +219,27 @@ class Launcher:
         arguments: Arguments,
         views: Sequence[ArrayView],
         sizes: tuple[int, ...],
-    ) -> bool:
-        """Check what depends on sizes, memory and index values; whether anything is to be run."""
+    ) -> int:
+        """Check what depends on sizes, memory and index values; the instances that are to run."""
         names = [arguments.names[i] for i in ready.present]
         check_memory(self.kernel.__name__, names, views, ready.stored)
         function = ready.specialization.function
-        runs = ready.checked.get(sizes)
-        if runs is None:
+        instances = ready.checked.get(sizes)
+        if instances is None:
             numbers = self._numbers(function, sizes)
             for guard in ready.specialization.guards:
                 guard.check(numbers)
             if len(ready.checked) >= _REMEMBERED:
                 ready.checked.clear()
-            runs = all(evaluate(extent, numbers) > 0 for extent in function.grid)
-            ready.checked[sizes] = runs
+            instances = math.prod(max(0, evaluate(extent, numbers)) for extent in function.grid)
+            ready.checked[sizes] = instances
         for param, name, view in zip(function.params, names, views, strict=True):
             kind = param.value.tensor
             if kind.index is not None:
                 numbers = self._numbers(function, sizes)
                 low, high = (evaluate(e, numbers) for e in kind.index)
                 check_indices(name, array_of(view), low, high, kind.unique)
-        return runs
+        return instances
 
     @staticmethod
     def _numbers(function: Function, sizes: tuple[int, ...]) -> dict[str, int]:

@@ -102,6 +102,7 @@ def tune(
         if time.perf_counter() > ended:
             break
     _remember(_key(kernel, arguments, [repr(f) for f in forms], shapes), best)
+    kernel.forget()
     return best
 
 

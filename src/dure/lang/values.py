@@ -188,12 +188,12 @@ class Builder(Protocol):
         ...
 
 
-_BUILDER: ContextVar[Builder | None] = ContextVar("dure_builder", default=None)
+BUILDER: ContextVar[Builder | None] = ContextVar("dure_builder", default=None)
 
 
 def builder() -> Builder:
     """The mode that the calling kernel runs in."""
-    found = _BUILDER.get()
+    found = BUILDER.get()
     if found is None:
         raise KernelError(
             "a function of dure.lang was called outside of a kernel",
@@ -205,7 +205,7 @@ def builder() -> Builder:
 
 def in_kernel() -> bool:
     """Whether the language's functions are in use: a kernel is compiled or interpreted."""
-    return _BUILDER.get() is not None
+    return BUILDER.get() is not None
 
 
 class KernelBase:
@@ -218,11 +218,11 @@ class KernelBase:
 @contextmanager
 def building(mode: Builder) -> Generator[None]:
     """Let the language's functions use this mode."""
-    token = _BUILDER.set(mode)
+    token = BUILDER.set(mode)
     try:
         yield
     finally:
-        _BUILDER.reset(token)
+        BUILDER.reset(token)
 
 
 class Counter(int):

@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from dure import settings
@@ -108,6 +108,28 @@ class Pool:
             finally:
                 helpers.running = False
 
+    @property
+    def helpers(self) -> object:
+        """What stands for the helpers that run now; another object after a fork."""
+        with _steps:
+            return self._start()
+
+    def call(
+        self, function: Callable[..., bool], arguments: Sequence[object], helpers: object
+    ) -> bool:
+        """Call a native function that launches steps of these ``helpers`` by itself, if they are
+        still there: what it gives, else False.
+        """
+        with _steps:
+            mine = self._helpers
+            if mine is not helpers or mine is None:
+                return False
+            mine.running = True
+            try:
+                return function(*arguments)
+            finally:
+                mine.running = False
+
     def close(self) -> None:
         """End the helpers and wait for them.  A closed pool runs nothing any more."""
         with _steps:
@@ -131,6 +153,11 @@ class Pool:
             self._finalizer.detach()
         self._finalizer = None
         self._helpers = None
+
+
+def launch_address() -> int:
+    """Where ``void dure_launch(ptr pool_state, ptr step, ptr context, i64 workers)`` is."""
+    return _native().module.address("dure_launch")
 
 
 def shared_pool(workers: int | None = None) -> Pool:
