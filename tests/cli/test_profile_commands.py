@@ -161,6 +161,11 @@ def test_a_kernel_of_a_file_as_json(dure: Command, file: Path, spelling: list[st
     assert min(kernel["ns"], kernel["recorded_ns"], kernel["slowest_ns"], kernel["checks_ns"]) > 0
 
 
+def test_a_kernel_without_operations(dure: Command) -> None:
+    ended = dure("transpose", "32x32", "--launches", "1")
+    assert ended.code == 0 and "it needs no operations" in ended.out
+
+
 def test_options_may_come_first(dure: Command) -> None:
     found = dure("--launches", "1", "--json", "softmax", "8x8").json
     assert (found["op"], found["launches"]) == ("softmax", 1)
@@ -183,6 +188,10 @@ def test_launches_as_a_page_and_a_trace(dure: Command, tmp_path: Path) -> None:
         (["softmax"], "dims"),
         (["softmax", "64"], "64"),
         (["softmax", "8x8", "--dtype", "f3"], "f3"),
+        (
+            ["gemm", "8x8x8", "--dtype", "int4"],
+            "'x' of kernel 'matmul_kn' is a plain tensor of int4",
+        ),
         (["softmax", "8x8", "--arg", "x=f32[8]"], "--arg and --const are for FILE.py:KERNEL"),
         (["softmax", "8x8", "--launches", "0"], "--launches"),
         (["softmax", "8x8", "-o", "launch.txt"], "-o launch.txt isn't the name of a"),

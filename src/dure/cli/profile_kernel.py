@@ -108,8 +108,10 @@ def _headline(found: WorkUse) -> list[str]:
         f"{found.near / 1e9:.1f} GB/s in reads of so many bytes ({found.read / 1e9:.1f} GB/s from "
         "memory) in the same run",
     ]
-    if found.flops is None:
-        lines.append("how many operations it needs depends on values")
+    if not found.flops:
+        lines.append(
+            "it needs no operations" if found.flops == 0 else "operations depend on values"
+        )
     else:
         work = found.flops / found.ns * 1e9
         lines.append(
