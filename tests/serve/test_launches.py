@@ -16,6 +16,7 @@ from dure.serve import launches
 from dure.serve.launches import WorkUse, profile_work
 from dure.serve.operations import multiplies_integers, operations
 from dure.serve.profile_records import work_profile, write_profile
+from dure.targets.cpu.launch import compile_kernel
 
 KERNELS = """
 import dure
@@ -172,6 +173,12 @@ def test_pages_and_traces(tmp_path: Path) -> None:
     write_profile(found, tmp_path / "launch.json.gz")
     events = json.loads(gzip.decompress((tmp_path / "launch.json.gz").read_bytes()))["traceEvents"]
     assert {part.kernel for part in found.parts} <= {event["name"] for event in events}
+
+
+def test_a_kernel_that_does_not_record() -> None:
+    (call,) = operator_work("softmax", "8x8", "f32").calls
+    with pytest.raises(UsageError, match="keeps no times"):
+        compile_kernel(tile_function(call)).record([0, 0], ())
 
 
 def test_what_cannot_be_launched(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

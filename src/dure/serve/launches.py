@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -171,25 +171,14 @@ def profile_work(work: Work, *, workers: int | None = None, launches: int | None
     if launches is None:
         spent = sum(one.turn() for one in ready)
         launches = int(min(_MOST, max(_FEWEST, _RUN_NS / max(spent, 1))))
-    reading = BandwidthProbe(_READ_BYTES, pool)
-    nearby = BandwidthProbe(min(max(work.bytes, 1), _READ_BYTES), pool)
-    passes = max(1, _BURST_BYTES // nearby.nbytes)
-    multiplying = ProductProbe(pool.workers)
-    reads: list[float] = []
-    nears: list[float] = []
-    between = max(1, launches // _BURSTS)
+    yardsticks = _Yardsticks(work.bytes, pool)
     for number in range(launches):
-        if number % between == 0:
-            reads.append(reading.burst())
-            nears.append(nearby.burst(passes))
-            multiplying.burst()
+        if number % max(1, launches // _BURSTS) == 0:
+            yardsticks.burst()
             for one in ready:
                 one.warm()
         for one in ready:
             one.turn()
-    counted = [operations(one.function) for one in ready]
-    known = [count for count in counted if count is not None]
-    flops = work.flops if work.flops is not None or len(known) < len(counted) else sum(known)
     integers = any(multiplies_integers(one.function) for one in ready)
     return WorkUse(
         name=work.name,
@@ -197,14 +186,54 @@ def profile_work(work: Work, *, workers: int | None = None, launches: int | None
         dtype=work.dtype,
         workers=pool.workers,
         launches=launches,
-        flops=flops,
+        flops=_operations(work, [one.function for one in ready]),
         bytes=work.bytes,
-        read=statistics.median(reads) * 1e9,
-        near=max(nears) * 1e9,
-        peaks=multiplying.peaks(),
+        read=yardsticks.read,
+        near=yardsticks.near,
+        peaks=yardsticks.peaks,
         peak="int8" if integers else "float32",
         parts=tuple(one.use(launches) for one in ready),
     )
+
+
+def _operations(work: Work, functions: Sequence[Function]) -> int | None:
+    if work.flops is not None:
+        return work.flops
+    counted = [operations(function) for function in functions]
+    known = [count for count in counted if count is not None]
+    return sum(known) if len(known) == len(counted) else None
+
+
+class _Yardsticks:
+    """What the pool's workers read and multiply, in bursts between launches."""
+
+    def __init__(self, nbytes: int, pool: Pool) -> None:
+        """``nbytes`` are those of the work."""
+        self._far = BandwidthProbe(_READ_BYTES, pool)
+        self._near = BandwidthProbe(min(max(nbytes, 1), _READ_BYTES), pool)
+        self._products = ProductProbe(pool.workers)
+        self._reads: list[tuple[float, float]] = []
+
+    def burst(self) -> None:
+        """One of each."""
+        passes = max(1, _BURST_BYTES // self._near.nbytes)
+        self._reads.append((self._far.burst(), self._near.burst(passes)))
+        self._products.burst()
+
+    @property
+    def read(self) -> float:
+        """Bytes a second from memory."""
+        return statistics.median(far for far, _ in self._reads) * 1e9
+
+    @property
+    def near(self) -> float:
+        """Bytes a second of as many bytes as the work's."""
+        return max(near for _, near in self._reads) * 1e9
+
+    @property
+    def peaks(self) -> dict[str, float]:
+        """Operations a second by type."""
+        return self._products.peaks()
 
 
 def _check_memory(work: Work) -> None:
