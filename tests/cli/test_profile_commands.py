@@ -141,7 +141,7 @@ def test_an_operators_launches_as_a_table(dure: Command) -> None:
     head, launch, *_ = ended.out.splitlines()
     assert head.startswith("softmax 64x100 f32 on 2 workers; medians of 2 launches")
     assert launch.startswith("a launch ") and "a call from Python checks" in launch
-    for word in ("51.2 kB needed", "in the same run", "bound by ", "that is recorded", "IMBALANCE"):
+    for word in ("51.2 kB needed", "in the same run", "bound by ", "recording takes ", "IMBALANCE"):
         assert word in ended.out
     rows = [line.split() for line in ended.out.splitlines()[-2:]]
     assert [row[:2] for row in rows] == [["softmax", "0"], ["softmax", "1"]]

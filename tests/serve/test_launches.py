@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -89,7 +90,7 @@ def test_a_launch_is_what_its_workers_did(workers: int) -> None:
     assert part.imbalance < 1 and part.outside_ns >= 0
     assert min(found.read, found.near, *found.peaks.values()) > 0
     assert set(found.peaks) == {"float32", "int8"} and found.peak == "float32"
-    assert found.bound in found.least and found.cost > -1
+    assert found.bound in found.least and found.cost == part.cost_ns / part.ns
 
 
 def test_bounds_follow_from_the_shares(file: Path) -> None:
@@ -98,9 +99,7 @@ def test_bounds_follow_from_the_shares(file: Path) -> None:
     (part,) = profile_work(work, workers=1, launches=1).parts
 
     def bound(outside: float, near: float, peak: float) -> str:
-        timed = launches.LaunchUse(
-            **{**part.__dict__, "ns": 100.0, "recorded_ns": 100.0, "span_ns": 100.0 - outside}
-        )
+        timed = replace(part, ns=100.0, outside_ns=outside)
         use = WorkUse(
             "x", "", "f32", 1, 1, 1000, 1000, near, near, {"int8": peak}, "int8", (timed,)
         )

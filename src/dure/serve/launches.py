@@ -60,12 +60,14 @@ _DRAWN = 1 << 20
 class LaunchUse:
     """A kernel launched over and over; nanoseconds, medians.
 
-    ``ns``: what the caller of the compiled kernel waits; ``recorded_ns``: of launches that record.
+    ``ns``: what the caller of the compiled kernel waits; ``recorded_ns``: of launches that record;
+    ``cost_ns``: what these take more than those right beside them.
     ``busy``: each worker's share, from its begin to its end; ``slowest_ns`` and ``fastest_ns``: the
     longest and the shortest share of a launch; ``span_ns``: from the first worker's begin to the
-    last one's end.  ``checks_ns``: what a call from Python takes besides, to check its arguments;
-    None for a kernel that Python can't call with these.  ``ends`` are (worker, begin and end) of
-    the median launch.
+    last one's end.  ``outside_ns``: what a launch takes besides that, to start its workers and to
+    come back.  ``checks_ns``: what a call from Python takes besides, to check its arguments; None
+    for a kernel that Python can't call with these.  ``ends`` are (worker, begin and end) of the
+    median launch.
     """
 
     kernel: str
@@ -74,17 +76,14 @@ class LaunchUse:
     tile_ir: str
     ns: float
     recorded_ns: float
+    cost_ns: float
     busy: tuple[float, ...]
     slowest_ns: float
     fastest_ns: float
     span_ns: float
+    outside_ns: float
     checks_ns: float | None
     ends: Times
-
-    @property
-    def outside_ns(self) -> float:
-        """What a launch takes besides its workers: to start them and to come back."""
-        return max(0.0, self.recorded_ns - self.span_ns)
 
     @property
     def idle(self) -> tuple[float, ...]:
@@ -152,7 +151,7 @@ class WorkUse:
     @property
     def cost(self) -> float:
         """The part of a launch's time that recording adds."""
-        return sum(part.recorded_ns for part in self.parts) / self.ns - 1.0
+        return sum(part.cost_ns for part in self.parts) / self.ns
 
 
 def profile_work(work: Work, *, workers: int | None = None, launches: int | None = None) -> WorkUse:
@@ -290,20 +289,24 @@ class _Launch:
         """The last ``launches`` turns; those before it only told the counter's rate."""
         ends = nanoseconds(np.array(self._stamps), self._recorded)[-launches:]
         shares = ends[:, :, 1] - ends[:, :, 0]
-        recorded = [end - begin for begin, end in self._recorded[-launches:]]
+        plain, recorded = _spent(self._plain[-launches:]), _spent(self._recorded[-launches:])
         middle = int(np.argsort(recorded)[launches // 2])
+        spans = ends[:, :, 1].max(axis=1)
         extents = [evaluate(extent, {}) for extent in self.function.grid]
         return LaunchUse(
             kernel=self._call.kernel.__name__,
             tiles=self._tiles,
             instances=int(np.prod(extents, dtype=np.int64)),
             tile_ir=print_function(self.function),
-            ns=statistics.median(end - begin for begin, end in self._plain[-launches:]),
-            recorded_ns=statistics.median(recorded),
+            ns=float(np.median(plain)),
+            recorded_ns=float(np.median(recorded)),
+            cost_ns=float(np.median(recorded - plain)),
             busy=tuple(np.median(shares, axis=0).tolist()),
             slowest_ns=float(np.median(shares.max(axis=1))),
             fastest_ns=float(np.median(shares.min(axis=1))),
-            span_ns=float(np.median(ends[:, :, 1].max(axis=1))),
+            span_ns=float(np.median(spans)),
+            # At least nothing: the counter's rate is known to a part in many thousands.
+            outside_ns=max(0.0, float(np.median(recorded - spans))),
             checks_ns=self._checks(),
             ends=ends[middle],
         )
@@ -331,6 +334,11 @@ class _Launch:
         except KernelError:
             return None
         return float(statistics.median(times))
+
+
+def _spent(walls: Walls) -> npt.NDArray[np.int64]:
+    """Nanoseconds of each call."""
+    return np.diff(np.array(walls), axis=1)[:, 0]
 
 
 def _nothing(_: Function) -> Runner:
