@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 
 from dure.runtime import cache, llvm
 from dure.runtime.cache import ObjectCache
-from dure.runtime.host import host_features
+from dure.runtime.host import host_features, host_levels
 
 IR = "define i32 @f() { ret i32 42 }"
 KEY = "ab" + "0" * 62
@@ -167,6 +169,65 @@ def test_a_full_disk_leaves_nothing_behind(
     store.put(KEY, b"code")
     assert "No space left" in capsys.readouterr().err
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_read_only_folder_still_gives_what_it_holds(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on an image's read-only file system: neither young again, nor removed, nor written."""
+    good = cache.compile_cached(IR, host_features())
+    (path,) = entries(folder)
+    kept = path.read_bytes()
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    for module, name in ((os, "utime"), (Path, "unlink"), (cache.tempfile, "mkstemp")):
+        monkeypatch.setattr(module, name, refused)
+    times = llvm.CompileTimes()
+    assert cache.compile_cached(IR, host_features(), times=times) == good
+    assert times.modules == 0
+    path.write_bytes(b"damaged")
+    assert cache.compile_cached(IR, host_features(), times=times) == good
+    assert cache.compile_cached(IR + " ", host_features(), times=times)
+    assert times.modules == 2
+    assert capsys.readouterr().err.count("Read-only file system") == 1
+    path.write_bytes(kept)
+    assert cache.compile_cached(IR, host_features(), times=times) == good and times.modules == 2
+
+
+def test_a_disk_that_is_full_while_an_entry_is_written(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Full(io.FileIO):
+        def write(self, data: Any) -> int:
+            super().write(data[:100])
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fdopen", lambda handle, mode: Full(handle, mode))
+    for _ in range(2):
+        assert cache.compile_cached(IR, host_features())
+    assert capsys.readouterr().err.count("No space left") == 1
+    assert not [path for path in folder.rglob("*") if path.is_file()]
+
+
+def test_hosts_of_several_levels_share_a_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Code of another host is never loaded, whichever host wrote it."""
+    times = llvm.CompileTimes()
+    levels = host_levels()
+    for turn in range(2):
+        for number, level in enumerate(levels):
+            monkeypatch.setenv("DURE_CPU_LEVEL", level)
+            assert cache.compile_cached(IR, host_features(), times=times)
+            assert times.modules == (number + 1 if turn == 0 else len(levels))
+    assert len(entries(folder)) == len(levels)
+    # One feature less is another host, though it has the same level.
+    lacking = dataclasses.replace(host_features(), features=host_features().features[:-1])
+    store = cache.object_cache()
+    assert store is not None
+    assert store.get(cache.object_key(IR, lacking)) is None
 
 
 def test_threads_share_a_cache(tmp_path: Path) -> None:

@@ -159,6 +159,83 @@ def test_a_containers_quota_limits_the_workers(monkeypatch: pytest.MonkeyPatch) 
     assert host.cores().workers == 2
 
 
+@pytest.mark.parametrize(
+    ("files", "workers"),
+    [
+        ({"/proc/self/cgroup": "0::/", "/sys/fs/cgroup/cpu.max": "max 100000"}, 64),
+        ({"/proc/self/cgroup": "0::/", "/sys/fs/cgroup/cpu.max": "1 100000"}, 1),
+        ({"/proc/self/cgroup": "0::/../other", "/sys/fs/cgroup/cpu.max": "200000 100000"}, 2),
+        # A service of the system's: its own limit, or that of the slice around it.
+        (
+            {
+                "/proc/self/cgroup": "0::/system.slice/dure.service",
+                "/sys/fs/cgroup/system.slice/dure.service/cpu.max": "250000 100000",
+                "/sys/fs/cgroup/system.slice/cpu.max": "max 100000",
+            },
+            3,
+        ),
+        (
+            {
+                "/proc/self/cgroup": "0::/a/b",
+                "/sys/fs/cgroup/a/b/cpu.max": "800000 100000",
+                "/sys/fs/cgroup/a/cpu.max": "400000 100000",
+            },
+            4,
+        ),
+        # The older hierarchy, as the root of a container and below it; -1 is no limit.
+        (
+            {
+                "/sys/fs/cgroup/cpu/cpu.cfs_quota_us": "500000",
+                "/sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000",
+            },
+            5,
+        ),
+        (
+            {
+                "/proc/self/cgroup": "4:memory:/m\n3:cpu,cpuacct:/docker/x\n0::/",
+                "/sys/fs/cgroup/cpu/docker/x/cpu.cfs_quota_us": "600000",
+                "/sys/fs/cgroup/cpu/docker/x/cpu.cfs_period_us": "100000",
+                "/sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1",
+                "/sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000",
+            },
+            6,
+        ),
+        ({"/proc/self/cgroup": "what\nis:this\n", "/sys/fs/cgroup/cpu.max": "text 0"}, 64),
+    ],
+)
+def test_every_control_group_may_limit_the_workers(
+    monkeypatch: pytest.MonkeyPatch, files: dict[str, str], workers: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
+    monkeypatch.setattr(host, "_read", lambda path: files.get(str(path), ""))
+    monkeypatch.delenv("DURE_THREADS", raising=False)
+    assert host.cores().workers == workers == host.default_workers()
+
+
+def test_a_single_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {5}, raising=False)
+    monkeypatch.setattr(host, "_read", lambda path: "")
+    assert host.cores() == host.Cores((5,), (5,), 1)
+
+
+def test_tile_registers_are_never_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor may report AMX though the system grants no process its registers."""
+    amx = {"amx-tile", "amx-int8", "amx-bf16", "amx-fp16", "amx-complex"}
+    levels = [level for level in host.LEVELS if level.architecture == "x86-64"]
+    assert not any(level.allowed & amx or level.required & amx for level in levels)
+    if host.architecture_name() != "x86-64":
+        return
+    plain = host.host_features()
+    present = host._detected_features()
+    monkeypatch.setattr(host, "_detected_features", lambda: present | amx)
+    host._features_at.cache_clear()
+    try:
+        assert host.host_features() == plain
+        assert "amx" not in plain.feature_string
+    finally:
+        host._features_at.cache_clear()
+
+
 def test_import_is_cheap() -> None:
     import subprocess
 

@@ -100,6 +100,33 @@ def test_available_memory_is_plausible(monkeypatch: pytest.MonkeyPatch) -> None:
     assert memory.available_bytes() == 0
 
 
+def test_every_control_group_may_limit_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that leaves least counts, of both hierarchies; a cache of files gives way."""
+    inner, outer, older = (tmp_path / name for name in ("inner", "outer", "older"))
+    monkeypatch.setattr(memory, "control_groups", lambda _: [inner, outer, older])
+    assert memory._container_available() == 0
+    for folder, files in (
+        (inner, {"memory.max": "max", "memory.current": "10", "memory.stat": ""}),
+        (outer, {"memory.max": "900", "memory.current": "500", "memory.stat": "inactive_file 50"}),
+        (
+            older,
+            {
+                "memory.limit_in_bytes": "800",
+                "memory.usage_in_bytes": "500",
+                "memory.stat": "inactive_file 400\ntotal_inactive_file 20",
+            },
+        ),
+    ):
+        folder.mkdir()
+        for name, text in files.items():
+            (folder / name).write_text(text)
+    assert memory._container_available() == 320
+    (outer / "memory.current").write_text("1000")  # over its limit: nothing is left, not no limit
+    assert memory._container_available() == 1
+
+
 def test_without_huge_pages_the_same_code_works(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "huge_page_bytes", lambda: 0)
     buffer = Buffer(8 << 20)

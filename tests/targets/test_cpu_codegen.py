@@ -8,9 +8,11 @@ from cpu_kernels import POOL, check, symbolic
 
 import dure
 import dure.lang as dl
+from dure.errors import KernelError
 from dure.ir.dtypes import DTYPES
-from dure.ir.expr import evaluate
+from dure.ir.expr import const, evaluate
 from dure.ir.interpret import bind_sizes
+from dure.ir.types import TensorType
 from dure.targets.cpu.launch import compile_kernel
 
 RNG = np.random.default_rng(7)
@@ -83,6 +85,16 @@ def test_arithmetic(name: str, dtype: str) -> None:
     chosen = {"add": add, "sub": sub, "mul": mul}.get(name) or getattr(dl, name)
     x, z = randoms(6, 40, dtype=dtype), randoms(6, 40, dtype=dtype)
     check(binary, [x, z, np.zeros_like(x)], {"function": chosen, "bm": 4, "bn": 32})
+
+
+@pytest.mark.parametrize("dtype", ["int4", "uint4", "uint2", "float4_e2m1fn"])
+def test_elements_that_share_a_byte_are_refused(dtype: str) -> None:
+    """They would be read, and stored, as if each had a byte of its own."""
+    kind = TensorType((const(8), const(64)), DTYPES[dtype])
+    function = unary.specialize([kind, kind], {"function": lambda x: x, "bm": 4, "bn": 32})
+    with pytest.raises(KernelError, match=f"a plain tensor of {dtype}") as caught:
+        compile_kernel(function)
+    assert "dl.load(x" in caught.value.where and caught.value.rule and caught.value.fix
 
 
 def add(a, b):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,8 +19,9 @@ from dure.ir.blocks import Blocks
 from dure.ir.interpret import execute
 from dure.ir.pack import pack, unpack
 from dure.ir.sizes import tensor_bytes
+from dure.runtime.host import host_features, host_levels
 from dure.runtime.llvm import CompileTimes
-from dure.targets.cpu.artifact import Artifact
+from dure.targets.cpu.artifact import Artifact, program_key
 
 assert dure.library
 
@@ -177,6 +179,38 @@ def test_artifacts_survive_bytes(ready):
     again = Artifact.from_bytes(artifact.to_bytes())
     assert again == artifact
     assert Artifact.from_bytes(b"something else") is None
+
+
+def test_hosts_of_several_levels_share_a_cache(ready, tmp_path, monkeypatch):
+    """Each has programs of its own there, and no code of another's."""
+    monkeypatch.setenv("DURE_CACHE_DIR", str(tmp_path))
+    expected, *_ = ready.expected()
+    for turn in range(2):
+        for level in host_levels():
+            monkeypatch.setenv("DURE_CPU_LEVEL", level)
+            found = Ready(ready.program, workers=1)
+            assert (found.times.modules == 0) == (turn == 1), level
+            logits = found.compiled.run(found.inputs())["logits"]
+            np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_a_programs_key_tells_hosts_apart():
+    host = host_features()
+    others = [
+        replace(host, features=host.features[:-1]),
+        replace(host, tuning=(*host.tuning, "slow-3ops-lea")),
+        replace(host, vector_bits=64),
+        replace(host, vector_registers=8),
+        replace(host, architecture="aarch64"),
+        replace(host, triple="x86_64-pc-windows-msvc"),
+        replace(host, l1d_bytes=1),
+        replace(host, l2_bytes=1),
+        replace(host, l3_bytes=1),
+    ]
+    keys = {program_key("a program", one) for one in (host, *others)}
+    assert len(keys) == 1 + len(others)
+    assert program_key("a program", replace(host)) in keys
+    assert program_key("another", host) not in keys
 
 
 def test_state_layouts_pack_pages_without_gaps(ready):

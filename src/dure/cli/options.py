@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -22,6 +23,15 @@ Threads = Annotated[
         min=1,
         max=settings.MOST_THREADS,
         help="Worker threads.  [default: DURE_THREADS, or the physical cores]",
+        show_default=False,
+    ),
+]
+ProfileOutput = Annotated[
+    Path | None,
+    typer.Option(
+        "-o",
+        "--output",
+        help="Write the median run: .json or .json.gz for Perfetto, .html for a page.",
         show_default=False,
     ),
 ]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from dure.cli import options
 from dure.cli.output import print_json, say, show, table
+from dure.cli.profile_kernel import kernel
 from dure.cli.results import duration, quantity
 from dure.cli.session import located, workers
 from dure.errors import UsageError
@@ -23,26 +24,29 @@ Context = Annotated[
 ]
 PhaseOption = Annotated[str, typer.Option("--phase", help="decode or prefill.")]
 Steps = Annotated[int, typer.Option(min=1, help="Steps to watch; medians count.")]
-Output = Annotated[
-    Path | None,
-    typer.Option(
-        "-o",
-        "--output",
-        help="Write the median step: .json or .json.gz for Perfetto, .html for a page.",
-        show_default=False,
-    ),
-]
+
+
+class _Group(TyperGroup):
+    """What is no command of the group is something to profile: ``dure profile softmax 64x1000``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the arguments, with the command that they leave out."""
+        if args and args[0] != "--help" and args[0] not in self.commands:
+            args = ["kernel", *args]
+        return super().parse_args(ctx, args)
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     group = typer.Typer(
-        help="Where the time of a step on this machine goes.",
-        epilog="Example: dure profile llm smollm2",
+        help="Where the time of a step or a kernel on this machine goes.",
+        epilog="Example: dure profile llm smollm2; dure profile softmax 64x1000",
+        cls=_Group,
         rich_markup_mode=None,
         no_args_is_help=True,
     )
     group.callback()(_group)
+    group.command(epilog="Example: dure profile softmax 64x1000 --threads 2 -o launch.html")(kernel)
     group.command(epilog="Example: dure profile llm smollm2 --batch 8 --context 512 -o step.html")(
         llm
     )
@@ -50,7 +54,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _group() -> None:
-    """Where the time of a step on this machine goes."""
+    """Where the time of a step or a kernel on this machine goes."""
 
 
 def llm(
@@ -60,7 +64,7 @@ def llm(
     context: Context = 256,
     steps: Steps = 40,
     threads: options.Threads = None,
-    output: Output = None,
+    output: options.ProfileOutput = None,
     as_json: options.Json = False,
 ) -> None:
     """Watch an LLM's steps: operators, bandwidth, arithmetic, and waits of each worker."""

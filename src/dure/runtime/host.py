@@ -357,15 +357,35 @@ def _number_list(text: str) -> Iterable[int]:
             yield from range(int(low), int(high or low) + 1)
 
 
+def control_groups(controller: str) -> list[Path]:
+    """Folders of the control groups that may limit this process, its own before those around it.
+
+    Both of the unified hierarchy and of the older one, which has a tree for each ``controller``.  A
+    container sees its own group as the root; a service of the system is in one below it.
+    """
+    root = Path("/sys/fs/cgroup")
+    found: dict[Path, None] = {}
+    for line in _read(Path("/proc/self/cgroup")).splitlines():
+        names, _, place = line.partition(":")[2].partition(":")
+        if ".." in place or (names and controller not in names.split(",")):
+            continue
+        base = root / controller if names else root
+        folder = base / place.strip("/")
+        found.update(dict.fromkeys(f for f in (folder, *folder.parents) if f.is_relative_to(base)))
+    return [*found, *(f for f in (root, root / controller) if f not in found)]
+
+
 def _quota_cores() -> int:
-    """How many processors' time a container grants, rounded up; 0 where nothing limits it."""
-    quota, _, period = _read(Path("/sys/fs/cgroup/cpu.max")).partition(" ")
-    if not quota:
-        quota = _read(Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"))
-        period = _read(Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us"))
-    if quota.isdigit() and period.isdigit() and int(period) > 0 and int(quota) > 0:
-        return math.ceil(int(quota) / int(period))
-    return 0
+    """How many processors' time control groups grant, rounded up; 0 where nothing limits it."""
+    granted: list[int] = []
+    for folder in control_groups("cpu"):
+        quota, _, period = _read(folder / "cpu.max").partition(" ")
+        if not quota:
+            quota = _read(folder / "cpu.cfs_quota_us")
+            period = _read(folder / "cpu.cfs_period_us")
+        if quota.isdigit() and period.isdigit() and int(period) > 0 and int(quota) > 0:
+            granted.append(math.ceil(int(quota) / int(period)))
+    return min(granted, default=0)
 
 
 def _read(path: Path) -> str:

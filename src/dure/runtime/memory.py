@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from dure.errors import TargetError, UsageError
-from dure.runtime.host import huge_page_bytes
+from dure.runtime.host import control_groups, huge_page_bytes
 
 LINE_BYTES = 64
 """The least alignment of a buffer, in bytes: a cache line and the widest vector."""
@@ -124,24 +124,32 @@ def _machine_available() -> int:
     return 0
 
 
+#: Files of a control group's folder: its limit, what it uses, and the part of that which gives way
+#: (the cache of files).
+_MEMORY_FILES = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+
+
 def _container_available() -> int:
-    """What the control group's limit leaves; the cache of files, which gives way, doesn't count."""
-    root = Path("/sys/fs/cgroup")
-    for folder, limit, used, cached in (
-        (root, "memory.max", "memory.current", "inactive_file"),
-        (
-            root / "memory",
-            *("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-        ),
-    ):
-        with contextlib.suppress(OSError, ValueError):
-            most = int((folder / limit).read_text(encoding="ascii"))
-            taken = int((folder / used).read_text(encoding="ascii"))
-            for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines():
-                key, _, value = line.partition(" ")
-                if key == cached:
-                    taken -= int(value)
-            return max(1, most - taken)
+    """What the limits of all control groups leave; 0 where nothing limits it."""
+    left = [
+        _left_by(folder, *names) for folder in control_groups("memory") for names in _MEMORY_FILES
+    ]
+    return min((size for size in left if size > 0), default=0)
+
+
+def _left_by(folder: Path, limit: str, used: str, cached: str) -> int:
+    """Bytes that a control group leaves, at least 1; 0 where it limits nothing."""
+    with contextlib.suppress(OSError, ValueError):
+        most = int((folder / limit).read_text(encoding="ascii"))
+        taken = int((folder / used).read_text(encoding="ascii"))
+        for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines():
+            key, _, value = line.partition(" ")
+            if key == cached:
+                taken -= int(value)
+        return max(1, most - taken)
     return 0
 
 

@@ -12,7 +12,6 @@ same bits alone, in a batch, and prefilled in any chunks.
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
@@ -26,6 +25,7 @@ import numpy.typing as npt
 from dure.errors import UsageError
 from dure.models.decoder import StepLimits
 from dure.models.stored import StoredModel
+from dure.runtime.forks import StepLock
 from dure.runtime.memory import available_bytes
 from dure.serve.kv import KVCache, Sequence
 from dure.serve.runner import CompiledStep, StepRunner
@@ -87,7 +87,7 @@ class Engine:
         self.stats = GenerationStats()
         self.load_s = 0.0
         self._runner: StepRunner | None = runner
-        self._lock = threading.Lock()
+        self._lock = StepLock()
         self._tokenizer: Tokenizer | None = None
 
     @staticmethod
@@ -248,15 +248,16 @@ class Engine:
     def prefill(
         self, sequence: Sequence, ids: npt.NDArray[np.int32], chunk: int | None = None
     ) -> npt.NDArray[np.float32]:
-        """Run all of ``ids`` in chunks; gives the last token's logits (vocabulary,), a view."""
+        """Run all of ``ids`` in chunks; gives the last token's logits (vocabulary,), a view.
+
+        Raises :class:`UsageError` where there are none, and like :meth:`step`.
+        """
         size = min(chunk or self.limits.tokens, self.limits.tokens)
-        logits: npt.NDArray[np.float32] | None = None
-        for start in range(0, len(ids), size):
-            part = ids[start : start + size]
-            wanted = (len(part) - 1,) if start + size >= len(ids) else ()
-            logits = self.step([BatchEntry(sequence, part, wanted)])
-        assert logits is not None
-        return logits[0]
+        last = max(0, len(ids) - 1) // size * size
+        for start in range(0, last, size):
+            self.step([BatchEntry(sequence, ids[start : start + size])])
+        rest = ids[last:]
+        return self.step([BatchEntry(sequence, rest, (len(rest) - 1,))])[0]
 
     # Whole sequences ------------------------------------------------------------------------------
 

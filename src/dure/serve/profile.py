@@ -31,12 +31,12 @@ from dure.runtime.pool import shared_pool
 from dure.serve.engine import Engine
 from dure.serve.kv import Sequence
 from dure.serve.products import ProductProbe
+from dure.serve.stamped import Times, nanoseconds
 from dure.serve.work import BatchEntry
 from dure.targets.cpu.context import BARRIER, Event
 from dure.targets.cpu.target import CpuTarget
 
 Phase: TypeAlias = Literal["decode", "prefill"]
-Times: TypeAlias = npt.NDArray[np.float64]
 
 _READ_BYTES = 1 << 28
 #: Steps between two bursts of reading and of multiplying.
@@ -158,7 +158,7 @@ def profile_steps(
             stamps.append(program.stamps()[:, : len(executed) + 1])
             if theirs is not None:
                 others.append(theirs.run())
-    ends = _nanoseconds(np.array(stamps), own)
+    ends = nanoseconds(np.array(stamps), own)
     labels, costs = _labels(program.step), _costs(engine, batch, context)
     walls = [end - begin for begin, end in own]
     middle = int(np.argsort(walls)[len(walls) // 2])
@@ -253,20 +253,6 @@ def _executed(events: SequenceOf[Event]) -> list[Event]:
         for shifts in itertools.product(*turns):
             found[event.place + sum(shifts)] = event
     return [found[place] for place in sorted(found)]
-
-
-def _nanoseconds(stamps: npt.NDArray[np.int64], walls: SequenceOf[tuple[int, int]]) -> Times:
-    """(step, worker, event) nanoseconds since the step began.
-
-    The counter runs at a constant rate, which the calls' own clock gives over all of the steps.
-    """
-    if len(walls) > 1:
-        cycles = stamps[-1, 0, 0] - stamps[0, 0, 0]
-        rate = (walls[-1][0] - walls[0][0]) / int(cycles)
-    else:
-        rate = (walls[0][1] - walls[0][0]) / int(stamps[0, 0, -1] - stamps[0, 0, 0])
-    begin = stamps[:, :, :1].min(axis=1, keepdims=True)
-    return (stamps - begin) * rate
 
 
 def _operators(

@@ -1,4 +1,4 @@
-"""A watched step of the engine as records of :mod:`dure.prof`: a trace and a page of it."""
+"""Watched steps and launches as records of :mod:`dure.prof`: traces and pages of them."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ from dure.prof.records import (
     Roofline,
     Wait,
 )
+from dure.serve.launches import LaunchUse, WorkUse
 from dure.serve.profile import OperatorUse, StepUse
 
 SUFFIXES = (*page.SUFFIXES, *trace.SUFFIXES)
 _QUEUE = "worker"
+_QUEUES = (Queue(_QUEUE, "compute", ("core",)),)
 
 
-def write_profile(use: StepUse, path: Path) -> None:
-    """Write the median step to a page or a trace, as the file's name says."""
-    made = step_profile(use)
+def write_profile(use: StepUse | WorkUse, path: Path) -> None:
+    """Write the median step or launches to a page or a trace, as the file's name says."""
+    made = step_profile(use) if isinstance(use, StepUse) else work_profile(use)
     if path.name.endswith(page.SUFFIXES):
         page.write_page([made], path)
     else:
@@ -37,29 +39,23 @@ def step_profile(use: StepUse) -> Profile:
     ends = np.rint(use.ends * 1e3).astype(np.int64)
     total = int(ends.max())
     operators = tuple(_operator(entry, use) for entry in use.operators)
+    work = sum(entry.count * entry.flops for entry in use.operators)
+    moved = int(use.weight_bytes + use.kv_bytes)
     return Profile(
         title=f"{use.model}: {use.phase} of {use.batch} x {use.context} tokens",
         target="cpu",
         total=total,
         launches=((0, 0),),
-        bound=_bound(use, sum(o.flops for o in use.operators)),
-        classes=tuple(CoreClass(1, {"worker": worker}) for worker in range(use.workers)),
-        queues=(Queue(_QUEUE, "compute", ("core",)),),
+        bound=_bound(use, work),
+        classes=_classes(use.workers),
+        queues=_QUEUES,
         instructions=tuple(_instructions(use, ends.tolist())),
         buffers=(),
         memories=(),
         counters=(),
         resources=(),
-        roofline=Roofline(
-            peaks=use.peaks,
-            peak=max(use.peaks.values()),
-            memory="memory",
-            bandwidth=use.read,
-            attainable=use.read,
-            flops=sum(entry.count * entry.flops for entry in use.operators),
-            bytes=int(use.weight_bytes + use.kv_bytes),
-            moved=int(use.weight_bytes + use.kv_bytes),
-            seconds=use.ns / 1e9,
+        roofline=_roofline(
+            use.peaks, max(use.peaks.values()), ("memory", use.read), (work, moved), use.ns
         ),
         programs=(Program(use.model, "", {"workers": str(use.workers)}),),
         busy={},
@@ -75,6 +71,104 @@ def step_profile(use: StepUse) -> Profile:
         operators=operators,
         whole=total,
     )
+
+
+def work_profile(use: WorkUse) -> Profile:
+    """The median launch of each of the work's kernels, one after another."""
+    instructions: list[Instruction] = []
+    launches: list[tuple[int, int]] = []
+    start = 0
+    for part in use.parts:
+        launches.append((start, start))
+        shares = np.rint(part.ends * 1e3).astype(np.int64) + start
+        instructions += sorted(_shares(part, shares.tolist()), key=lambda entry: entry.start)
+        start = int(shares.max())
+    waits = ", ".join(f"{part.imbalance:.1%}" for part in use.parts)
+    return Profile(
+        title=f"{use.name} {use.dims} {use.dtype}",
+        target="cpu",
+        total=start,
+        launches=tuple(launches),
+        bound=use.bound,
+        classes=_classes(use.workers),
+        queues=_QUEUES,
+        instructions=tuple(instructions),
+        buffers=(),
+        memories=(),
+        counters=(),
+        resources=(),
+        roofline=_roofline(
+            use.peaks,
+            use.peaks[use.peak],
+            ("memory and caches", use.near),
+            (use.flops or 0, use.bytes),
+            use.ns,
+        ),
+        programs=tuple(_program(part, use.workers) for part in use.parts),
+        busy={},
+        facts={
+            "a launch": f"{use.ns / 1e3:,.4g} us",
+            "besides the workers": f"{use.least['latency'] / 1e3:,.4g} us of it",
+            "imbalance": f"{waits} of the slowest worker's time",
+            "read bandwidth": f"{use.near / 1e9:.3g} GB/s of so many bytes, {use.read / 1e9:.3g} "
+            "GB/s from memory, measured in the same run",
+        },
+        notes=(
+            "Peaks and bandwidth are what dure's own products and reads reached beside the work.",
+            "The timeline is that of the median launch, from its first worker's begin to its last "
+            "one's end.",
+        ),
+    )
+
+
+def _classes(workers: int) -> tuple[CoreClass, ...]:
+    return tuple(CoreClass(1, {"worker": worker}) for worker in range(workers))
+
+
+def _roofline(
+    peaks: dict[str, float],
+    peak: float,
+    memory: tuple[str, float],
+    needed: tuple[int, int],
+    ns: float,
+) -> Roofline:
+    """The yardsticks, and (operations, bytes) that ``ns`` nanoseconds went for."""
+    name, bandwidth = memory
+    flops, moved = needed
+    return Roofline(
+        peaks=peaks,
+        peak=peak,
+        memory=name,
+        bandwidth=bandwidth,
+        attainable=bandwidth,
+        flops=flops,
+        bytes=moved,
+        moved=moved,
+        seconds=ns / 1e9,
+    )
+
+
+def _program(part: LaunchUse, workers: int) -> Program:
+    tiles = {name: str(size) for name, size in part.tiles.items()}
+    counts = {"workers": str(workers), "instances": str(part.instances)}
+    return Program(part.kernel, part.tile_ir, counts | tiles)
+
+
+def _shares(part: LaunchUse, ends: list[list[int]]) -> list[Instruction]:
+    """What each worker did of a launch."""
+    return [
+        Instruction(
+            core_class=worker,
+            queue=_QUEUE,
+            name=part.kernel,
+            source=None,
+            start=begin,
+            issued=end,
+            flow=None,
+            end=end,
+        )
+        for worker, (begin, end) in enumerate(ends)
+    ]
 
 
 def _bound(use: StepUse, flops: int) -> str:

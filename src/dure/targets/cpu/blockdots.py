@@ -8,6 +8,8 @@ of a lane are one 32-bit group.
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -333,22 +335,26 @@ def quantize(e: Emitter, source: Buffer, target: BlockBuffer, rows: Reg) -> None
         n: p.reshaped((flat.type.shape[0], p.type.shape[-1])) for n, p in target.planes.items()
     }
 
+    def larger(a: Reg, b: Reg) -> Reg:
+        return w.select(w.compare("icmp sgt", a, b), a, b)
+
     def body(row: Reg, block: Reg) -> None:
         start = w.mul(block, integer(format.block))
         values = [
             flat.vector(e, [row, w.add(start, integer(i * lanes))], 1, lanes) for i in range(pieces)
         ]
-        largest = e.math.absolute(values[0])
-        for value in values[1:]:
-            size = e.math.absolute(value)
-            largest = w.select(w.compare("fcmp ugt", size, largest), size, largest)
-        top = reduce_lanes(e, largest, lambda a, b: w.select(w.compare("fcmp ugt", a, b), a, b))
+        # Magnitudes are in the order of their bits, in which NaN comes after infinity: a maximum of
+        # floats would lose it.
+        sizes = [w.cast("bitcast", e.math.absolute(value), ints) for value in values]
+        top = w.cast("bitcast", reduce_lanes(e, functools.reduce(larger, sizes), larger), "float")
         code_limit = float(dtypes.ACTIVATION_FORMATS.get(format, 127))
         largest_code = e.math.constant(top, code_limit)
         scale = w.binary("fdiv", top, largest_code)
         inverse = w.binary("fdiv", largest_code, top)
-        positive = w.compare("fcmp ogt", top, e.math.constant(top, 0.0))
-        inverse = w.select(positive, inverse, e.math.constant(top, 0.0))
+        # Zeros, and magnitudes so small that they have no finite reciprocal, are zeros; so are the
+        # codes of NaN and infinity, whose scale says what they are.
+        usable = w.compare("fcmp olt", inverse, e.math.constant(top, math.inf))
+        inverse = w.select(usable, inverse, e.math.constant(top, 0.0))
         planes["d"].put(e, scale, [row, block], 1)
         per_sum = next((p.per for p in format.planes if p.role == "sum"), 0)
         running: Reg | None = None

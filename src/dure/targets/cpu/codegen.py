@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 from dure.errors import KernelError
 from dure.ir.core import Function, Op, walk
+from dure.ir.dtypes import DType
 from dure.runtime.host import HostFeatures
 from dure.targets.cpu.body import BodyEmitter
 from dure.targets.cpu.locations import Locations
@@ -68,6 +69,7 @@ def emit_kernel(
             rule="the CPU compiles tile kernels",
             fix="lower the program to kernels first",
         )
+    _check_elements(function)
     w = Writer()
     w.locations = locations
     e = Emitter(w, host, Reg("ptr", "%arena"))
@@ -91,6 +93,20 @@ def emit_kernel(
     if locations is not None:
         definition += locations.metadata(symbol)
     return KernelCode(symbol, definition, e.arena_bytes, w.declarations)
+
+
+def _check_elements(function: Function) -> None:
+    """Refuse elements that share a byte outside of a block format, where they are first used."""
+    for param in function.params:
+        dtype = param.value.tensor.dtype
+        if isinstance(dtype, DType) and dtype.bits < 8:
+            spans = [op.span for op in walk(function.body) if param.value in op.operands]
+            raise KernelError(
+                f"'{param.value.name}' of kernel '{function.name}' is a plain tensor of {dtype}",
+                where=next((span.render() for span in spans if span is not None), ""),
+                rule="the CPU reads and writes elements of whole bytes, or of block formats",
+                fix="use int8, or a block format for weights, such as q4_0",
+            )
 
 
 def _instances(w: Writer, function: Function, body: BodyEmitter) -> None:

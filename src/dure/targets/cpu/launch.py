@@ -6,6 +6,10 @@ import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
+from dure.errors import UsageError
 from dure.ir.core import Function
 from dure.runtime.cache import compile_cached
 from dure.runtime.host import HostFeatures, host_features
@@ -30,16 +34,43 @@ define void @dure_step(ptr %context, i64 %worker, i64 %workers, ptr %pool) {{
 }}
 """
 
+#: The same step between two stamps of the processor's counter, on a line pair of the worker's own;
+#: the context's fourth word is where they lie.
+_RECORDED = """
+declare i64 @llvm.readcyclecounter()
+
+define void @dure_recorded(ptr %context, i64 %worker, i64 %workers, ptr %pool) {
+  %p3 = getelementptr i8, ptr %context, i64 24
+  %stamps = load ptr, ptr %p3
+  %shift = mul i64 %worker, 128
+  %mine = getelementptr i8, ptr %stamps, i64 %shift
+  %after = getelementptr i8, ptr %mine, i64 8
+  %begin = call i64 @llvm.readcyclecounter()
+  store i64 %begin, ptr %mine
+  call void @dure_step(ptr %context, i64 %worker, i64 %workers, ptr %pool)
+  %end = call i64 @llvm.readcyclecounter()
+  store i64 %end, ptr %after
+  ret void
+}
+"""
+#: Words of a pair of cache lines.
+_LINE = 16
+
 
 @dataclass
 class CompiledKernel:
-    """A kernel in executable memory.  Its scratch belongs to one launch at a time."""
+    """A kernel in executable memory.  Its scratch belongs to one launch at a time.
+
+    ``recorded`` is the step that also keeps its times in ``lines``; 0 unless compiled with it.
+    """
 
     code: KernelCode
     module: LoadedModule
     pool: Pool
     arena: Buffer
     step: int
+    recorded: int
+    lines: Buffer
 
     def run(
         self, addresses: Sequence[int], sizes: Sequence[int], workers: int | None = None
@@ -48,12 +79,39 @@ class CompiledKernel:
 
         ``sizes`` are the values of the kernel's symbols, in order.  Returns when all is written.
         """
+        self._launch(self.step, addresses, sizes, workers)
+
+    def record(self, addresses: Sequence[int], sizes: Sequence[int]) -> None:
+        """Like :meth:`run` on all workers, which stamp when they begin their share and end it.
+
+        Raises :class:`UsageError` unless the kernel was compiled with ``recorded=True``.
+        """
+        if not self.recorded:
+            raise UsageError(
+                f"the kernel '{self.code.symbol}' keeps no times",
+                rule="a kernel that records is compiled so",
+                fix="compile it with recorded=True",
+            )
+        self._launch(self.recorded, addresses, sizes, None)
+
+    def stamps(self) -> npt.NDArray[np.int64]:
+        """Cycles of the processor's counter, (workers, 2): each worker's begin and end in the last
+        launch that recorded.
+        """
+        return self.lines.view((self.pool.workers, _LINE), np.int64)[:, :2].copy()
+
+    def _launch(
+        self, step: int, addresses: Sequence[int], sizes: Sequence[int], workers: int | None
+    ) -> None:
         arguments = (ctypes.c_void_p * max(1, len(addresses)))(*addresses)
         numbers = (ctypes.c_int64 * max(1, len(sizes)))(*sizes)
-        context = (ctypes.c_void_p * 3)(
-            ctypes.addressof(arguments), ctypes.addressof(numbers), self.arena.address
+        context = (ctypes.c_void_p * 4)(
+            ctypes.addressof(arguments),
+            ctypes.addressof(numbers),
+            self.arena.address,
+            self.lines.address,
         )
-        self.pool.run(self.step, ctypes.addressof(context), workers)
+        self.pool.run(step, ctypes.addressof(context), workers)
 
 
 def compile_kernel(
@@ -62,16 +120,19 @@ def compile_kernel(
     pool: Pool | None = None,
     *,
     opt: OptLevel = OptLevel.O1,
+    recorded: bool = False,
 ) -> CompiledKernel:
     """Compile a tile kernel for this host (or a lower level of it).
 
+    ``recorded`` adds a second step to it, whose workers keep their times (:meth:`record`).
     Raises :class:`dure.errors.KernelError` where it cannot be compiled.
     """
     host = host or host_features()
     pool = pool or shared_pool()
     code = emit_kernel(function, host)
     stride = -(-max(64, code.arena_bytes) // 64) * 64
-    text = module_text([code], _STEP.format(symbol=code.symbol, arena=stride))
-    module = load_object(compile_cached(text, host, opt))
-    arena = Buffer(stride * pool.workers)
-    return CompiledKernel(code, module, pool, arena, module.address("dure_step"))
+    steps = _STEP.format(symbol=code.symbol, arena=stride) + (_RECORDED if recorded else "")
+    module = load_object(compile_cached(module_text([code], steps), host, opt))
+    arena, lines = Buffer(stride * pool.workers), Buffer(8 * _LINE * pool.workers, alignment=128)
+    watched = module.address("dure_recorded") if recorded else 0
+    return CompiledKernel(code, module, pool, arena, module.address("dure_step"), watched, lines)

@@ -8,7 +8,6 @@ step.
 from __future__ import annotations
 
 import ctypes
-import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +21,7 @@ from dure.ir.expr import bounds, evaluate
 from dure.ir.sizes import tensor_bytes
 from dure.ir.types import TensorType
 from dure.runtime import llvm
+from dure.runtime.forks import StepLock
 from dure.runtime.memory import Buffer, available_bytes
 from dure.runtime.pool import Pool, shared_pool
 from dure.targets.cpu.artifact import Artifact, link
@@ -62,7 +62,7 @@ class CompiledProgram:
         self._kept: dict[str, object] = {}
         self._context = np.zeros(artifact.layout.words, np.int64)
         self._context_address = _address(self._context)
-        self._running = threading.Lock()
+        self._running = StepLock()
         self._arena = Buffer(max(1, artifact.arena_bytes), alignment=128)
         self._scratch = Buffer(max(1, artifact.scratch_bytes * self._pool.workers), alignment=128)
         self._context[0] = self._arena.address
