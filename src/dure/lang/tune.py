@@ -106,7 +106,7 @@ def tune(
     return best
 
 
-def _measure(run: Callable[[], None], ended: float) -> float:
+def _measure(run: Callable[[], object], ended: float) -> float:
     """The least seconds of a few runs, the first of which compiles."""
     try:
         run()

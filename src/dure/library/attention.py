@@ -156,17 +156,12 @@ def walked(
     scores = dl.dot(query, keys.T)
     if softcap:
         scores = dl.tanh(scores * (1.0 / softcap)) * softcap
-    if masked:
-        if causal:
-            allowed = key[None, :] <= position
-        else:
-            allowed = dl.broadcast_to((key < length)[None, :], (count, piece))
-        if window:
-            allowed = allowed & (key[None, :] > position - window)
+    allowed = seen(key, position, length, (count, piece), window, causal) if masked else None
+    if allowed is not None:
         scores = dl.where(allowed, scores, LOWEST)
     top = dl.maximum(highest, dl.max(scores, 1, keepdims=True))
     weights = dl.exp(scores - top)
-    if masked:
+    if allowed is not None:
         weights = dl.where(allowed, weights, 0.0)
     correction = dl.exp(highest - top)
     total = total * correction + dl.sum(weights, 1, keepdims=True)
@@ -175,3 +170,14 @@ def walked(
         values = dl.where((key < length)[:, None], values.to(dl.float32), 0.0)
     acc = dl.dot(weights, values, acc * correction)
     return top, total, acc
+
+
+def seen(key: Any, position: Any, length: Any, shape: Any, window: Any, causal: Any) -> Any:
+    """Which keys of a piece each query sees."""
+    if causal:
+        allowed = key[None, :] <= position
+    else:
+        allowed = dl.broadcast_to((key < length)[None, :], shape)
+    if window:
+        allowed = allowed & (key[None, :] > position - window)
+    return allowed
