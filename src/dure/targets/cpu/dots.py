@@ -112,8 +112,9 @@ def plain_dot(
         initial = [zero if fresh else c.vector(e, p, axis, lanes) for p in places]
 
         def step(at: Reg, totals: list[Reg]) -> list[Reg]:
-            if once:
-                b.fetch(e, [*batch, at, column], AHEAD)
+            source = b.loaded_from([*batch, at, column]) if once else None
+            if source is not None:
+                fetch(w, source, AHEAD, 1)
             right = [
                 _operand(
                     e, b, [*batch, at, w.add(column, integer(j * lanes))], axis, lanes, accumulator

@@ -16,7 +16,7 @@ from dure.ir import dtypes
 from dure.ir.dtypes import BlockFormat, DType, Plane
 from dure.ir.types import TileType
 from dure.runtime.host import HostFeatures
-from dure.targets.cpu.memory import EntryReader, Extent, Place, fetch, gather
+from dure.targets.cpu.memory import EntryReader, Extent, Place, gather
 from dure.targets.cpu.numbers import Converter, memory_type, register_type
 from dure.targets.cpu.vecmath import VectorMath
 from dure.targets.cpu.writer import Reg, Writer, integer, lanes_of, vector_type
@@ -135,10 +135,9 @@ class Tile(ABC):
     def vector(self, e: Emitter, index: Sequence[Reg], axis: int, lanes: int) -> Reg:
         """``lanes`` elements along ``axis`` from ``index``, as registers compute them."""
 
-    def fetch(self, e: Emitter, index: Sequence[Reg], ahead: int) -> None:  # noqa: B027
-        """Ask for the line of memory that lies so many bytes behind an element that is loaded; what
-        is computed, or lies in the arena, is near.
-        """
+    def loaded_from(self, index: Sequence[Reg]) -> Reg | None:
+        """Where an element is loaded from; None for what is computed or lies in the arena."""
+        return None
 
 
 class Buffer(Tile):
@@ -259,8 +258,10 @@ class Reindexed(Tile):
             return self.source.vector(e, inner, self.sources.index(axis), lanes)
         return e.w.splat(self.source.vector(e, inner, len(inner) - 1 if inner else 0, 1), lanes)
 
-    def fetch(self, e: Emitter, index: Sequence[Reg], ahead: int) -> None:
-        self.source.fetch(e, [integer(0) if s is None else index[s] for s in self.sources], ahead)
+    def loaded_from(self, index: Sequence[Reg]) -> Reg | None:
+        return self.source.loaded_from(
+            [integer(0) if s is None else index[s] for s in self.sources]
+        )
 
 
 class Loaded(Tile):
@@ -281,8 +282,8 @@ class Loaded(Tile):
                 return value
             return e.w.select(mask, value, constant(e, self.dtype, self.fill, lanes))
 
-    def fetch(self, e: Emitter, index: Sequence[Reg], ahead: int) -> None:
-        fetch(e.w, self.place.address(index), ahead, 1)
+    def loaded_from(self, index: Sequence[Reg]) -> Reg | None:
+        return self.place.address(index)
 
 
 def constant(e: Emitter, dtype: DType, value: float, lanes: int) -> Reg:
