@@ -133,6 +133,18 @@ def test_tiles_wholly_outside() -> None:
     rejected(k.function(), "wholly beyond its 8 elements")
 
 
+def test_a_loop_that_takes_no_turn_may_hold_any_index() -> None:
+    """Generated loops are empty for some constants: nothing in them is ever reached."""
+    k, x, y, i = kernel()
+
+    def body(region: Body, step: Symbol, carried: Sequence[Value]) -> Sequence[Value]:
+        return [region.emit("add", carried[0], region.load(x, (step,), (4,)))]
+
+    zero = k.full((4,), 0.0, dtypes.float32)
+    k.store(y, (i,), k.loop(minimum(0, k.symbols[0]), [zero], body)[0])
+    verify(k.function())
+
+
 def test_computed_indices() -> None:
     k, x, y, i = kernel()
     n = k.symbols[0]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dure.ir.accesses import Accesses, AxisAccess, TensorAccess, accesses_of
 from dure.ir.core import Function, Op, walk
 from dure.ir.disjoint import check_disjoint
-from dure.ir.expr import Compare, Expr, as_expr, compare, const, proves
+from dure.ir.expr import Compare, Expr, Symbol, as_expr, compare, const, proves, symbols
 from dure.ir.types import TensorType, TileType
 from dure.ir.verifier import Obligation, broken
 
@@ -141,12 +141,19 @@ def _check_axis(access: TensorAccess, axis: int, entry: AxisAccess) -> None:
         where = f"beyond its {extent} elements"
     else:
         return
+    if any(_takes_no_value(symbol) for symbol in symbols(start)):
+        return
     raise broken(
         f"a {access.kind} of '{name}' along axis {axis} from {start}, wholly {where}",
         "a tile index lies inside of its tensor, but for the edges",
         op,
         "check the index and the tile's extent: indices count tiles",
     )
+
+
+def _takes_no_value(symbol: Symbol) -> bool:
+    """Whether a symbol has an empty range, as a loop variable that no turn takes has."""
+    return symbol.high is not None and proves(symbol.high < symbol.low)
 
 
 def _views(function: Function) -> Iterator[Obligation]:

@@ -128,8 +128,9 @@ def attend(
         stop = min(first + 1 if causal else length, length) // piece
         start = min(start, end)
         stop = max(start, min(stop, end))
-        for p in dl.range(begin, start):
-            sums = walked(query, position, p, sums, cache, numbers, True)
+        if window:
+            for p in dl.range(begin, start):
+                sums = walked(query, position, p, sums, cache, numbers, True)
         for p in dl.range(start, stop):
             sums = walked(query, position, p, sums, cache, numbers, False)
         begin = stop
