@@ -375,7 +375,7 @@ class Engine:
 
 
 def _check_ids(ids: npt.NDArray[Any], vocabulary: int) -> None:
-    low, high = int(ids.min()), int(ids.max())
+    low, high = (int(ids[0]),) * 2 if len(ids) == 1 else (int(ids.min()), int(ids.max()))
     if low < 0 or high >= vocabulary:
         raise UsageError(
             f"token id {low if low < 0 else high} in a vocabulary of {vocabulary}",

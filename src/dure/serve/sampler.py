@@ -103,6 +103,7 @@ class Sampler:
     def __init__(self, params: SamplingParams) -> None:
         self.params = params
         self._random = np.random.Generator(np.random.Philox(params.seed))
+        self._has_penalties = params.repetition_penalty != 1 or params.presence_penalty != 0
 
     def sample(
         self,
@@ -126,11 +127,12 @@ class Sampler:
                 fix="pass the row of the sequence's last token",
             )
         row = np.asarray(logits, dtype=np.float32)
-        _check(row)
-        if len(history) > 0:
+        likeliest = _likeliest(row)
+        if self._has_penalties and len(history) > 0:
             row = self._penalized(row, np.asarray(history, dtype=np.int64), prompt_tokens)
+            likeliest = int(row.argmax())
         if self.params.is_greedy:
-            return int(row.argmax())
+            return likeliest
         ids, weights = self._distribution(row)
         # One number for each token drawn, whatever the filters: a seed fixes the whole sequence.
         index = _draw(weights, self._random.random())
@@ -138,8 +140,6 @@ class Sampler:
 
     def _penalized(self, row: _Row, history: _Ids, prompt_tokens: int) -> _Row:
         repetition, presence = self.params.repetition_penalty, self.params.presence_penalty
-        if repetition == 1 and presence == 0:
-            return row
         lowest, highest = int(history.min()), int(history.max())
         if lowest < 0 or highest >= row.shape[0]:
             raise UsageError(
@@ -183,10 +183,12 @@ class Sampler:
         return ids, weights
 
 
-def _check(row: _Row) -> None:
-    largest = row.item(int(row.argmax()))  # a NaN comes first, so one pass finds all three faults
+def _likeliest(row: _Row) -> int:
+    """The first of the largest logits; raises LogitsError for a row that can't be sampled."""
+    place = int(row.argmax())
+    largest = row.item(place)  # a NaN comes first, so one pass finds all three faults
     if math.isfinite(largest):
-        return
+        return place
     if math.isnan(largest):
         found = f"{np.count_nonzero(np.isnan(row))} of {row.shape[0]} logits are NaN"
     elif largest > 0:

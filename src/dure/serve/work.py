@@ -79,23 +79,25 @@ def build_step(cache: KVCache, entries: SequenceOf[BatchEntry], query_rows: int)
 
 
 def _build_decode(cache: KVCache, entries: SequenceOf[BatchEntry]) -> StepInputs:
-    """One token a sequence, the step that has to be quick."""
-    count = len(entries)
-    rows = np.array([entry.sequence.row for entry in entries], np.int32)
-    positions = np.array([entry.sequence.length for entry in entries], np.int32)
-    order = np.arange(count, dtype=np.int32)
-    wanted = [i for i, entry in enumerate(entries) if entry.logits]
+    """One token a sequence, the step that has to be quick: few arrays, no arithmetic on them."""
+    sequences = [entry.sequence for entry in entries]
+    size = cache.page_size
+    order = list(range(len(entries)))
     return StepInputs(
-        tokens=np.array([entry.tokens[0] for entry in entries], np.int32),
-        positions=positions,
-        slots=_slots(cache, rows, positions),
+        tokens=_int32s([entry.tokens[0] for entry in entries]),
+        positions=_int32s([s.length for s in sequences]),
+        slots=_int32s([s.pages[s.length // size] * size + s.length % size for s in sequences]),
         block_table=cache.block_table,
         context=cache.context,
-        work_sequence=rows,
-        work_start=order,
-        work_rows=np.ones(count, np.int32),
-        out_rows=order if len(wanted) == count else np.array(wanted, np.int32),
+        work_sequence=_int32s([s.row for s in sequences]),
+        work_start=_int32s(order),
+        work_rows=_int32s([1] * len(entries)),
+        out_rows=_int32s([i for i in order if entries[i].logits]),
     )
+
+
+def _int32s(values: list[int]) -> Int32s:
+    return np.array(values, np.int32)
 
 
 def _balanced(reach: Int32s) -> npt.NDArray[np.intp]:

@@ -46,6 +46,8 @@ class Input:
     derived: tuple[tuple[int, Expr], ...]
     buffer: Buffer | None = None
     views: dict[tuple[int, ...], Array] = field(default_factory=dict[tuple[int, ...], Array])
+    #: The array that was read where it is in the step before.
+    read: Array | None = None
 
     @staticmethod
     def of(name: str, position: int, word: int, kind: TensorType) -> Input:
@@ -66,15 +68,8 @@ class Input:
             Buffer(max(1, size)) if size <= _COPIED_BYTES else None,
         )
 
-    def check(self, inputs: Mapping[str, Array], values: dict[str, int]) -> Array:
-        """The given array; its extents are added to ``values`` or compared with them."""
-        array = inputs.get(self.name)
-        if array is None:
-            raise UsageError(
-                f"input '{self.name}' is missing",
-                rule="a step takes a value for each of the program's inputs",
-                fix=f"pass '{self.name}' as {self.type}",
-            )
+    def check(self, array: Array, values: dict[str, int]) -> None:
+        """Refuse another dtype or shape; extents are added to ``values`` or compared with them."""
         shape = array.shape
         right = array.dtype == self.dtype and len(shape) == len(self.type.shape)
         if right:
@@ -88,11 +83,19 @@ class Input:
                 rule=f"it is {self.type} (sizes so far: {values})",
                 fix="pass an array of that dtype and shape",
             )
-        if self.type.unique and array.size > 1:
-            self._check_unique(array)
-        return array
 
-    def _check_unique(self, array: Array) -> None:
+    def check_derived(self, array: Array, values: Mapping[str, int]) -> None:
+        """Refuse a shape that the sizes contradict."""
+        for axis, extent in self.derived:
+            if array.shape[axis] != evaluate(extent, values):
+                raise UsageError(
+                    f"input '{self.name}' has shape {array.shape}",
+                    rule=f"it is {self.type} for sizes {values}",
+                    fix="pass an array of that shape",
+                )
+
+    def check_unique(self, array: Array) -> None:
+        """Refuse an index that occurs twice."""
         present = array[array >= 0]
         if np.unique(present).size != present.size:
             raise UsageError(
@@ -101,18 +104,14 @@ class Input:
                 fix="pass distinct indices",
             )
 
-    def place(self, array: Array, values: Mapping[str, int], context: Array) -> Array:
+    def place(self, array: Array, context: Array) -> Array:
         """Puts a checked array where the step reads it; gives what must stay alive till then."""
-        for axis, extent in self.derived:
-            if array.shape[axis] != evaluate(extent, values):
-                raise UsageError(
-                    f"input '{self.name}' has shape {array.shape}",
-                    rule=f"it is {self.type} for sizes {values}",
-                    fix="pass an array of that shape",
-                )
         if self.buffer is None:
             array = np.ascontiguousarray(array)
-            context[self.word] = array.ctypes.data
+            # While an array is held it stays where it is.
+            if array is not self.read:
+                context[self.word] = array.ctypes.data
+                self.read = array
             return array
         view = self.views.get(array.shape)
         if view is None:
@@ -122,6 +121,57 @@ class Input:
             context[self.word] = self.buffer.address
         view[...] = array
         return view
+
+
+class Inputs:
+    """All inputs of a program.
+
+    Steps whose inputs have the shapes of an earlier step's, as decoding has step after step, are
+    not checked anew: the sizes are the same.
+    """
+
+    def __init__(self, entries: Sequence[Input]) -> None:
+        self.entries = tuple(entries)
+        self._distinct = [(i, entry) for i, entry in enumerate(self.entries) if entry.type.unique]
+        self._known: dict[tuple[object, ...], dict[str, int]] = {}
+
+    def arrays(self, inputs: Mapping[str, Array]) -> list[Array]:
+        """The arrays in the program's order; raises :class:`UsageError` for one that's missing."""
+        try:
+            return [inputs[entry.name] for entry in self.entries]
+        except KeyError as missing:
+            wanted = next(e for e in self.entries if e.name == missing.args[0])
+            raise UsageError(
+                f"input '{wanted.name}' is missing",
+                rule="a step takes a value for each of the program's inputs",
+                fix=f"pass '{wanted.name}' as {wanted.type}",
+            ) from None
+
+    def sizes(self, arrays: Sequence[Array], given: Mapping[str, int]) -> dict[str, int]:
+        """What the symbols are for these arrays, ``given`` ones among them.
+
+        Raises :class:`UsageError` for arrays of another dtype or shape, and for an index that
+        occurs twice where it may not.
+        """
+        key = (*((a.dtype, a.shape) for a in arrays), *given.items())
+        values = self._known.get(key)
+        if values is None:
+            values = dict(given)
+            for entry, array in zip(self.entries, arrays, strict=True):
+                entry.check(array, values)
+            for entry, array in zip(self.entries, arrays, strict=True):
+                entry.check_derived(array, values)
+            if len(self._known) >= _VIEWS:
+                self._known.clear()
+            self._known[key] = values
+        for place, entry in self._distinct:
+            if arrays[place].size > 1:
+                entry.check_unique(arrays[place])
+        return values
+
+    def place(self, arrays: Sequence[Array], context: Array) -> list[Array]:
+        """Puts checked arrays where the step reads them; gives what must stay alive till then."""
+        return [e.place(array, context) for e, array in zip(self.entries, arrays, strict=True)]
 
 
 def outside(given: Input, array: Array) -> UsageError:
@@ -136,11 +186,13 @@ def outside(given: Input, array: Array) -> UsageError:
 
 def inputs_of(
     names: Sequence[str], roles: Sequence[str], types: Sequence[TensorType], words: Sequence[int]
-) -> list[Input]:
+) -> Inputs:
     """The inputs among a program's parameters."""
     entries = enumerate(zip(names, roles, types, words, strict=True))
-    return [
-        Input.of(name, position, word, kind)
-        for position, (name, role, kind, word) in entries
-        if role == "input"
-    ]
+    return Inputs(
+        [
+            Input.of(name, position, word, kind)
+            for position, (name, role, kind, word) in entries
+            if role == "input"
+        ]
+    )

@@ -70,6 +70,7 @@ class CompiledProgram:
         self._stamps = self._recording()
         words = artifact.layout.params
         self._inputs = inputs_of(self._names, self._roles, self._types, words)
+        self._bound: Mapping[str, int] | None = None
         self._views: dict[tuple[int, tuple[int, ...]], Array] = {}
         self._missing = {n for n, r in zip(self._names, self._roles, strict=True) if r != "input"}
         self._fixed: dict[str, int] = {}
@@ -246,21 +247,22 @@ class CompiledProgram:
                 rule="weights are loaded and states allocated before the first step",
                 fix="call load() and allocate_states()",
             )
-        values = {**self._fixed, **(sizes or {})}
         with self._running:
-            arrays = [given.check(inputs, values) for given in self._inputs]
-            self._bind_sizes(values)
-            pairs = zip(self._inputs, arrays, strict=True)
-            kept = [given.place(array, values, self._context) for given, array in pairs]
+            arrays = self._inputs.arrays(inputs)
+            values = self._inputs.sizes(arrays, {**self._fixed, **(sizes or {})})
+            if values is not self._bound:
+                self._bind_sizes(values)
+            kept = self._inputs.place(arrays, self._context)
             failed = self._check(self._context_address)
             if failed:
-                wrong = next(i for i in self._inputs if i.position == failed - 1)
+                wrong = next(i for i in self._inputs.entries if i.position == failed - 1)
                 raise outside(wrong, inputs[wrong.name])
             self._pool.run(self._step, self._context_address)
         del kept
         return {name: self._output(i, values) for i, name in enumerate(self._outputs)}
 
     def _bind_sizes(self, values: Mapping[str, int]) -> None:
+        self._bound = None
         for name, word in self._artifact.layout.symbols.items():
             value = values.get(name)
             low, high = self._bounds[name]
@@ -271,6 +273,7 @@ class CompiledProgram:
                     fix=f"pass inputs, or sizes={{'{name}': ...}}, inside that range",
                 )
             self._context[word] = value
+        self._bound = values
 
     def _output(self, number: int, values: Mapping[str, int]) -> Array:
         kind, place = self._output_types[number], self._artifact.outputs[number]

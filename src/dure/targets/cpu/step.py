@@ -37,7 +37,7 @@ from dure.targets.cpu.context import (
     Param,
 )
 from dure.targets.cpu.stamps import Stamps
-from dure.targets.cpu.writer import Reg, Writer, integer
+from dure.targets.cpu.writer import Reg, Writer, integer, lanes_of
 
 _CONTEXT = Reg("ptr", "%context")
 _WORKER = Reg("i64", "%worker")
@@ -333,7 +333,7 @@ def _emit_check(function: Function, layout: ContextLayout, host: HostFeatures) -
             total = total * extent
         base = w.load("ptr", w.offset(_CONTEXT, integer(8 * layout.params[position])), 8)
         low, high = (w.index(end) for end in kind.index)
-        outside = _outside(w, base, w.index(total), low, high)
+        outside = _outside(w, base, w.index(total), low, high, host.vector_bits // 32)
         done = w.fresh("ok")
         bad = w.fresh("outside")
         w.do(f"br {outside}, label %{bad}, label %{done}")
@@ -346,13 +346,33 @@ def _emit_check(function: Function, layout: ContextLayout, host: HostFeatures) -
     return _Check(f"{head} {{\nentry:\n{text}\n}}\n", w.declarations)
 
 
-def _outside(w: Writer, base: Reg, total: Reg, low: Reg, high: Reg) -> Reg:
-    """Whether an int32 among ``total`` of them lies outside [low, high]."""
+def _outside(w: Writer, base: Reg, total: Reg, low: Reg, high: Reg, lanes: int) -> Reg:
+    """Whether an int32 among ``total`` of them lies outside [low, high].
 
-    def element(number: Reg, found: list[Reg]) -> list[Reg]:
+    The distances from ``low`` count unsigned, so that one comparison of the largest finds both
+    sides.
+    """
+    lowest, highest = w.maximum(low, integer(-(2**31))), w.minimum(high, integer(2**31 - 1))
+    least, most = (w.cast("trunc", end, "i32") for end in (lowest, highest))
+    whole = w.sub(total, w.mod(total, lanes))
+    vectors = _furthest(w, base, (integer(0), whole), w.splat(least, lanes))
+    rest = _furthest(w, base, (whole, total), least)
+    furthest = w.call("i32", f"llvm.vector.reduce.umax.v{lanes}i32", vectors)
+    furthest = w.call("i32", "llvm.umax.i32", furthest, rest)
+    beyond = w.compare("icmp ugt", furthest, w.binary("sub", most, least))
+    none = w.compare("icmp slt", highest, lowest)
+    return w.binary("and", w.binary("or", beyond, none), w.compare("icmp sgt", total, integer(0)))
+
+
+def _furthest(w: Writer, base: Reg, span: tuple[Reg, Reg], least: Reg) -> Reg:
+    """The largest distance from ``least`` of the elements in a span, a vector of them at once."""
+    lanes = lanes_of(least.type)
+    name = "llvm.umax.i32" if lanes == 1 else f"llvm.umax.v{lanes}i32"
+
+    def step(number: Reg, found: list[Reg]) -> list[Reg]:
         slot = w.offset(base, w.mul(number, integer(4)))
-        value = w.cast("sext", w.load("i32", slot), "i64")
-        below, above = w.compare("icmp slt", value, low), w.compare("icmp sgt", value, high)
-        return [w.binary("or", found[0], w.binary("or", below, above))]
+        distance = w.binary("sub", w.load(least.type, slot), least)
+        return [w.call(least.type, name, found[0], distance)]
 
-    return w.loop(integer(0), total, 1, element, [Reg("i1", "false")])[0]
+    nothing = w.splat(Reg("i32", "0"), lanes)
+    return w.loop(*span, lanes, step, [nothing])[0]
