@@ -117,12 +117,12 @@ def test_the_planned_program_computes_the_same(formats):
     close(run(planned.function, values), expected)
 
 
-def test_a_layer_takes_eight_barriers():
+def test_a_layer_takes_nine_barriers():
     def barriers(layers):
         step = prepare(decoder(["q4_1"] * layers), TARGET).laid_out.step
         return count_barriers(plan(step, TARGET).function)
 
-    assert barriers(5) - barriers(4) == 8
+    assert barriers(5) - barriers(4) == 9
 
 
 def test_an_op_without_a_kernel_is_named():

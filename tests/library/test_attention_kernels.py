@@ -12,6 +12,7 @@ from library_runner import EXECUTORS, Execute
 
 import dure.library as library
 from dure.library.attention_rows import attention_rows
+from dure.library.attention_runs import attention_runs, join_runs
 
 settings.register_profile(
     "kernels",
@@ -166,6 +167,7 @@ def run_attention(
     parts: list[tuple[int, int]],
     *,
     apart: bool = False,
+    runs: int = 1,
     **numbers: Any,
 ) -> tuple[Floats, Floats]:
     """The last ``count`` tokens of each (s, count): by the kernel, and by the reference."""
@@ -194,6 +196,7 @@ def run_attention(
         page=4,
         piece=8,
         apart=apart,
+        runs=runs,
         **numbers,
     )
     expected = np.stack(
@@ -245,6 +248,59 @@ def test_a_token_has_the_same_bits_alone_and_in_a_chunk(execute: Execute) -> Non
         one.pools[kind] = cache.pools[kind]
     one.table = cache.table
     alone, _ = run_attention(execute, one, 6, [(0, 1)], **numbers)
+    np.testing.assert_array_equal(alone[0], chunk[0])
+
+
+@given(
+    lengths=st.lists(st.integers(1, 170), min_size=1, max_size=3),
+    heads=st.sampled_from([(1, 1), (3, 1), (6, 2)]),
+    window=st.sampled_from([0, 1, 50]),
+    softcap=st.sampled_from([0.0, 3.0]),
+    sinks=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_runs_of_keys_are_joined_to_the_same_bits(
+    execute: Execute,
+    lengths: list[int],
+    heads: tuple[int, int],
+    window: int,
+    softcap: float,
+    sinks: bool,
+    seed: int,
+) -> None:
+    size, group = 16, heads[0] // heads[1]
+    cache = Cache(lengths, heads[1], size, 4, seed)
+    numbers = {"scale": 0.3, "window": window, "softcap": softcap}
+    consts = {"group": group, "bg": 1 << (group - 1).bit_length(), "bd": size, "runs": 4}
+    pages = {"page": 4, "piece": 8, **numbers}
+    q = normal(5, len(lengths), heads[0], size)
+    sink = normal(7, heads[0]) if sinks else None
+    order = np.arange(len(lengths), dtype=np.int32)
+    where = np.array(lengths, np.int32) - 1
+    lists = [q, *cache.pools, where, cache.table, cache.context, order, order]
+    whole, joined = (np.zeros((len(q), heads[0] * size), np.float32) for _ in range(2))
+    ones = np.ones(len(q), np.int32)
+    execute(
+        library.paged_attention, [*lists, ones, sink, whole], bq=4, apart=True, **consts, **pages
+    )
+    shape = len(q), heads[1], 4, group
+    sums = [np.zeros((*shape, wide), np.float32) for wide in (1, 1, size)]
+    execute(attention_runs, [*lists, *sums], **consts, **pages)
+    execute(join_runs, [joined, *sums, order, sink], size=size, **consts)
+    np.testing.assert_array_equal(joined, whole)
+    for s, length in enumerate(lengths):
+        expected = cache.attend(q[s], s, length - 1, **numbers)
+        if sink is not None:
+            expected = expected * cache.share(q[s], s, length - 1, sink[:, None], **numbers)
+        np.testing.assert_allclose(whole[s].reshape(expected.shape), expected, rtol=2e-3, atol=2e-3)
+
+
+def test_a_tokens_runs_do_not_depend_on_its_chunk(execute: Execute) -> None:
+    cache = Cache([140], 2, 16, 4, 1)
+    numbers = {"scale": 0.25, "window": 100, "softcap": 0.0, "apart": True, "runs": 4}
+    chunk, _ = run_attention(execute, cache, 6, [(0, 9)], **numbers)
+    cache.context[:] = 132
+    alone, _ = run_attention(execute, cache, 6, [(0, 1)], **numbers)
     np.testing.assert_array_equal(alone[0], chunk[0])
 
 

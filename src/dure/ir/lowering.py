@@ -75,7 +75,7 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """One launch: the first variant whose guard holds, over these arguments."""
+    """One launch: the first variant whose guard holds, if one does, over these arguments."""
 
     arguments: Sequence[Argument]
     variants: Sequence[Variant]

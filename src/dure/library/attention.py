@@ -19,6 +19,8 @@ from dure.library.indices import OptionalPlaces, Places, RowCounts
 
 #: The running maximum starts here: finite, so that exp(m - m) is 1 where nothing was seen yet.
 LOWEST = -1.0e30
+#: Pieces beside one another that belong to one run of keys, so that memory is read in long rows.
+STRETCH = 4
 
 
 @dure.kernel
@@ -45,6 +47,7 @@ def paged_attention(
     softcap: dl.const = 0.0,
     causal: dl.const = True,
     apart: dl.const = False,
+    runs: dl.const = 1,
 ):
     """Attention of q (T, H, D) to the cached keys and values, into y (T, H * D).
 
@@ -57,23 +60,22 @@ def paged_attention(
     head after another.  Where it isn't ``causal`` a token sees all of its sequence, and there is no
     window.  ``sinks`` (H,), which may be None, are one more logit a head, which has no value.
     Products are of float32 numbers.  ``apart`` walks the pieces that all queries of a tile see
-    whole in a loop of their own, without masks; the bits are the same.
+    whole in a loop of their own, without masks; the bits are the same.  Every ``runs``-th piece
+    belongs to one run of keys, and what is summed over each run is joined in the runs' order: as
+    :mod:`dure.library.attention_runs` does, so that workers can share a token's keys.
     """
     item, kv_head = dl.program_id(0), dl.program_id(1)
     sequence, start, rows = work_sequence[item], work_start[item], work_rows[item]
     stop = min(start + rows, q.shape[0])
     own_q, own_positions, own_y = q[start:stop], positions[start:stop], y[start:stop]
     cache = (k_pool, v_pool, block_table, sequence, kv_head, context[sequence])
-    numbers = (page, piece, scale, window, softcap, causal, apart)
+    numbers = (page, piece, scale, window, softcap, causal, apart, runs)
     if rows == 1:
         heads = own_q[:, kv_head * group : kv_head * group + group]
         tile = dl.load(heads, (0, 0, 0), (1, bg, bd)).reshape((bg, bd))
         sink = sink_tile(sinks, kv_head * group, group, bg)
         result = attend(tile, own_positions, 1, bg, cache, numbers, sink)
-        place = dl.arange(bg)[:, None]
-        for member in dl.static_range(group):
-            row = dl.sum(dl.where(place == member, result, 0.0), 0, keepdims=True)
-            store_head(own_y, kv_head * group + member, row, q.shape[2])
+        store_group(own_y, kv_head * group, result, group, q.shape[2])
     else:
         for member in dl.range(group):
             head = kv_head * group + member
@@ -81,6 +83,14 @@ def paged_attention(
             own_sink = sink_tile(sinks, head, 1, 1)
             result = attend(tile, own_positions, bq, 1, cache, numbers, own_sink)
             store_head(own_y, head, result, q.shape[2])
+
+
+def store_group(y: Any, first: Any, tile: Any, group: Any, size: Any) -> None:
+    """Store the rows of a tile as the columns of the heads from ``first`` on."""
+    place = dl.arange(tile.shape[0])[:, None]
+    for member in dl.static_range(group):
+        row = dl.sum(dl.where(place == member, tile, 0.0), 0, keepdims=True)
+        store_head(y, first + member, row, size)
 
 
 def sink_tile(sinks: Any, first: Any, count: Any, rows: Any) -> Any:
@@ -107,26 +117,75 @@ def attend(
 
     ``sink`` is None or the logits (rows or 1, 1) that start the softmax, with a value of zero.
     """
-    _, _, _, _, _, length = cache
-    _, piece, scale, window, _, causal, apart = numbers
-    count, size = query.shape
+    runs = numbers[7]
+    tile = (query, positions, tokens, heads)
+    sums = started(sink, query.shape)
+    if runs == 1:
+        sums = run_of(tile, 0, sums, cache, numbers)
+    else:
+        for run in dl.range(runs):
+            own = run_of(tile, run, started(None, query.shape), cache, numbers)
+            sums = joined(sums, own)
+    return averaged(sums)
+
+
+def started(sink: Any, shape: Any) -> Any:
+    """The sums (highest score, sum of weights, weighted values) before any key."""
+    count, size = shape
+    acc = dl.zeros((count, size), dl.float32)
+    if sink is not None:
+        highest, total = dl.broadcast_to(sink, (count, 1)), dl.full((count, 1), 1.0, dl.float32)
+        return highest, total, acc
+    return dl.full((count, 1), LOWEST, dl.float32), dl.zeros((count, 1), dl.float32), acc
+
+
+def joined(sums: Any, others: Any) -> Any:
+    """The sums over the keys of both.  Sums without keys change no bit."""
+    top = dl.maximum(sums[0], others[0])
+    one, other = dl.exp(sums[0] - top), dl.exp(others[0] - top)
+    return top, sums[1] * one + others[1] * other, sums[2] * one + others[2] * other
+
+
+def averaged(sums: Any) -> Any:
+    """The result of sums; zero where no key was seen."""
+    _, total, acc = sums
+    return acc / dl.where(total > 0.0, total, 1.0)
+
+
+def run_of(tile: Any, run: Any, sums: Any, cache: Any, numbers: Any) -> Any:
+    """``sums`` with the keys of a run: of every ``runs`` stretches of pieces one."""
+    query, positions, tokens, heads = tile
+    _, piece, scale, window, _, causal, _, runs = numbers
+    count = query.shape[0]
     query = query.to(dl.float32) * scale
     position = dl.load(positions, (0,), (tokens,), fill=-1)
     position = dl.broadcast_to(position[:, None], (tokens, heads)).reshape((count, 1))
     first = positions[0]
     last = first + positions.shape[0] - 1
     begin = max(first + 1 - window, 0) // piece if window else 0
-    end = dl.cdiv(last + 1 if causal else length, piece)
-    highest = dl.full((count, 1), LOWEST, dl.float32)
-    total = dl.zeros((count, 1), dl.float32)
-    if sink is not None:
-        highest, total = dl.broadcast_to(sink, (count, 1)), dl.full((count, 1), 1.0, dl.float32)
-    sums = (highest, total, dl.zeros((count, size), dl.float32))
+    end = dl.cdiv(last + 1 if causal else cache[5], piece)
+    seen_by = (query, position, first, last)
+    if runs == 1:
+        return stretch(seen_by, (begin, end), sums, cache, numbers)
+    before = begin // STRETCH
+    own = run + dl.cdiv(before - run, runs) * runs
+    for number in dl.range(own, dl.cdiv(end, STRETCH), runs):
+        span = max(number * STRETCH, begin), min(number * STRETCH + STRETCH, end)
+        sums = stretch(seen_by, span, sums, cache, numbers)
+    return sums
+
+
+def stretch(seen_by: Any, span: Any, sums: Any, cache: Any, numbers: Any) -> Any:
+    """``sums`` with the pieces of a span."""
+    query, position, first, last = seen_by
+    _, piece, _, window, _, causal, apart, _ = numbers
+    length = cache[5]
+    begin, end = span
     if apart:
         # Pieces of which every query sees every key.
-        start = dl.cdiv(max(last + 1 - window, 0), piece) if window else 0
+        start = dl.cdiv(max(last + 1 - window, 0), piece) if window else begin
         stop = min(first + 1 if causal else length, length) // piece
-        start = min(start, end)
+        start = max(begin, min(start, end)) if window else begin
         stop = max(start, min(stop, end))
         if window:
             for p in dl.range(begin, start):
@@ -136,8 +195,7 @@ def attend(
         begin = stop
     for p in dl.range(begin, end):
         sums = walked(query, position, p, sums, cache, numbers, True)
-    highest, total, acc = sums
-    return acc / dl.where(total > 0.0, total, 1.0)
+    return sums
 
 
 def walked(
@@ -147,7 +205,7 @@ def walked(
     seen by every query.
     """
     k_pool, v_pool, block_table, sequence, kv_head, length = cache
-    page, piece, _, window, softcap, causal, _ = numbers
+    page, piece, _, window, softcap, causal, _, _ = numbers
     highest, total, acc = sums
     count, size = query.shape
     pages = dl.load(block_table, (sequence, p), (1, piece // page), fill=0)

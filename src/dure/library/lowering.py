@@ -14,12 +14,13 @@ from typing import Any
 from dure.errors import IRError
 from dure.ir.core import Function, Op, Value
 from dure.ir.dtypes import BlockFormat, float32
-from dure.ir.expr import Const, Expr, compare, const
+from dure.ir.expr import Const, Expr, compare, const, logic
 from dure.ir.lowering import Launch, LoweringContext, Updated, Variant, lowers
 from dure.ir.types import TensorType, static_extent
 from dure.library import elementwise, epilogue
 from dure.library.activation import activation_function
 from dure.library.attention import paged_attention
+from dure.library.attention_runs import attention_runs, join_runs
 from dure.library.conv import conv2d
 from dure.library.embedding import embedding, gather_rows
 from dure.library.matmul import batched_matmul, gated_linear, matmul
@@ -31,6 +32,10 @@ from dure.library.sampling import argmax, top_k
 MATMUL_VARIANTS: tuple[tuple[int, int, int], ...] = ((1, 1, 32), (8, 8, 32), (0, 32, 64))
 #: Keys of one piece of attention, the same for prefill and decode.
 ATTENTION_PIECE = 64
+#: Runs into which the keys of a token fall, each summed by itself.
+ATTENTION_RUNS = 4
+#: At most so many tokens are so few that workers share the keys of each.
+SHARED_ITEMS = 8
 _QUANTUM = 32
 
 
@@ -250,6 +255,53 @@ def lower_kv_write(op: Op, context: LoweringContext) -> list[Launch]:
 @lowers("attention")
 def lower_attention(op: Op, context: LoweringContext) -> list[Launch]:
     """Paged attention; a head whose size is no power of two is quantized in a launch of its own."""
+    size = static_extent(op.operands[0].tensor.shape[2])
+    assert size is not None
+    result = op.result
+    if op.attr("quantize") and (power_of_two(size) != size or size % _QUANTUM):
+        result = context.temporary(TensorType(op.result.tensor.shape, float32), "attention")
+    launches = _attention(op, result, context)
+    return launches if result is op.result else launches + mapped(_same, [result], op.result)
+
+
+def _attention(op: Op, result: Value, context: LoweringContext) -> list[Launch]:
+    """A work item and KV head an instance, or, where there are only few tokens, a run of its keys
+    an instance.
+    """
+    consts, heads = _attention_consts(op)
+    sinks = op.operands[9] if op.attr("sinks") else None
+    work = op.operands[6]
+    tokens, items = op.operands[0].tensor.shape[0], work.tensor.shape[0]
+    few = logic("and", compare("<=", tokens, items), compare("<=", items, SHARED_ITEMS))
+    many = logic("or", compare("<", items, tokens), compare("<", SHARED_ITEMS, items))
+    alone = context.temporary(result.tensor, "attention")
+    values = [*op.operands[:9], sinks, alone]
+    whole = _specialize(paged_attention, _types(values), consts)
+    shape = items, heads, consts["runs"], consts["group"]
+    highest, total = (
+        context.temporary(TensorType((*shape, 1), float32), name) for name in ("highest", "total")
+    )
+    weighted = context.temporary(TensorType((*shape, consts["bd"]), float32), "weighted")
+    sums = [highest, total, weighted]
+    apart = [*op.operands[:8], *sums]
+    numbers = {n: c for n, c in consts.items() if n not in ("bq", "apart")}
+    share = _specialize(attention_runs, _types(apart), numbers)
+    joint = [result, *sums, op.operands[7], sinks]
+    numbers = {n: consts[n] for n in ("group", "bg", "bd", "runs")}
+    size = static_extent(op.operands[0].tensor.shape[2])
+    join = _specialize(join_runs, _types(joint), {**numbers, "size": size})
+    return [
+        Launch([v for v in values if v is not None], [Variant(whole, many)]),
+        Launch(apart, [Variant(share, few)]),
+        Launch(
+            [Updated(alone, result), *(v for v in joint[1:] if v is not None)],
+            [Variant(_updating(join), few)],
+        ),
+    ]
+
+
+def _attention_consts(op: Op) -> tuple[dict[str, Any], int]:
+    """The consts of paged attention, and the KV heads."""
     q, k_pool = op.operands[0].tensor, op.operands[1].tensor
     heads, groups = static_extent(q.shape[1]), static_extent(k_pool.shape[1])
     size = static_extent(q.shape[2])
@@ -261,26 +313,21 @@ def lower_attention(op: Op, context: LoweringContext) -> list[Launch]:
             rule="a page holds a power of two of tokens",
             fix="use a page size of 16 or 32",
         )
-    result = op.result
-    width = power_of_two(size)
-    if op.attr("quantize") and (width != size or size % _QUANTUM):
-        result = context.temporary(TensorType(op.result.tensor.shape, float32), "attention")
-    launches = launch(
-        paged_attention,
-        [*op.operands, *([] if op.attr("sinks") else [None]), result],
-        bq=power_of_two(op.attr("query_rows")),
-        group=heads // groups,
-        bg=power_of_two(heads // groups),
-        bd=width,
-        page=page,
-        piece=max(page, ATTENTION_PIECE),
-        scale=op.attr("scale"),
-        window=op.attr("window"),
-        softcap=op.attr("softcap"),
-        causal=op.attr("causal"),
-        apart=True,
-    )
-    return launches if result is op.result else launches + mapped(_same, [result], op.result)
+    consts = {
+        "bq": power_of_two(op.attr("query_rows")),
+        "group": heads // groups,
+        "bg": power_of_two(heads // groups),
+        "bd": power_of_two(size),
+        "page": page,
+        "piece": max(page, ATTENTION_PIECE),
+        "scale": op.attr("scale"),
+        "window": op.attr("window"),
+        "softcap": op.attr("softcap"),
+        "causal": op.attr("causal"),
+        "apart": True,
+        "runs": ATTENTION_RUNS,
+    }
+    return consts, groups
 
 
 def _same(x: Any) -> Any:

@@ -7,10 +7,10 @@ then a new value for each table in ``updated``.  Results are the carried values 
 iteration, then ``count`` values for each updated table.  An updated table is donated: its new
 values lie where the old ones lay.
 
-``launch`` runs the first of its kernel ``variants`` whose guard holds.  Operands are the kernel's
-in and inout arguments in the order of its parameters, results its out and inout ones; an inout
-argument is donated.  ``sizes`` gives, for each variant, the value of each of the kernel's symbols
-over the program's symbols.
+``launch`` runs the first of its kernel ``variants`` whose guard holds, if one does.  Operands are
+the kernel's in and inout arguments in the order of its parameters, results its out and inout ones;
+an inout argument is donated.  ``sizes`` gives, for each variant, the value of each of the kernel's
+symbols over the program's symbols.
 
 ``offsets``, once planned, are the bytes in the arena at which a launch's out arguments, a copy's
 result and a repeat's carried values lie.

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from dure.ir.blocks import Blocks
-from dure.ir.core import Function, Op, Value
+from dure.ir.core import Op, Value
 from dure.ir.dtypes import BlockFormat, DType
-from dure.ir.expr import Expr
 from dure.ir.interpret import Frame, RuntimeValue, execute, handles
 from dure.ir.tensor.program import launch_arguments, repeat_tables
 from dure.ir.types import TensorType
@@ -74,21 +73,12 @@ def _launch(frame: Frame, op: Op) -> Sequence[RuntimeValue]:
         arguments.append(value)
         if result is not None:
             results[result] = value
-    kernel, sizes = _chosen(frame, op)
-    given = {s.name: frame.integer(e) for s, e in zip(kernel.symbols, sizes, strict=True)}
-    execute(kernel, arguments, given)
+    for (guard, kernel), sizes in zip(op.attr("variants"), op.attr("sizes"), strict=True):
+        if frame.integer(guard):
+            given = {s.name: frame.integer(e) for s, e in zip(kernel.symbols, sizes, strict=True)}
+            execute(kernel, arguments, given)
+            break
     return [results[r] for r in op.results]
-
-
-def _chosen(frame: Frame, op: Op) -> tuple[Function, Sequence[Expr]]:
-    """The first variant whose guard holds."""
-    chosen: list[tuple[Function, Sequence[Expr]]] = [
-        (kernel, sizes)
-        for (guard, kernel), sizes in zip(op.attr("variants"), op.attr("sizes"), strict=True)
-        if frame.integer(guard)
-    ]
-    assert chosen, f"no variant of a launch of {op.attr('source')} applies"
-    return chosen[0]
 
 
 @handles("barrier")

@@ -34,6 +34,8 @@ class KRange:
 #: core receives while one of its loads waits for memory.  Its own prefetchers begin anew with each
 #: page of 4 KB, and find strides late.
 AHEAD = 2048
+#: The same for operands that aren't packed, of which a few rows take more bytes in less time.
+FAR_AHEAD = 8192
 
 #: (first row, rows in the block, first column, lanes per vector, vectors) -> nothing
 Block = Callable[[Reg, int, Reg, int, int], None]
@@ -41,8 +43,16 @@ Block = Callable[[Reg, int, Reg, int, int], None]
 
 def row_blocks(e: Emitter, rows: int) -> list[int]:
     """Heights of the register blocks, the tallest first: bounded by the host's vector registers."""
-    tallest = 8 if e.host.vector_registers >= 32 else 4
-    return [height for height in (tallest, 2, 1) if height <= rows]
+    tallest = min(rows, 8 if e.host.vector_registers >= 32 else 4)
+    return [tallest, *(height for height in (2, 1) if height < tallest)]
+
+
+def vectors_beside(e: Emitter, height: int) -> int:
+    """Vectors of columns in a block of so many rows: as many chains of additions as the registers
+    hold beside an element of each row and two vectors of the right operand.
+    """
+    room = (e.host.vector_registers - height - 2) // height
+    return min(8, 1 << (max(1, room).bit_length() - 1))
 
 
 def cover(e: Emitter, m: Extent, n: Extent, vectors: int, block: Block) -> None:
@@ -52,7 +62,7 @@ def cover(e: Emitter, m: Extent, n: Extent, vectors: int, block: Block) -> None:
     def rows(column: Reg, wide: int, count: int) -> None:
         used = w.index(m.bound)
         start = integer(0)
-        for height in row_blocks(e, m.static):
+        for height in row_blocks(e, m.most):
             whole = w.sub(used, w.mod(w.sub(used, start), height))
 
             def inner(row: Reg, _: list[Reg], height: int = height) -> list[Reg]:
@@ -114,33 +124,32 @@ def plain_dot(
         def step(at: Reg, totals: list[Reg]) -> list[Reg]:
             source = b.loaded_from([*batch, at, column]) if once else None
             if source is not None:
-                fetch(w, source, AHEAD, 1)
-            right = [
-                _operand(
-                    e, b, [*batch, at, w.add(column, integer(j * lanes))], axis, lanes, accumulator
+                fetch(w, source, FAR_AHEAD, 1)
+            left = [
+                w.splat(
+                    _operand(e, a, [*batch, w.add(row, integer(i)), at], axis, 1, accumulator),
+                    lanes,
                 )
-                for j in range(vectors)
+                for i in range(height)
             ]
-            found: list[Reg] = []
-            for i in range(height):
-                left = _operand(e, a, [*batch, w.add(row, integer(i)), at], axis, 1, accumulator)
-                spread = w.splat(left, lanes)
-                row_totals = totals[i * vectors : (i + 1) * vectors]
-                found.extend(
-                    _multiply_add(e, spread, column_values, total)
-                    for column_values, total in zip(right, row_totals, strict=True)
-                )
-            return found
+            found = dict[tuple[int, int], Reg]()
+            for j in range(vectors):
+                index = [*batch, at, w.add(column, integer(j * lanes))]
+                right = _operand(e, b, index, axis, lanes, accumulator)
+                for i in range(height):
+                    total = totals[i * vectors + j]
+                    found[i, j] = _multiply_add(e, left[i], right, total)
+            return [found[i, j] for i in range(height) for j in range(vectors)]
 
         for place, total in zip(places, w.loop(k.start, k.stop, 1, step, initial), strict=True):
             c.put(e, total, place, axis)
 
-    cover(e, *extents, 2, block)
+    cover(e, *extents, vectors_beside(e, row_blocks(e, extents[0].most)[0]), block)
 
 
 def _reads_once(e: Emitter, rows: Extent) -> bool:
     """Whether the right operand is walked once: all rows are one block of registers."""
-    return rows.static <= row_blocks(e, rows.static)[0]
+    return rows.most <= row_blocks(e, rows.most)[0]
 
 
 def _zero(dtype: DType, lanes: int) -> Reg:

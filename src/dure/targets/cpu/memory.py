@@ -31,6 +31,12 @@ class Extent:
         """The used extent as an expression (never above ``static``)."""
         return as_expr(self.static) if self.used is None else self.used
 
+    @property
+    def most(self) -> int:
+        """The largest number of elements that may be used."""
+        bound = self.bound
+        return min(self.static, bound.value) if isinstance(bound, Const) else self.static
+
 
 @dataclass(frozen=True)
 class Axis:
