@@ -148,6 +148,11 @@ class Flows(Generic[_Token]):
         self._changed = True
         return finish
 
+    @property
+    def busy(self) -> bool:
+        """Whether any transfer is under way."""
+        return bool(self._active)
+
     def service(self, group: Group[_Token]) -> int:
         """What each of a group's transfers has received since it was empty."""
         return group.service + self._risen

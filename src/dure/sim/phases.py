@@ -1,7 +1,8 @@
 """When phases are complete in a replay, and when queues may begin the next.
 
 A phase is complete when every queue of every core class has ended it, and known to be a signal's
-way later.
+way later.  Queues go on when all of them have come as far as they can (:meth:`Phases.go_on`), so
+that a replay can be looked at between two phases.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ class Phases:
     def __init__(self, count: int, latency: int) -> None:
         self.count = count
         self.latency = latency
-        #: How many are complete, and when the last of them were.
+        #: How many are complete, of how many that is known, and when the last of them were.
         self.complete = 0
+        self.known = 0
         self.times: deque[int] = deque(maxlen=_KEPT)
         self.latest: Op | None = None
         #: Of each that some queue has ended: queues that haven't, and the last end so far.
@@ -42,7 +44,7 @@ class Phases:
     def begin(self, queue: Queue, lag: int) -> int:
         """When a queue may begin its next phase, or -1 where that isn't known yet."""
         number = queue.begun - lag
-        if number > self.complete:
+        if number > self.known:
             self.waiting.append(queue)
             return -1
         queue.begun += 1
@@ -51,8 +53,8 @@ class Phases:
             return 0
         return self.times[-1 - behind] + self.latency
 
-    def end(self, queue: Queue, time: int, op: Op) -> list[Queue]:
-        """A queue has ended a phase; gives those that may go on for it."""
+    def end(self, queue: Queue, time: int, op: Op) -> None:
+        """A queue has ended a phase."""
         place = queue.ended - self.complete
         queue.ended += 1
         if place == len(self.open):
@@ -61,15 +63,23 @@ class Phases:
         entry = self.open[place]
         entry[0] -= 1
         entry[1] = max(entry[1], time)
-        if self.open[0][0]:
-            return []
         while self.open and not self.open[0][0]:
-            at = self.open.popleft()[1]
-            self.latest = self._ops.popleft()
-            self.spent[self.latest] += at - self._last
-            self._last = at
-            self.times.append(at)
-            self.complete += 1
+            self._completed(self.open.popleft()[1], self._ops.popleft())
+
+    def pass_over(self, at: int, op: Op) -> None:
+        """All queues have begun and ended the next phase, the last one then."""
+        self._completed(at, op)
+
+    def _completed(self, at: int, op: Op) -> None:
+        self.latest = op
+        self.spent[op] += at - self._last
+        self._last = at
+        self.times.append(at)
+        self.complete += 1
+
+    def go_on(self) -> list[Queue]:
+        """All that are complete are known to be; gives the queues that may go on for it."""
+        self.known = self.complete
         woken, self.waiting = self.waiting, []
         return sorted(woken, key=lambda q: (q.core, q.number))
 

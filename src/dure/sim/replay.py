@@ -36,6 +36,7 @@ from dure.sim.flows import Flows, Group
 from dure.sim.items import BEGIN, COMPUTE, END, MOVE, WAIT, Item, Transfer
 from dure.sim.phases import Phases
 from dure.sim.recurrence import Recurrence
+from dure.sim.rests import Rests
 from dure.sim.stream import Stream
 
 
@@ -195,12 +196,12 @@ class Replay:
 
     def run(self) -> int:
         """Run to the end; gives when it is."""
-        flows, ready, starts, contention = self.flows, self._ready, self.starts, self.contention
+        flows, starts, contention = self.flows, self.starts, self.contention
         recurrence = None if self.record else Recurrence(self)
+        rests = None if self.record else Rests(self)
         now = 0
         while True:
-            while ready:
-                self._go_on(ready.pop())
+            now = self._all_go_on(now, rests)
             if recurrence is not None:
                 if recurrence.due:
                     now = recurrence.look(now)
@@ -226,6 +227,20 @@ class Replay:
                     self._computed(computing, now)
         queues = [queue for queues in self.queues for queue in queues]
         return max((max(queue.time, queue.done) for queue in queues), default=0)
+
+    def _all_go_on(self, now: int, rests: Rests | None) -> int:
+        """Execute all that can be now; gives the time, which is later after a phase like an earlier
+        one.
+        """
+        ready, phases = self._ready, self.phases
+        while True:
+            while ready:
+                self._go_on(ready.pop())
+            if phases.known == phases.complete:
+                return now
+            if rests is not None:
+                now = rests.look(now)
+            ready += phases.go_on()
 
     def stuck(self) -> list[Queue]:
         """The queues that did not come to their end."""
@@ -271,7 +286,7 @@ class Replay:
                 if queue.flying:
                     queue.flying[-1].signals.append((time, PHASE, item[1]))
                 else:
-                    self._ready += self.phases.end(queue, max(time, queue.done), item[1])
+                    self.phases.end(queue, max(time, queue.done), item[1])
             else:
                 number, change = cast("tuple[int, int]", more)
                 if kind == WAIT:
@@ -384,7 +399,7 @@ class Replay:
                 first.record.end = done
             for time, number, more in first.signals:
                 if isinstance(more, Op):
-                    self._ready += self.phases.end(queue, max(time, done), more)
+                    self.phases.end(queue, max(time, done), more)
                 else:
                     self._signal(semaphores[number], max(time, done), more)
             if queue.held:
