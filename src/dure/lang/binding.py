@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import FunctionType
@@ -123,13 +124,26 @@ def check_const(signature: Signature, parameter: KernelParameter, value: object)
     return value
 
 
+def plain_key(value: object) -> tuple[type, object]:
+    """A const without parts in a key: by its type, and a float by its bits.
+
+    1, 1.0 and True are different consts, and so are 0.0 and -0.0, though Python calls them equal;
+    a NaN is the same const as another of the same bits, though Python calls them different.
+    """
+    kind = type(value)
+    return kind, _float_bits(cast("float", value)) if kind is float else value
+
+
+_float_bits = struct.Struct("<d").pack
+
+
 def const_key(value: object) -> object:
-    """A const in a key: 1, 1.0 and True are different consts, though Python calls them equal."""
+    """A const in a key: by its parts where it has some, which are told apart by ``plain_key``."""
     if isinstance(value, tuple):
         return tuple(const_key(part) for part in cast("tuple[object, ...]", value))
     if type(value) is FunctionType:
         return _function_key(value)
-    return type(value), value
+    return plain_key(value)
 
 
 def _function_key(function: FunctionType) -> object:
