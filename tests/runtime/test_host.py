@@ -89,33 +89,24 @@ def test_arm_code_can_be_generated() -> None:
     assert "ret" in llvm.assembly(text, features)
 
 
-CORE = "processor\t: 0\nBogoMIPS\t: 100.00\nFeatures\t: fp asimd evtstrm crc32{more}\n\n"
-
-
 @pytest.mark.parametrize(
-    ("cpuinfo", "levels"),
-    [
-        ("", ("neon",)),
-        (CORE.format(more=""), ("neon",)),
-        (CORE.format(more=" atomics asimddp"), ("neon", "neon-dotprod")),
-        # Big and little processors: code may run on any of them.
-        (CORE.format(more=" asimddp") + CORE.format(more=""), ("neon",)),
-    ],
+    ("capabilities", "levels"),
+    [(0, ("neon",)), (0x3, ("neon",)), (1 << 20 | 1 << 8 | 0x3, ("neon", "neon-dotprod"))],
 )
 def test_levels_of_an_arm_system(
-    monkeypatch: pytest.MonkeyPatch, cpuinfo: str, levels: tuple[str, ...]
+    monkeypatch: pytest.MonkeyPatch, capabilities: int, levels: tuple[str, ...]
 ) -> None:
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(llvm, "detected_features", dict[str, bool])
-    monkeypatch.setattr(host, "_read", lambda path: cpuinfo if path.name == "cpuinfo" else "")
+    monkeypatch.setattr(host, "_hardware_capabilities", lambda: capabilities)
     host._detected_features.cache_clear()
     host._features_at.cache_clear()
     try:
         assert host.host_levels() == levels
         features = host.host_features()
         assert features.level == levels[-1]
-        assert features.has("dotprod") == (levels[-1] == "neon-dotprod")
+        assert features.has("dotprod") == features.has("lse") == (levels[-1] == "neon-dotprod")
         assert (features.vector_bits, features.vector_registers) == (128, 32)
     finally:
         host._detected_features.cache_clear()

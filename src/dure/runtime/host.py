@@ -223,21 +223,26 @@ def _detected_features() -> frozenset[str]:
 
 
 def _arm_features() -> set[str]:
-    """LLVM's names of what an Arm system says of itself, which LLVM asks of few systems."""
+    """LLVM's names of what an Arm system says of its processors; LLVM itself asks few systems."""
     if sys.platform == "darwin":
         return {"lse", "dotprod"}  # every 64-bit Arm processor that macOS runs on has them
-    lines = _read(Path("/proc/cpuinfo")).splitlines()
-    # Processors may differ (big and little ones), and code runs on any of them.
-    words = [line.partition(":")[2].split() for line in lines if line.startswith("Features")]
-    return {
-        known
-        for name, known in _LINUX_NAMES.items()
-        if words and all(name in features for features in words)
-    }
+    given = _hardware_capabilities()
+    return {name for name, bit in _CAPABILITY_BITS.items() if given >> bit & 1}
 
 
-#: Linux's names of an Arm processor's features, and LLVM's.
-_LINUX_NAMES = {"asimddp": "dotprod", "atomics": "lse"}
+#: LLVM's names of Arm's features, and Linux's bits for what all of a system's processors have.
+_CAPABILITY_BITS = {"lse": 8, "dotprod": 20}
+
+
+def _hardware_capabilities() -> int:
+    """Linux's word of capabilities (``AT_HWCAP``), which it hands every process; else 0."""
+    import ctypes
+
+    if sys.platform != "linux":
+        return 0
+    ask = ctypes.CDLL(None).getauxval
+    ask.restype, ask.argtypes = ctypes.c_ulong, (ctypes.c_ulong,)
+    return int(ask(16))
 
 
 @functools.cache

@@ -177,7 +177,7 @@ class Pairs(Shorts):
 
 
 class Singles(Shorts):
-    """One product a lane, of signed codes."""
+    """One product a lane, of codes that are signed, or have at most seven bits."""
 
     signed = True
 
