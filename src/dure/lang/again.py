@@ -118,6 +118,6 @@ def _look_up(name: Captured) -> Callable[[str], object]:
 
 def _key(keywords: Mapping[str, object]) -> _Key | None:
     """The consts of a call; None where one of them isn't simple."""
-    if not all(type(value) in _SIMPLE for value in keywords.values()):
+    if not _SIMPLE.issuperset(map(type, keywords.values())):
         return None
     return tuple([(name, plain_key(value)) for name, value in keywords.items()])

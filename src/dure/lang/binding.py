@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
 import struct
@@ -139,10 +140,16 @@ _float_bits = struct.Struct("<d").pack
 
 def const_key(value: object) -> object:
     """A const in a key: by its parts where it has some, which are told apart by ``plain_key``."""
+    if isinstance(value, dtypes.DType | dtypes.BlockFormat | type):
+        return value
     if isinstance(value, tuple):
-        return tuple(const_key(part) for part in cast("tuple[object, ...]", value))
+        parts = cast("tuple[object, ...]", value)
+        return type(parts), tuple(const_key(part) for part in parts)
     if type(value) is FunctionType:
-        return _function_key(value)
+        return _hashable(_function_key(value), value)
+    if dataclasses.is_dataclass(value):
+        names = [field.name for field in dataclasses.fields(value)]
+        return _hashable((type(value), *(const_key(getattr(value, n)) for n in names)), value)
     return plain_key(value)
 
 
@@ -151,11 +158,15 @@ def _function_key(function: FunctionType) -> object:
     cells = tuple(const_key(cell_value(cell)) for cell in function.__closure__ or ())
     defaults = (function.__defaults__, tuple((function.__kwdefaults__ or {}).items()))
     code = function.__code__
-    key = (code, code.co_filename, id(function.__globals__), cells, const_key(defaults))
+    return code, code.co_filename, id(function.__globals__), cells, const_key(defaults)
+
+
+def _hashable(key: object, value: object) -> object:
+    """The key; the value itself where a part of it, that Python doesn't compare, has no hash."""
     try:
         hash(key)
     except TypeError:
-        return FunctionType, function
+        return plain_key(value)
     return key
 
 
