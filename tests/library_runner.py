@@ -15,7 +15,10 @@ from dure.ir.expr import const
 from dure.ir.interpret import bind_sizes, run
 from dure.ir.pack import pack, unpack
 from dure.ir.types import TensorType, default_layout
+from dure.runtime.host import HostFeatures, host_features
+from dure.runtime.standalone import toolchain
 from dure.targets.cpu.launch import compile_kernel
+from dure.targets.cpu.standalone import of_kernel
 
 Argument = Any
 
@@ -86,14 +89,53 @@ def compile_and_run(
     function = _function(kernel, arguments, updates, consts)
     present = [a for a in arguments if a is not None]
     buffers = [_stored(p, a) for p, a in zip(function.params, present, strict=True)]
-    types = [p.value.tensor for p in function.params]
-    sizes = bind_sizes(function, present)
     code = compile_kernel(function)
-    code.run([b.ctypes.data for b in buffers], [sizes[s.name] for s in function.symbols])
-    for param, kind, array, buffer in zip(function.params, types, present, buffers, strict=True):
+    code.run([b.ctypes.data for b in buffers], _sizes(function, present))
+    _take_back(function, present, buffers)
+
+
+def _sizes(function: Function, present: Sequence[Argument]) -> list[int]:
+    sizes = bind_sizes(function, present)
+    return [sizes[s.name] for s in function.symbols]
+
+
+def _take_back(
+    function: Function, present: Sequence[Argument], buffers: Sequence[np.ndarray[Any, Any]]
+) -> None:
+    """Write what the kernel left in its buffers to the arrays."""
+    for param, array, buffer in zip(function.params, present, buffers, strict=True):
         if param.access != "in":
+            kind = param.value.tensor
             found = unpack(buffer, default_layout(kind), kind.dtype, array.shape, -1)
             _assign(array, found)
+
+
+class Emulated:
+    """Runs a kernel as code of another machine, by an emulator, beside code of this one's for
+    vectors of the same width, and asserts that both leave the same bits.
+
+    Orders of sums along a vector depend on its width alone, so that nothing else may differ.
+    """
+
+    def __init__(self, host: HostFeatures) -> None:
+        self.host, self.tools = host, toolchain(host.architecture)
+        self.own = replace(host_features(), vector_bits=host.vector_bits)
+
+    def __call__(
+        self, kernel: Any, arguments: Sequence[Argument], *, updates: bool = False, **consts: object
+    ) -> None:
+        function = _function(kernel, arguments, updates, consts)
+        present = [a for a in arguments if a is not None]
+        buffers = [_stored(p, a) for p, a in zip(function.params, present, strict=True)]
+        sizes = _sizes(function, present)
+        program = of_kernel(function, self.host, [b.tobytes() for b in buffers], sizes, 2)
+        results = program.run(self.tools, workers=2)
+        compile_kernel(function, self.own).run([b.ctypes.data for b in buffers], sizes)
+        for param, buffer in zip(function.params, buffers, strict=True):
+            found = results.get(param.value.name)
+            if found is not None:
+                np.testing.assert_array_equal(np.frombuffer(found, np.uint8), buffer)
+        _take_back(function, present, buffers)
 
 
 def _stored(param: Param, array: Argument) -> np.ndarray[Any, Any]:

@@ -82,6 +82,20 @@ def test_consts_are_told_apart_with_their_types(direct_calls: list[bool]) -> Non
     assert direct_calls[4:] == [False, True]
 
 
+def test_signs_of_zero_and_nans_are_consts_of_their_own(direct_calls: list[bool]) -> None:
+    @dure.kernel
+    def filled(x: dl.Tensor, z: dl.Tensor, value: dl.const):
+        i = dl.program_id(0)
+        dl.store(z, (i,), dl.where(dl.load(x, (i,), (8,)) > 100, 1.0, value))
+
+    x, _, z = arrays(20)
+    for text in ("0.0", "-0.0", "nan", "-0.0", "0.0", "nan"):
+        filled(x, z, value=float(text))
+        np.testing.assert_array_equal(np.signbit(z), text == "-0.0")
+        np.testing.assert_array_equal(z, float(text))
+    assert direct_calls == [False, False, True, True, True]
+
+
 @pytest.mark.parametrize(
     "other",
     [

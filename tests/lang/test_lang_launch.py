@@ -5,7 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,37 @@ def test_consts_that_python_calls_equal_are_different() -> None:
     for value, expected in ((1, 1), (True, 5), (1.0, 1)):
         filled(y, value=value)
         assert (y == expected).all()
+
+
+@dataclass(frozen=True)
+class Boxed:
+    number: float
+
+
+@dure.kernel
+def constant(y: dl.Tensor, value: dl.const):
+    number = value[0] if isinstance(value, tuple) else value() if callable(value) else value
+    number = number.number if isinstance(number, Boxed) else number
+    dl.store(y, (dl.program_id(0),), dl.full((4,), number, dl.float32))
+
+
+@pytest.mark.parametrize("of", [float, lambda v: (v,), lambda v: lambda: v, Boxed])
+def test_zeros_of_either_sign_are_different_consts(of: Callable[[float], Any]) -> None:
+    y = np.ones(4, np.float32)
+    for value in (0.0, -0.0, 0.0, -0.0):
+        constant(y, value=of(value))
+        assert (y == 0).all()
+        assert (np.signbit(y) == np.signbit(value)).all()
+
+
+def test_a_nan_is_the_const_that_it_was_before() -> None:
+    counting = Counting()
+    with launching.executing(counting):
+        for text in ("nan", "nan", "inf"):  # each a new object
+            constant(floats(8), value=float(text))
+            constant(floats(8), value=(float(text),))
+            constant(floats(8), value=Boxed(float(text)))
+    assert len(counting.functions) == 6
 
 
 GRIDS = {

@@ -28,13 +28,12 @@ def test_every_level_of_this_host_can_be_forced(
     features = host.host_features()
     assert features.level == level
     assert features.vector_bits == WIDTHS.get(level, 128)
-    assert features.has("fma") == (level not in ("x86-64", "generic"))
+    assert features.has("fma") == level.startswith("avx")
     assert all(f"+{name}" in features.feature_string.split(",") for name in features.features)
     if level == "x86-64":
         assert not any(name.startswith(("avx", "sse3", "sse4")) for name in features.features)
     if not level.startswith("avx512"):
         assert not any(name.startswith("avx512") for name in features.features)
-    assert features.has_int8_dot == level.endswith("vnni")
 
 
 @pytest.mark.parametrize("level", host.host_levels())
@@ -85,17 +84,33 @@ def test_other_architectures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_arm_code_can_be_generated() -> None:
-    features = host.HostFeatures(
-        architecture="aarch64",
-        level="generic",
-        features=("neon", "fp-armv8"),
-        tuning=(),
-        vector_bits=128,
-        vector_registers=32,
-        triple="aarch64-unknown-linux-gnu",
-    )
+    features = host.features_of("neon")
     text = "define <4 x float> @f(<4 x float> %a) { ret <4 x float> %a }"
     assert "ret" in llvm.assembly(text, features)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "levels"),
+    [(0, ("neon",)), (0x3, ("neon",)), (1 << 20 | 1 << 8 | 0x3, ("neon", "neon-dotprod"))],
+)
+def test_levels_of_an_arm_system(
+    monkeypatch: pytest.MonkeyPatch, capabilities: int, levels: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(llvm, "detected_features", dict[str, bool])
+    monkeypatch.setattr(host, "_hardware_capabilities", lambda: capabilities)
+    host._detected_features.cache_clear()
+    host._features_at.cache_clear()
+    try:
+        assert host.host_levels() == levels
+        features = host.host_features()
+        assert features.level == levels[-1]
+        assert features.has("dotprod") == features.has("lse") == (levels[-1] == "neon-dotprod")
+        assert (features.vector_bits, features.vector_registers) == (128, 32)
+    finally:
+        host._detected_features.cache_clear()
+        host._features_at.cache_clear()
 
 
 def test_caches_are_plausible() -> None:

@@ -379,15 +379,7 @@ def test_without_futex_and_affinity_the_same_steps_run(
 
 
 def test_the_code_for_arm_compiles() -> None:
-    features = host.HostFeatures(
-        architecture="aarch64",
-        level="generic",
-        features=("neon", "fp-armv8"),
-        tuning=(),
-        vector_bits=128,
-        vector_registers=32,
-        triple="aarch64-unknown-linux-gnu",
-    )
+    features = host.features_of("neon")
     text = pool_code.pool_ir("aarch64", futex=True, nudge=True)
     assert "dure_worker_loop" in llvm.assembly(text, features)
 

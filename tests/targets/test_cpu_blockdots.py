@@ -21,7 +21,7 @@ from dure.ir.layout import PlaneLayouts, row_planes
 from dure.ir.pack import pack
 from dure.ir.types import TensorType, shape_of
 from dure.library.matmul import matmul
-from dure.runtime.host import HostFeatures, host_features, host_levels
+from dure.runtime.host import features_of, host_features, host_levels
 from dure.runtime.llvm import assembly
 from dure.runtime.memory import Buffer
 from dure.targets.cpu.codegen import emit_kernel
@@ -170,48 +170,31 @@ def test_the_largest_codes_overflow_nowhere(
 
 
 @pytest.mark.parametrize(
-    ("name", "instruction"), [("q4_1", "vpmaddubsw"), ("q6_k", "vpmaddubsw"), ("q8_0", "vpmaddwd")]
+    ("level", "name", "instruction"),
+    [
+        *(
+            ("avx2", "q4_1", "vpmaddubsw"),
+            ("avx2", "q6_k", "vpmaddubsw"),
+            ("avx2", "q8_0", "vpmaddwd"),
+        ),
+        *(("neon", "q4_1", "smlal"), ("neon", "q6_k", "smlal"), ("neon", "q8_0", "smull")),
+        *(("neon-dotprod", name, "sdot") for name in ("q4_1", "q6_k", "q8_0")),
+    ],
 )
-def test_products_of_bytes_without_a_dot_instruction(
-    name: str, instruction: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Their sums of pairs are instructions: products of 32 bits take several times as long."""
-    if "avx2" not in host_levels():
-        pytest.skip("the host has no AVX2")
-    monkeypatch.setenv("DURE_CPU_LEVEL", "avx2")
-    kind = TensorType(shape_of(32, 256), FORMATS[name], None, 1)
-    types = [
-        TensorType((symbol("M", "size", 0, 4096), const(256)), int8_block32, None, 1),
-        kind.with_layout(packed_layout(kind, 8)),
-        TensorType((symbol("M", "size", 0, 4096), const(32)), float32),
-    ]
-    kernel = matmul.specialize(types, {"bm": 1, "bn": 32, "bk": 256})
-    text = assembly(emit_kernel(kernel, host_features()).llvm_ir, host_features())
-    assert instruction in text
-    assert "vpmulld" not in text
-
-
-@pytest.mark.parametrize("name", ["q4_1", "q6_k", "q8_0"])
-def test_products_of_signed_bytes_on_arm(name: str) -> None:
-    host = HostFeatures(
-        architecture="aarch64",
-        level="generic",
-        features=("dotprod", "fp-armv8", "neon"),
-        tuning=(),
-        vector_bits=128,
-        vector_registers=32,
-        triple="aarch64-unknown-linux-gnu",
-    )
+def test_products_of_bytes_are_instructions(level: str, name: str, instruction: str) -> None:
+    """Products of 32 bits take several times as long."""
+    host = features_of(level)
     kind = TensorType(shape_of(32, 256), FORMATS[name], None, 1)
     rows = symbol("M", "size", 0, 4096)
     types = [
         TensorType((rows, const(256)), int8_block32, None, 1),
-        kind.with_layout(packed_layout(kind, 4)),
+        kind.with_layout(packed_layout(kind, host.vector_bits // 32)),
         TensorType((rows, const(32)), float32),
     ]
     kernel = matmul.specialize(types, {"bm": 1, "bn": 32, "bk": 256})
     text = assembly(emit_kernel(kernel, host).llvm_ir, host)
-    assert "sdot" in text
+    assert instruction in text
+    assert "vpmulld" not in text
 
 
 def test_extreme_activations() -> None:

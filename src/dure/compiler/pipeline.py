@@ -71,6 +71,22 @@ def compile_program(
     each worker ended what (:meth:`CompiledProgram.stamps`).
     """
     features = host_features() if host is None else host
+    prepared, artifact = compile_objects(
+        function, features, policy=policy, library=library, times=times, recorded=recorded
+    )
+    return CompiledProgram(function, prepared.laid_out.step, prepared.load, artifact, workers)
+
+
+def compile_objects(
+    function: Function,
+    features: HostFeatures,
+    *,
+    policy: Policy = "int8",
+    library: Callable[[], object] | None = None,
+    times: llvm.CompileTimes | None = None,
+    recorded: bool = False,
+) -> tuple[Prepared, Artifact]:
+    """What :func:`compile_program` runs, as object code for a machine that may be another."""
     target = CpuTarget(features)
     prepared = prepare(function, target, policy)
     step = prepared.laid_out.step
@@ -87,7 +103,7 @@ def compile_program(
         artifact = _compile(step, prepared.load, target, features, times, recorded)
         if cache is not None:
             cache.put(key, artifact.to_bytes())
-    return CompiledProgram(function, step, prepared.load, artifact, workers)
+    return prepared, artifact
 
 
 def _compile(

@@ -15,14 +15,15 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 
 from dure.ir.dtypes import BlockFormat, DType
+from dure.lang.binding import plain_key
 from dure.lang.frontend.source import Captured, cell_value
 from dure.lang.interpreter import INTERPRETING
 from dure.lang.launch import EXECUTOR, CpuRunner, Launched, cpu_executor
 from dure.lang.values import BUILDER
 from dure.runtime.direct import Direct
 
-#: Consts by name, with their types: 1, 1.0 and True are different ones.
-_Key: TypeAlias = tuple[tuple[str, type, object], ...]
+#: Consts by name, as ``plain_key`` tells them apart.
+_Key: TypeAlias = tuple[tuple[str, tuple[type, object]], ...]
 
 _SIMPLE = frozenset({int, float, bool, str, type(None), DType, BlockFormat})
 #: Sets of consts that are kept.
@@ -117,5 +118,6 @@ def _look_up(name: Captured) -> Callable[[str], object]:
 
 def _key(keywords: Mapping[str, object]) -> _Key | None:
     """The consts of a call; None where one of them isn't simple."""
-    found = tuple([(name, type(value), value) for name, value in keywords.items()])
-    return found if all(kind in _SIMPLE for _, kind, _ in found) else None
+    if not _SIMPLE.issuperset(map(type, keywords.values())):
+        return None
+    return tuple([(name, plain_key(value)) for name, value in keywords.items()])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import FunctionType
@@ -123,13 +125,32 @@ def check_const(signature: Signature, parameter: KernelParameter, value: object)
     return value
 
 
+def plain_key(value: object) -> tuple[type, object]:
+    """A const without parts in a key: by its type, and a float by its bits.
+
+    1, 1.0 and True are different consts, and so are 0.0 and -0.0, though Python calls them equal;
+    a NaN is the same const as another of the same bits, though Python calls them different.
+    """
+    kind = type(value)
+    return kind, _float_bits(cast("float", value)) if kind is float else value
+
+
+_float_bits = struct.Struct("<d").pack
+
+
 def const_key(value: object) -> object:
-    """A const in a key: 1, 1.0 and True are different consts, though Python calls them equal."""
+    """A const in a key: by its parts where it has some, which are told apart by ``plain_key``."""
+    if isinstance(value, dtypes.DType | dtypes.BlockFormat | type):
+        return value
     if isinstance(value, tuple):
-        return tuple(const_key(part) for part in cast("tuple[object, ...]", value))
+        parts = cast("tuple[object, ...]", value)
+        return type(parts), tuple(const_key(part) for part in parts)
     if type(value) is FunctionType:
-        return _function_key(value)
-    return type(value), value
+        return _hashable(_function_key(value), value)
+    if dataclasses.is_dataclass(value):
+        names = [field.name for field in dataclasses.fields(value)]
+        return _hashable((type(value), *(const_key(getattr(value, n)) for n in names)), value)
+    return plain_key(value)
 
 
 def _function_key(function: FunctionType) -> object:
@@ -137,11 +158,15 @@ def _function_key(function: FunctionType) -> object:
     cells = tuple(const_key(cell_value(cell)) for cell in function.__closure__ or ())
     defaults = (function.__defaults__, tuple((function.__kwdefaults__ or {}).items()))
     code = function.__code__
-    key = (code, code.co_filename, id(function.__globals__), cells, const_key(defaults))
+    return code, code.co_filename, id(function.__globals__), cells, const_key(defaults)
+
+
+def _hashable(key: object, value: object) -> object:
+    """The key; the value itself where a part of it, that Python doesn't compare, has no hash."""
     try:
         hash(key)
     except TypeError:
-        return FunctionType, function
+        return plain_key(value)
     return key
 
 

@@ -56,6 +56,8 @@ class Level:
     tuning: tuple[str, ...] = ()
 
 
+_NEON = frozenset({"neon", "fp-armv8"})
+
 _FAST_SHUFFLES = ("fast-variable-crosslane-shuffle", "fast-variable-perlane-shuffle")
 
 LEVELS = (
@@ -79,11 +81,8 @@ LEVELS = (
         frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni", "fma", "f16c"}),
         *(_AVX512_VNNI, 512, 32, _FAST_SHUFFLES),
     ),
-    Level(
-        *("generic", "aarch64", frozenset({"neon"})),
-        frozenset({"neon", "fp-armv8", "lse", "dotprod", "i8mm", "bf16", "fullfp16", "crc"}),
-        *(128, 32),
-    ),
+    Level("neon", "aarch64", _NEON, _NEON | {"lse"}, 128, 32),
+    Level("neon-dotprod", "aarch64", _NEON | {"dotprod"}, _NEON | {"lse", "dotprod"}, 128, 32),
 )
 """From the lowest to the highest, within an architecture."""
 
@@ -113,21 +112,6 @@ class HostFeatures:
     def has(self, feature: str) -> bool:
         """Whether LLVM's ``feature`` is enabled at this level."""
         return feature in self.features
-
-    @property
-    def has_int8_dot(self) -> bool:
-        """Whether u8 x s8 dot products of four into int32 are one instruction (``vpdpbusd``)."""
-        return self.has("avx512vnni") or self.has("avxvnni")
-
-    @property
-    def has_signed_dot(self) -> bool:
-        """Whether s8 x s8 dot products of four into int32 are one instruction (``sdot``)."""
-        return self.architecture == "aarch64" and self.has("dotprod")
-
-    @property
-    def has_bf16_dot(self) -> bool:
-        """Whether bf16 dot products of two into f32 are one instruction (``vdpbf16ps``)."""
-        return self.has("avx512bf16")
 
     @property
     def feature_string(self) -> str:
@@ -178,6 +162,24 @@ def host_levels() -> tuple[str, ...]:
     )
 
 
+def features_of(name: str) -> HostFeatures:
+    """A machine that has all that a level allows, with small caches: for code that runs elsewhere,
+    or has to be the same wherever it is generated.
+    """
+    level = next(one for one in LEVELS if one.name == name)
+    machine = level.architecture.replace("-", "_")
+    return HostFeatures(
+        architecture=level.architecture,
+        level=level.name,
+        features=tuple(sorted(level.allowed)),
+        tuning=level.tuning,
+        vector_bits=level.vector_bits,
+        vector_registers=level.vector_registers,
+        triple=f"{machine}-unknown-linux-gnu",
+        operating_system="linux",
+    )
+
+
 def architecture_name() -> str:
     """``"x86-64"`` or ``"aarch64"``.  Another architecture raises :class:`TargetError`."""
     machine = platform.machine().lower()
@@ -216,11 +218,31 @@ def _detected_features() -> frozenset[str]:
 
     found = {name for name, present in llvm.detected_features().items() if present}
     if architecture_name() == "aarch64":
-        # NEON is part of the 64-bit architecture; LLVM detects nothing on some operating systems.
-        found |= {"neon", "fp-armv8"}
-    else:
-        found |= _BASELINE
-    return frozenset(found)
+        return frozenset(found | _NEON | _arm_features())
+    return frozenset(found | _BASELINE)
+
+
+def _arm_features() -> set[str]:
+    """LLVM's names of what an Arm system says of its processors; LLVM itself asks few systems."""
+    if sys.platform == "darwin":
+        return {"lse", "dotprod"}  # every 64-bit Arm processor that macOS runs on has them
+    given = _hardware_capabilities()
+    return {name for name, bit in _CAPABILITY_BITS.items() if given >> bit & 1}
+
+
+#: LLVM's names of Arm's features, and Linux's bits for what all of a system's processors have.
+_CAPABILITY_BITS = {"lse": 8, "dotprod": 20}
+
+
+def _hardware_capabilities() -> int:
+    """Linux's word of capabilities (``AT_HWCAP``), which it hands every process; else 0."""
+    import ctypes
+
+    if sys.platform != "linux":
+        return 0
+    ask = ctypes.CDLL(None).getauxval
+    ask.restype, ask.argtypes = ctypes.c_ulong, (ctypes.c_ulong,)
+    return int(ask(16))
 
 
 @functools.cache

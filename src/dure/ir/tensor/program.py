@@ -70,6 +70,13 @@ declare(
 )
 
 
+def labels(program: Function, attribute: str) -> tuple[str, ...]:
+    """A program's ``names`` or ``roles`` of its parameters, or the names of its ``outputs``."""
+    found = program.attrs[attribute]
+    assert isinstance(found, tuple), f"attribute {attribute} of {program.name}"
+    return tuple(str(one) for one in found)
+
+
 def repeat_tables(op: Op) -> list[tuple[Value, ...]]:
     """A repeat's tables: for each, its ``count`` operands."""
     count, carried = op.attr("count"), op.attr("carried")

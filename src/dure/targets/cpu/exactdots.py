@@ -5,21 +5,23 @@ or the low and the high bytes of 16-bit ones.  Whatever the way, the sum is that
 in int32, so that all give the same bits.
 
 * :class:`Bytes`: four products of bytes and their sum are one instruction (``vpdpbusd`` of
-  unsigned and signed ones, ``sdot`` of signed ones), or shifts and multiplications where a machine
-  has nothing better.
-* :class:`Shorts`: two such products are added in 16 bits (``pmaddubsw``); as many groups as can't
-  overflow there are added up before the sum goes to 32 bits.  For codes of up to seven bits.
+  unsigned and signed ones, ``sdot`` of signed ones).
+* :class:`Shorts`: products of bytes are added in 16 bits, as many as can't overflow there, before
+  their sum goes to 32 bits: two at once (``pmaddubsw``, for codes of up to seven bits) in
+  :class:`Pairs`, one (``smull``) in :class:`Singles`.
 * :class:`Words`: two products of 16-bit numbers are added in 32 (``pmaddwd``).  The activations are
   widened once for all columns, the even and the odd k of a group apart.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from dure.ir.dtypes import BlockFormat
+from dure.targets.cpu.instructions import Operation, has, intrinsic
 from dure.targets.cpu.packing import CHUNK, GROUP
 from dure.targets.cpu.values import Emitter
 from dure.targets.cpu.writer import Reg, integer, vector_type
@@ -30,8 +32,6 @@ if TYPE_CHECKING:
 #: The codes of a group of a panel, by the numbers of both.
 Codes: TypeAlias = Callable[[int, int], Reg]
 
-_PAIRS_OF_BYTES = {4: "ssse3.pmadd.ub.sw.128", 8: "avx2.pmadd.ub.sw", 16: "avx512.pmaddubs.w.512"}
-_PAIRS_OF_SHORTS = {4: "sse2.pmadd.wd", 8: "avx2.pmadd.wd", 16: "avx512.pmaddw.d.512"}
 #: The largest magnitude of a signed byte, and of what 16 bits hold.
 _BYTE, _SHORT = 128, 32767
 #: Bytes of a chunk's widened activations: even k, then odd k.
@@ -73,21 +73,24 @@ def exact_dot(
     ``rows`` and ``chunks`` are how many are used, and at most; what is prepared for all columns is
     written here.
     """
-    if e.host.has_int8_dot or e.host.architecture != "x86-64":
-        return Bytes(a, e.host.has_signed_dot)
+    for operation, signed in ((Operation.FOUR_BYTES, False), (Operation.FOUR_SIGNED_BYTES, True)):
+        if has(e.host, operation):
+            return Bytes(a, signed, intrinsic(e.host, operation))
     planes = weights.groups["code"]
-    highest = (1 << sum(plane.dtype.bits for plane in planes)) - 1
     unsigned = planes[0].dtype.kind != "int"
-    if unsigned and e.host.has("ssse3") and 2 * _BYTE * highest <= _SHORT:
-        return Shorts(a, _SHORT // (2 * _BYTE * highest))
+    highest = (1 << sum(plane.dtype.bits for plane in planes)) - 1 if unsigned else _BYTE
+    if has(e.host, Operation.NEIGHBOURING_SHORTS):
+        return Singles(a, _SHORT // (_BYTE * highest))
+    if unsigned and has(e.host, Operation.PAIRS_OF_BYTES) and 2 * _BYTE * highest <= _SHORT:
+        return Pairs(a, _SHORT // (2 * _BYTE * highest))
     return Words(e, a, not unsigned, rows, chunks)
 
 
 class Bytes:
     """Four products of bytes at once; all are ``signed``, or the codes are unsigned."""
 
-    def __init__(self, a: ActivationRows, signed: bool) -> None:
-        self._a, self.signed = a, signed
+    def __init__(self, a: ActivationRows, signed: bool, instruction: str) -> None:
+        self._a, self.signed, self._instruction = a, signed, instruction
 
     def add(self, e: Emitter, totals: Sequence[Reg], products: Products) -> list[Reg]:
         """See :class:`ExactDot`."""
@@ -100,9 +103,9 @@ class Bytes:
                 upper = self._a.high and self._a.spread(e, self._a.high, row, chunk, group)
                 for j in range(panels):
                     slot, code = i * panels + j, products.codes(j, group)
-                    lows[slot] = _four(e, lows[slot], code, spread)
+                    lows[slot] = self._four(e, lows[slot], code, spread)
                     if upper:
-                        highs[slot] = _four(e, highs[slot], code, upper)
+                        highs[slot] = self._four(e, highs[slot], code, upper)
         if self._a.high is None:
             return lows
         eight = w.constant("i32", 8, e.lanes)
@@ -111,14 +114,27 @@ class Bytes:
             for low, high in zip(lows, highs, strict=True)
         ]
 
+    def _four(self, e: Emitter, total: Reg, codes: Reg, activations: Reg) -> Reg:
+        """``total`` plus, in each i32 lane, the four products of bytes."""
+        left, right = _bytes(e, codes), _bytes(e, activations)
+        return e.w.call(total.type, self._instruction, total, left, right)
 
-class Shorts:
-    """Two products of bytes at once, ``together`` groups added in 16 bits."""
 
-    signed = False
+class Shorts(ABC):
+    """Products of bytes in 16 bits, of ``together`` groups before they go to 32."""
+
+    signed: bool
 
     def __init__(self, a: ActivationRows, together: int) -> None:
         self._a, self._together = a, together
+
+    @abstractmethod
+    def _products(self, e: Emitter, codes: Reg, activations: Reg) -> Reg:
+        """The products of a group, as i16 lanes."""
+
+    @abstractmethod
+    def _plus(self, e: Emitter, total: Reg, sums: Reg, factor: int) -> Reg:
+        """``total`` plus ``factor`` times the i16 lanes that belong to each of its lanes."""
 
     def add(self, e: Emitter, totals: Sequence[Reg], products: Products) -> list[Reg]:
         """See :class:`ExactDot`."""
@@ -132,22 +148,51 @@ class Shorts:
                     for plane, factor in (("code", 1), (self._a.high, 256)):
                         if plane is not None:
                             sums = self._sums(e, some, j, plane, row)
-                            found[slot] = _plus_pairs(e, found[slot], sums, factor)
+                            found[slot] = self._plus(e, found[slot], sums, factor)
         return found
 
     def _sums(self, e: Emitter, products: Products, panel: int, plane: str, row: Reg) -> Reg:
-        """In each i16 lane the products of a pair of k of each group."""
-        w, kind, shorts = e.w, vector_type("i8", 4 * e.lanes), vector_type("i16", 2 * e.lanes)
-        name = f"llvm.x86.{_PAIRS_OF_BYTES[e.lanes]}"
         total: Reg | None = None
         for group in products.groups:
-            code = w.cast("bitcast", products.codes(panel, group), kind)
             activations = self._a.spread(e, plane, row, products.chunk, group)
-            spread = w.cast("bitcast", activations, kind)
-            pairs = w.call(shorts, name, code, spread)
-            total = pairs if total is None else w.binary("add", total, pairs)
+            one = self._products(e, products.codes(panel, group), activations)
+            total = one if total is None else e.w.binary("add", total, one)
         assert total is not None
         return total
+
+
+class Pairs(Shorts):
+    """Two products at once, of unsigned codes."""
+
+    signed = False
+
+    def _products(self, e: Emitter, codes: Reg, activations: Reg) -> Reg:
+        name = intrinsic(e.host, Operation.PAIRS_OF_BYTES)
+        kind = vector_type("i16", 2 * e.lanes)
+        return e.w.call(kind, name, _bytes(e, codes), _bytes(e, activations))
+
+    def _plus(self, e: Emitter, total: Reg, sums: Reg, factor: int) -> Reg:
+        factors = e.w.constant("i16", factor, 2 * e.lanes)
+        return e.w.binary("add", total, _pairs(e, sums, factors))
+
+
+class Singles(Shorts):
+    """One product a lane, of codes that are signed, or have at most seven bits."""
+
+    signed = True
+
+    def _products(self, e: Emitter, codes: Reg, activations: Reg) -> Reg:
+        kind = vector_type("i16", 4 * e.lanes)
+        wide = [e.w.cast("sext", _bytes(e, value), kind) for value in (codes, activations)]
+        return e.w.binary("mul", *wide)
+
+    def _plus(self, e: Emitter, total: Reg, sums: Reg, factor: int) -> Reg:
+        w, count = e.w, 2 * e.lanes
+        name = intrinsic(e.host, Operation.NEIGHBOURING_SHORTS)
+        halves = [w.shuffle(sums, range(first, first + count)) for first in (0, count)]
+        pairs = [w.call(total.type, name, half) for half in halves]
+        fours = w.call(total.type, intrinsic(e.host, Operation.NEIGHBOURING_WORDS), *pairs)
+        return w.binary("add", total, w.binary("mul", fours, w.constant("i32", factor, e.lanes)))
 
 
 class Words:
@@ -232,32 +277,12 @@ class Words:
         return w.binary("and", shorts, low), w.binary("lshr", shorts, eight)
 
 
+def _bytes(e: Emitter, words: Reg) -> Reg:
+    """The bytes of i32 lanes."""
+    return e.w.cast("bitcast", words, vector_type("i8", 4 * e.lanes))
+
+
 def _pairs(e: Emitter, left: Reg, right: Reg) -> Reg:
+    """In each i32 lane the sum of two products of i16 lanes."""
     kind = vector_type("i32", e.lanes)
-    return e.w.call(kind, f"llvm.x86.{_PAIRS_OF_SHORTS[e.lanes]}", left, right)
-
-
-def _plus_pairs(e: Emitter, total: Reg, sums: Reg, factor: int) -> Reg:
-    """``total`` plus ``factor`` times the sum of each pair of i16 lanes."""
-    factors = e.w.constant("i16", factor, 2 * e.lanes)
-    return e.w.binary("add", total, _pairs(e, sums, factors))
-
-
-def _four(e: Emitter, total: Reg, codes: Reg, activations: Reg) -> Reg:
-    """``total`` plus, in each i32 lane, the four products of bytes."""
-    w, lanes = e.w, e.lanes
-    if e.host.has_int8_dot or e.host.has_signed_dot:
-        kind = vector_type("i8", 4 * lanes)
-        left, right = w.cast("bitcast", codes, kind), w.cast("bitcast", activations, kind)
-        name = f"x86.avx512.vpdpbusd.{lanes * 32}"
-        if e.host.has_signed_dot:
-            name = f"aarch64.neon.sdot.v{lanes}i32.v{4 * lanes}i8"
-        return w.call(total.type, f"llvm.{name}", total, left, right)
-    low = w.constant("i32", 255, lanes)
-    top = w.constant("i32", 24, lanes)
-    for byte in range(GROUP):
-        code = w.binary("and", w.binary("lshr", codes, w.constant("i32", 8 * byte, lanes)), low)
-        moved = w.binary("shl", activations, w.constant("i32", 24 - 8 * byte, lanes))
-        value = w.binary("ashr", moved, top)
-        total = w.binary("add", total, w.binary("mul", code, value))
-    return total
+    return e.w.call(kind, intrinsic(e.host, Operation.PAIRS_OF_SHORTS), left, right)

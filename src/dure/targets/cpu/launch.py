@@ -130,9 +130,19 @@ def compile_kernel(
     host = host or host_features()
     pool = pool or shared_pool()
     code = emit_kernel(function, host)
-    stride = -(-max(64, code.arena_bytes) // 64) * 64
-    steps = _STEP.format(symbol=code.symbol, arena=stride) + (_RECORDED if recorded else "")
-    module = load_object(compile_cached(module_text([code], steps), host, opt))
+    text, stride = kernel_module(code, recorded=recorded)
+    module = load_object(compile_cached(text, host, opt))
     arena, lines = Buffer(stride * pool.workers), Buffer(8 * _LINE * pool.workers, alignment=128)
     watched = module.address("dure_recorded") if recorded else 0
     return CompiledKernel(code, module, pool, arena, module.address("dure_step"), watched, lines)
+
+
+def kernel_module(code: KernelCode, *, recorded: bool = False) -> tuple[str, int]:
+    """LLVM IR of a kernel and the step that runs it, and the bytes of a worker's scratch.
+
+    The step's context is addresses: of the tensors' addresses, of the sizes, of the scratch and,
+    where it is ``recorded``, of the times' lines.
+    """
+    stride = -(-max(64, code.arena_bytes) // 64) * 64
+    steps = _STEP.format(symbol=code.symbol, arena=stride) + (_RECORDED if recorded else "")
+    return module_text([code], steps), stride

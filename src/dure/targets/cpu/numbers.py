@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from dure.ir import dtypes
 from dure.ir.dtypes import DType
 from dure.runtime.host import HostFeatures
+from dure.targets.cpu.instructions import Operation, has
 from dure.targets.cpu.writer import Reg, Writer, lanes_of, vector_type
 
 
@@ -65,7 +66,7 @@ class Converter:
             wide = w.cast("zext", stored, vector_type("i32", lanes))
             high = w.binary("shl", wide, w.constant("i32", 16, lanes))
             return w.cast("bitcast", high, vector_type("float", lanes))
-        if dtype is dtypes.float16 and self.host.has("f16c"):
+        if dtype is dtypes.float16 and has(self.host, Operation.HALF):
             half = w.cast("bitcast", stored, vector_type("half", lanes))
             return w.cast("fpext", half, vector_type("float", lanes))
         if dtype in _SMALL:
@@ -79,7 +80,7 @@ class Converter:
             return w.cast("zext", value, vector_type("i8", lanes))
         if dtype is dtypes.bfloat16:
             return self._narrow_bfloat(value)
-        if dtype is dtypes.float16 and self.host.has("f16c"):
+        if dtype is dtypes.float16 and has(self.host, Operation.HALF):
             half = w.cast("fptrunc", value, vector_type("half", lanes))
             return w.cast("bitcast", half, vector_type("i16", lanes))
         if dtype in _SMALL:

@@ -19,6 +19,7 @@ from dure.ir.core import Function
 from dure.ir.dtypes import DType
 from dure.ir.expr import bounds, evaluate
 from dure.ir.sizes import tensor_bytes
+from dure.ir.tensor.program import labels
 from dure.ir.types import TensorType
 from dure.runtime import llvm
 from dure.runtime.forks import StepLock
@@ -53,9 +54,9 @@ class CompiledProgram:
         self._pool: Pool = shared_pool(workers)
         self._types = [p.value.tensor for p in step.params]
         self._stored = [p.value.tensor for p in stored.params]
-        self._names = [str(n) for n in _strings(step, "names")]
-        self._roles = [str(r) for r in _strings(step, "roles")]
-        self._outputs = [str(o) for o in _strings(step, "outputs")]
+        self._names = list(labels(step, "names"))
+        self._roles = list(labels(step, "roles"))
+        self._outputs = list(labels(step, "outputs"))
         self._output_types = [v.tensor for v in step.body.yields]
         self._bounds = {s.name: (bounds(s)[0] or 0, bounds(s)[1]) for s in step.symbols}
         self._link()
@@ -293,12 +294,6 @@ class CompiledProgram:
             rule="an output is computed by the program",
             fix="leave it out of the outputs",
         )
-
-
-def _strings(function: Function, name: str) -> tuple[Any, ...]:
-    found = function.attrs[name]
-    assert isinstance(found, tuple), f"attribute {name} of {function.name}"
-    return found
 
 
 def _is_array(value: object) -> bool:

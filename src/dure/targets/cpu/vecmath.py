@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from dure.runtime.host import HostFeatures
+from dure.targets.cpu.instructions import Operation, has
 from dure.targets.cpu.writer import Reg, Writer, element_of, float_literal, lanes_of, vector_type
 
 _ROUND = 12582912.0  # 1.5 * 2**23: adding it rounds a float32 below 2**22 to an integer
@@ -23,8 +24,8 @@ class VectorMath:
 
     def __init__(self, writer: Writer, host: HostFeatures) -> None:
         self.w = writer
-        self.fused = host.has("fma") or host.architecture == "aarch64"
-        self.rounding = host.has("sse4.1") or host.has("avx2") or host.architecture == "aarch64"
+        self.fused = has(host, Operation.FUSED)
+        self.rounding = has(host, Operation.ROUNDING)
 
     def constant(self, like: Reg, value: float) -> Reg:
         """A float literal in every lane of a register like this one."""
