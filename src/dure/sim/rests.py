@@ -113,9 +113,7 @@ class Rests:
     def _rest(self) -> _Rest:
         phases = self.replay.phases
         busy = tuple([queue.busy for queue in self.queues])
-        return _Rest(
-            phases.times[-1] + phases.latency, phases.complete, self.replay.events, busy
-        )
+        return _Rest(phases.times[-1] + phases.latency, phases.complete, self.replay.events, busy)
 
     def _since(self, before: _Rest, rest: _Rest) -> _Known:
         return _Known(
