@@ -14,7 +14,7 @@ from typing import Any
 from dure.errors import IRError
 from dure.ir.core import Function, Op, Value
 from dure.ir.dtypes import BlockFormat, float32
-from dure.ir.expr import Const, Expr, compare, const, logic
+from dure.ir.expr import Const, Expr, as_expr, compare, const, logic
 from dure.ir.lowering import Launch, LoweringContext, Updated, Variant, lowers
 from dure.ir.types import TensorType, static_extent
 from dure.library import elementwise, epilogue
@@ -277,12 +277,12 @@ def _attention(op: Op, result: Value, context: LoweringContext) -> list[Launch]:
     alone = context.temporary(result.tensor, "attention")
     values = [*op.operands[:9], sinks, alone]
     whole = _specialize(paged_attention, _types(values), consts)
-    shape = items, heads, consts["runs"], consts["group"]
-    highest, total = (
-        context.temporary(TensorType((*shape, 1), float32), name) for name in ("highest", "total")
-    )
-    weighted = context.temporary(TensorType((*shape, consts["bd"]), float32), "weighted")
-    sums = [highest, total, weighted]
+    extents = items, heads, consts["runs"], consts["group"]
+    shape = tuple(map(as_expr, extents))
+    sums = [
+        context.temporary(TensorType((*shape, as_expr(wide)), float32), name)
+        for name, wide in (("highest", 1), ("total", 1), ("weighted", consts["bd"]))
+    ]
     apart = [*op.operands[:8], *sums]
     numbers = {n: c for n, c in consts.items() if n not in ("bq", "apart")}
     share = _specialize(attention_runs, _types(apart), numbers)

@@ -17,7 +17,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 from dure.ir.core import Op
 from dure.sim.items import BEGIN, COMPUTE, END, MOVE, SIGNAL, WAIT, Item
@@ -171,7 +171,7 @@ class Rests:
         return tuple(found)
 
     def _digest(self, core: int, spans: Sequence[_Span]) -> bytes:
-        semaphores = self.replay.semaphores[core]
+        initial = [semaphore.initial for semaphore in self.replay.semaphores[core]]
         order: dict[int, int] = {}
         digest = blake2b(digest_size=16)
         for items, first, last in spans:
@@ -180,9 +180,9 @@ class Rests:
                 item = items[place]
                 kind, _, more = item
                 if kind in (WAIT, SIGNAL):
-                    number, count = more
+                    number, count = cast("tuple[int, int]", more)
                     part = order.setdefault(number, len(order))
-                    codes.extend((kind, part, semaphores[number].initial, count))
+                    codes.extend((kind, part, initial[number], count))
                 else:
                     codes.append(self._code(item))
             digest.update(len(codes).to_bytes(8, "little"))
