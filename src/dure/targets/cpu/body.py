@@ -19,6 +19,7 @@ from dure.ir.layout import AnyLayout, Layout, PlaneLayouts
 from dure.ir.types import TensorType, default_layout
 from dure.targets.cpu import contraction, elementwise, reductions
 from dure.targets.cpu.blockdots import quantize
+from dure.targets.cpu.bounds import Access
 from dure.targets.cpu.demand import Demands, unit_axes
 from dure.targets.cpu.memory import Axis, Extent, Place, in_scope
 from dure.targets.cpu.values import (
@@ -172,7 +173,8 @@ class BodyEmitter:
         def body(index: list[Reg], lanes: int) -> None:
             target.put(self.e, source.vector(self.e, index, axis, lanes), index, axis)
 
-        self.e.for_each(extents, axis, body) if extents else body([], 1)
+        accesses = source.accesses(range(len(extents)))
+        self.e.for_each(extents, axis, body, accesses) if extents else body([], 1)
 
     # -- constants and shapes ---------------------------------------------------------------------
 
@@ -366,7 +368,9 @@ class BodyEmitter:
                 new = elementwise.apply(self.e, combine, tile.dtype, [old, new])
             place.store(self.e.convert.narrow(new, tile.dtype), index, axis, mask)
 
-        self.e.for_each(own, axis, body) if own else body([], 1)
+        axes = tuple(range(len(own)))
+        accesses = [*tile.accesses(axes), Access(place, axes)]
+        self.e.for_each(own, axis, body, accesses) if own else body([], 1)
 
     def _edge(self, op: Op, target: TensorRef, axis: int, extent: Extent) -> Expr | None:
         """How much of this axis lies inside the tensor, for a store of neighbouring elements."""
