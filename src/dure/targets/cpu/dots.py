@@ -108,26 +108,26 @@ def plain_dot(
             for j in range(vectors)
         ]
         axis = len(batch) + 1
-        zero = _zero(accumulator, lanes)
-        initial = [zero if fresh else c.vector(e, p, axis, lanes) for p in places]
+        nothing = zero(accumulator, lanes)
+        initial = [nothing if fresh else c.vector(e, p, axis, lanes) for p in places]
 
         def step(at: Reg, totals: list[Reg]) -> list[Reg]:
             source = b.loaded_from([*batch, at, column]) if once else None
             if source is not None:
                 fetch(w, source, AHEAD, 1)
             right = [
-                _operand(
+                operand(
                     e, b, [*batch, at, w.add(column, integer(j * lanes))], axis, lanes, accumulator
                 )
                 for j in range(vectors)
             ]
             found: list[Reg] = []
             for i in range(height):
-                left = _operand(e, a, [*batch, w.add(row, integer(i)), at], axis, 1, accumulator)
+                left = operand(e, a, [*batch, w.add(row, integer(i)), at], axis, 1, accumulator)
                 spread = w.splat(left, lanes)
                 row_totals = totals[i * vectors : (i + 1) * vectors]
                 found.extend(
-                    _multiply_add(e, spread, column_values, total)
+                    multiply_add(e, spread, column_values, total)
                     for column_values, total in zip(right, row_totals, strict=True)
                 )
             return found
@@ -143,16 +143,18 @@ def _reads_once(e: Emitter, rows: Extent) -> bool:
     return rows.static <= row_blocks(e, rows.static)[0]
 
 
-def _zero(dtype: DType, lanes: int) -> Reg:
+def zero(dtype: DType, lanes: int) -> Reg:
+    """What an accumulator starts from."""
     element = "float" if dtype.is_float else "i32"
     if lanes == 1:
         return Reg(element, "0.0" if dtype.is_float else "0")
     return Reg(vector_type(element, lanes), "zeroinitializer")
 
 
-def _operand(
+def operand(
     e: Emitter, tile: Tile, index: Sequence[Reg], axis: int, lanes: int, accumulator: DType
 ) -> Reg:
+    """Elements of an operand, as they are multiplied."""
     value = tile.vector(e, index, axis, lanes)
     target = dtypes.float32 if accumulator.is_float else dtypes.int32
     if tile.dtype.is_float:
@@ -160,7 +162,8 @@ def _operand(
     return e.convert.convert(value, tile.dtype, target)
 
 
-def _multiply_add(e: Emitter, a: Reg, b: Reg, c: Reg) -> Reg:
+def multiply_add(e: Emitter, a: Reg, b: Reg, c: Reg) -> Reg:
+    """``a * b + c`` of an accumulator's type."""
     if "float" in c.type:
         return e.math.fma(a, b, c)
     return e.w.binary("add", e.w.binary("mul", a, b), c)
@@ -189,8 +192,8 @@ def block_dot(
             for i in range(height)
             for j in range(vectors)
         ]
-        zero = _zero(dtypes.float32, lanes)
-        initial = [zero if fresh else c.vector(e, p, 1, lanes) for p in places]
+        nothing = zero(dtypes.float32, lanes)
+        initial = [nothing if fresh else c.vector(e, p, 1, lanes) for p in places]
         rows = [w.add(row, integer(i)) for i in range(height)]
         panels = [b.panel(e, w.add(column, integer(j * lanes))) for j in range(vectors)]
 
