@@ -18,6 +18,7 @@ from dure.ir.expr import Expr, as_expr, minimum, symbols
 from dure.ir.layout import AnyLayout, Layout, PlaneLayouts
 from dure.ir.types import TensorType
 from dure.targets.cpu.blockdots import ActivationRows, Panels, unpack
+from dure.targets.cpu.copies import lies_along
 from dure.targets.cpu.dots import KRange, block_dot, plain_dot
 from dure.targets.cpu.memory import Extent
 from dure.targets.cpu.packing import packed_layout
@@ -62,7 +63,7 @@ def dot(body: BodyEmitter, op: Op) -> None:
             return
     left, right = _plain(body, op.operands[0], a), _plain(body, op.operands[1], b)
     rows_columns = (extents[-2], extents[-1])
-    if not takes_panels(body.e, *rows_columns, right):
+    if not _takes_panels(body, rows_columns, right):
         left, right = _left(body, op.operands[0], left), _right(body, op.operands[1], right)
     if len(extents) == 2:
         _multiply(body, left, right, target, rows_columns, k, (), fresh)
@@ -77,6 +78,11 @@ def dot(body: BodyEmitter, op: Op) -> None:
     body.owned.add(op.result)
 
 
+def _takes_panels(body: BodyEmitter, extents: tuple[Extent, Extent], right: Tile) -> bool:
+    turned = not lies_along(right, right.type.rank - 1, body.e.lanes)
+    return takes_panels(body.e, extents[0].static, extents[1].static, turned)
+
+
 def _multiply(
     body: BodyEmitter,
     left: Tile,
@@ -88,7 +94,7 @@ def _multiply(
     fresh: bool,
 ) -> None:
     """The dot of two matrices by the micro-kernel that suits their extents."""
-    if takes_panels(body.e, *extents, right):
+    if _takes_panels(body, extents, right):
         PanelDot(body.e, left, right, target, extents, batch).run(k, fresh)
     else:
         plain_dot(body.e, left, right, target, extents, k, batch, fresh)
@@ -306,9 +312,10 @@ def _fits(body: BodyEmitter, left: _Walk, right: _Walk, op: Op) -> bool:
     layout = right_ref.layout
     assert isinstance(layout, Layout) and isinstance(b.dtype, DType)
     inner = layout.axes[n_axis][-1]
-    return as_expr(inner.stride) is as_expr(b.dtype.bits) and (
+    side_by_side = as_expr(inner.stride) is as_expr(b.dtype.bits) and (
         inner.extent is None or (inner.extent % lanes == 0 and b.shape[1] % lanes == 0)
     )
+    return side_by_side or takes_panels(body.e, a.shape[0], b.shape[1], turned=True)
 
 
 def _rows_lie_flat(layout: AnyLayout, kind: TensorType) -> bool:

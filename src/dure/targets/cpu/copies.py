@@ -1,4 +1,4 @@
-"""Copies of tiles: vectors along one axis, from tiles whose elements lie along that axis or another.
+"""Copies of tiles in vectors along one axis, whichever axis their elements lie along.
 
 Elements that lie along another axis are read in squares of registers and turned there: gathering
 them one by one takes several times as long.

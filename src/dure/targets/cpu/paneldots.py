@@ -58,12 +58,12 @@ def blocking(host: HostFeatures, lanes: int) -> Blocking:
     return Blocking(heights, rows, depth, width)
 
 
-def takes_panels(e: Emitter, rows: Extent, columns: Extent, right: Tile) -> bool:
-    """Whether a dot of these extents repays copies of its operands."""
-    if columns.static % (_VECTORS * e.lanes):
-        return False
-    in_place = lies_along(right, right.type.rank - 1, e.lanes)
-    return rows.static >= (_ROWS if in_place else _TURNED_ROWS)
+def takes_panels(e: Emitter, rows: int, columns: int, turned: bool) -> bool:
+    """Whether a dot with so many rows and columns repays copies of its operands.
+
+    ``turned`` says that the right one's rows don't lie side by side in memory.
+    """
+    return columns % (_VECTORS * e.lanes) == 0 and rows >= (_TURNED_ROWS if turned else _ROWS)
 
 
 class PanelDot:
