@@ -20,6 +20,7 @@ from dure.ir.types import TensorType, default_layout
 from dure.targets.cpu import contraction, elementwise, reductions
 from dure.targets.cpu.blockdots import quantize
 from dure.targets.cpu.bounds import Access
+from dure.targets.cpu.copies import lies_along
 from dure.targets.cpu.demand import Demands, unit_axes
 from dure.targets.cpu.memory import Axis, Extent, Place, in_scope
 from dure.targets.cpu.values import (
@@ -44,6 +45,8 @@ from dure.targets.cpu.writer import Reg
 
 #: A chain of at most this many operations is computed again rather than stored for a second use.
 _CHEAP = 3
+#: Registers that elementwise loops work on at a time.
+_TOGETHER = 4
 
 
 @dataclass(frozen=True)
@@ -173,8 +176,11 @@ class BodyEmitter:
         def body(index: list[Reg], lanes: int) -> None:
             target.put(self.e, source.vector(self.e, index, axis, lanes), index, axis)
 
-        accesses = source.accesses(range(len(extents)))
-        self.e.for_each(extents, axis, body, accesses) if extents else body([], 1)
+        if not extents:
+            body([], 1)
+            return
+        several = _TOGETHER if lies_along(source, axis, _TOGETHER * self.e.lanes) else 1
+        self.e.for_each(extents, axis, body, source.accesses(range(len(extents))), several)
 
     # -- constants and shapes ---------------------------------------------------------------------
 
@@ -368,9 +374,13 @@ class BodyEmitter:
                 new = elementwise.apply(self.e, combine, tile.dtype, [old, new])
             place.store(self.e.convert.narrow(new, tile.dtype), index, axis, mask)
 
-        axes = tuple(range(len(own)))
+        if not own:
+            body([], 1)
+            return
+        axes, width = tuple(range(len(own))), _TOGETHER * self.e.lanes
+        several = lies_along(tile, axis, width) and place.contiguous(axis, width)
         accesses = [*tile.accesses(axes), Access(place, axes)]
-        self.e.for_each(own, axis, body, accesses) if own else body([], 1)
+        self.e.for_each(own, axis, body, accesses, _TOGETHER if several else 1)
 
     def _edge(self, op: Op, target: TensorRef, axis: int, extent: Extent) -> Expr | None:
         """How much of this axis lies inside the tensor, for a store of neighbouring elements."""
@@ -500,7 +510,7 @@ class BodyEmitter:
             extents = self.extents(argument)
             read = reads_of(tile)
             others = read & (addresses - {target.address.name})
-            if others or (target.address.name in read and not pointwise(tile)):
+            if others or not pointwise(tile, target.address.name):
                 stored = self.e.buffer(tile.type.shape, tile.dtype)
                 self.copy(tile, stored, extents)
                 tile = stored
@@ -565,12 +575,12 @@ def reads_of(tile: Tile) -> set[str]:
             return set()
 
 
-def pointwise(tile: Tile) -> bool:
-    """Whether element i of a tile reads element i of its buffers alone."""
+def pointwise(tile: Tile, address: str) -> bool:
+    """Whether element i of a tile reads no other element of the buffer at ``address``."""
     match tile:
         case Mapped():
-            return all(pointwise(o) for o in tile.operands)
+            return all(pointwise(o, address) for o in tile.operands)
         case Reindexed():
-            return not reads_of(tile)
+            return address not in reads_of(tile)
         case _:
             return True

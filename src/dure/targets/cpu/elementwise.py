@@ -108,8 +108,10 @@ def extremum(e: Emitter, name: str, a: Reg, b: Reg) -> Reg:
     """The smaller or larger of two floats; NaN if either is, as in NumPy."""
     w = e.w
     better = w.compare("fcmp ogt" if name == "max" else "fcmp olt", a, b)
-    nan = w.compare("fcmp uno", a, a)
-    return w.select(w.binary("or", better, nan), a, b)
+    # A sum is NaN, too.  Of ``a`` itself, where it has just been loaded, a store would be masked,
+    # which some processors are slow at.
+    nan = w.binary("fadd", a, b)
+    return w.select(w.compare("fcmp uno", a, a), nan, w.select(better, a, b))
 
 
 def _integer(e: Emitter, name: str, dtype: DType, operands: Sequence[Reg]) -> Reg:

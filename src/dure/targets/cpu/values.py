@@ -70,11 +70,14 @@ class Emitter:
         axis: int,
         body: Callable[[list[Reg], int], None],
         accesses: Iterable[Access] = (),
+        together: int = 1,
     ) -> None:
         """``body(index, lanes)`` for vectors along ``axis`` that cover the used part of a tile.
 
         Vectors never reach past the static extent; they may reach past the used one.  Masks of the
-        ``accesses`` are left to the vectors that may need them.
+        ``accesses`` are left to the vectors that may need them.  ``together`` registers are one
+        vector where nothing is masked: a processor looks ahead over a few long chains of
+        operations, not over as many whole turns.
         """
         w = self.w
         bounds = Bounds(w, accesses, axis, self.lanes)
@@ -82,7 +85,7 @@ class Emitter:
 
         def nest(depth: int, outer: list[Reg]) -> None:
             if depth == len(extents):
-                self._lanes(extents[axis], bounds, limit, inside(outer))
+                self._lanes(extents[axis], bounds, limit, inside(outer), together)
                 return
             if depth == axis:
                 nest(depth + 1, [*outer, integer(0)])
@@ -100,27 +103,43 @@ class Emitter:
         nest(0, [])
 
     def _lanes(
-        self, extent: Extent, bounds: Bounds, limit: Reg | None, body: Callable[[Reg, int], None]
+        self,
+        extent: Extent,
+        bounds: Bounds,
+        limit: Reg | None,
+        body: Callable[[Reg, int], None],
+        together: int,
     ) -> None:
-        w = self.w
-        lanes = self.lanes
+        w, lanes = self.w, self.lanes
         main = extent.static - extent.static % lanes
 
-        def whole(position: Reg, _: list[Reg]) -> list[Reg]:
-            body(position, lanes)
-            return []
+        def walk(start: Reg, stop: Reg, width: int) -> Reg:
+            def step(position: Reg, _: list[Reg]) -> list[Reg]:
+                body(position, width)
+                return []
+
+            last = w.sub(stop, w.mod(w.sub(stop, start), width)) if width > lanes else stop
+            w.loop(start, last, width, step)
+            return last
+
+        def unmasked(stop: Reg) -> None:
+            start = integer(0)
+            if together > 1 and main >= together * lanes:
+                start = walk(start, stop, together * lanes)
+            walk(start, stop, lanes)
 
         if main:
             used = w.index(extent.bound)
             stop = integer(main) if used.literal is not None else w.minimum(used, integer(main))
             if used.literal is not None:
                 stop = integer(min(main, -(-used.literal // lanes) * lanes))
-            start = integer(0)
-            if limit is not None:
+            if limit is None:
+                unmasked(stop)
+            else:
                 start = w.minimum(stop, w.sub(limit, w.mod(limit, lanes)))
                 with bounds.kept():
-                    w.loop(integer(0), start, lanes, whole)
-            w.loop(start, stop, lanes, whole)
+                    unmasked(start)
+                walk(start, stop, lanes)
         at, rest = main, extent.static - main
         while rest:
             piece = 1 << (rest.bit_length() - 1)
