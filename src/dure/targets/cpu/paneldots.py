@@ -23,9 +23,8 @@ from dure.targets.cpu.writer import Reg, integer, vector_type
 
 #: Vectors of columns in a panel: each element of the left operand is spread over them.
 _VECTORS = 2
-#: Fewer rows than these don't repay the copy of a right operand that could be read in place, nor
-#: so many the copy of one that has to be turned.
-_ROWS, _TURNED_ROWS = 32, 8
+#: Fewer rows than these don't repay the copy of a right operand that could be read in place.
+_ROWS = 32
 #: Bytes of an accumulator, and of what it is made from.
 _SIZE = 4
 
@@ -61,9 +60,9 @@ def blocking(host: HostFeatures, lanes: int) -> Blocking:
 def takes_panels(e: Emitter, rows: int, columns: int, turned: bool) -> bool:
     """Whether a dot with so many rows and columns repays copies of its operands.
 
-    ``turned`` says that the right one's rows don't lie side by side in memory.
+    ``turned`` says that the right one's rows don't lie side by side: they have to be copied anyway.
     """
-    return columns % (_VECTORS * e.lanes) == 0 and rows >= (_TURNED_ROWS if turned else _ROWS)
+    return columns % (_VECTORS * e.lanes) == 0 and (turned or rows >= _ROWS)
 
 
 class PanelDot:
