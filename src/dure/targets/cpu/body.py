@@ -7,7 +7,8 @@ loop.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
@@ -17,7 +18,7 @@ from dure.ir.dtypes import BlockFormat, DType
 from dure.ir.expr import Expr, as_expr, maximum, minimum
 from dure.ir.layout import AnyLayout, Layout, PlaneLayouts
 from dure.ir.types import TensorType, default_layout
-from dure.targets.cpu import contraction, elementwise, reductions
+from dure.targets.cpu import carries, contraction, elementwise, reductions
 from dure.targets.cpu.blockdots import quantize
 from dure.targets.cpu.bounds import Access
 from dure.targets.cpu.copies import lies_along
@@ -75,7 +76,15 @@ class BodyEmitter:
         self.stored: set[Value] = set()
         #: The least and the largest element of tiles of index arguments.
         self.known: dict[Value, tuple[Expr, Expr]] = {}
+        self._inlining = False
         self._count(function.body)
+
+    @contextmanager
+    def inlining(self) -> Generator[None]:
+        """What is written inside stores no value for its other uses."""
+        self._inlining = True
+        yield
+        self._inlining = False
 
     def bind(self, value: Value, base: Reg) -> None:
         """Give a tensor parameter its data pointer."""
@@ -153,7 +162,7 @@ class BodyEmitter:
 
     def define(self, value: Value, tile: AnyTile) -> None:
         """Note a value's tile; store it now where its uses make that cheaper."""
-        if isinstance(tile, Mapped | Reindexed):
+        if isinstance(tile, Mapped | Reindexed) and not self._inlining:
             inner = value in self.inner_uses
             again = self.uses.get(value, 0) > 1 or inner
             if again and cost_of(tile) > (1 if inner else _CHEAP):
@@ -204,7 +213,7 @@ class BodyEmitter:
         source = self.tile(op.operands[0])
         kind = op.result.tile
         grows = kind.shape != source.type.shape
-        if grows and isinstance(source, Mapped) and cost_of(source) > 1:
+        if grows and isinstance(source, Mapped) and cost_of(source) > 1 and not self._inlining:
             source = self.buffered(op.operands[0], source)
             self.tiles[op.operands[0]] = source
         axes = [
@@ -470,7 +479,7 @@ class BodyEmitter:
     # -- control ----------------------------------------------------------------------------------
 
     def _op_for(self, op: Op) -> None:
-        if contraction.loop(self, op):
+        if contraction.loop(self, op) or carries.loop(self, op):
             return
         body, w = op.regions[0], self.w
         carried: list[Buffer] = []

@@ -9,7 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from dure.targets.cpu.numbers import register_type
-from dure.targets.cpu.values import Buffer, Emitter, Full, Iota, Loaded, Mapped, Reindexed, Tile
+from dure.targets.cpu.values import (
+    Buffer,
+    Emitter,
+    Full,
+    Held,
+    Iota,
+    Loaded,
+    Mapped,
+    Reindexed,
+    Tile,
+)
 from dure.targets.cpu.writer import Reg, Writer, integer, vector_type
 
 #: Bytes of an element in a register that is copied.
@@ -31,7 +41,7 @@ def lies_along(tile: Tile, axis: int, lanes: int) -> bool:
             return tile.place.contiguous(axis, lanes)
         case Buffer():
             return tile.strides()[axis] == 1
-        case Full() | Iota():
+        case Full() | Iota() | Held():
             return True
         case _:
             return False

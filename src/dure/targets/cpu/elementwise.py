@@ -17,7 +17,7 @@ _SIGNED_COMPARE = {"lt": "slt", "le": "sle", "gt": "sgt", "ge": "sge", "eq": "eq
 _UNSIGNED_COMPARE = {"lt": "ult", "le": "ule", "gt": "ugt", "ge": "uge", "eq": "eq", "ne": "ne"}
 
 #: Ops that take ten instructions or more.
-_COSTLY = frozenset(
+COSTLY = frozenset(
     [
         "exp",
         "exp2",
@@ -52,7 +52,7 @@ class OpFunction:
 
 def is_costly(tile: Mapped) -> bool:
     """Whether the tile's own op is worth storing rather than doing twice."""
-    return isinstance(tile.function, OpFunction) and tile.function.name in _COSTLY
+    return isinstance(tile.function, OpFunction) and tile.function.name in COSTLY
 
 
 def function_of(e: Emitter, op: Op) -> OpFunction:

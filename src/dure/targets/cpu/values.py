@@ -240,6 +240,17 @@ class Full(Tile):
         return e.w.splat(self.value, lanes)
 
 
+class Held(Tile):
+    """The elements that a loop is at, in a register."""
+
+    def __init__(self, type: TileType, value: Reg) -> None:
+        super().__init__(type)
+        self.value = value
+
+    def vector(self, e: Emitter, index: Sequence[Reg], axis: int, lanes: int) -> Reg:
+        return self.value
+
+
 class Iota(Tile):
     """0, 1, 2, ... along the only axis."""
 
