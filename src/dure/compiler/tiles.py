@@ -1,4 +1,4 @@
-"""Choosing tile sizes: a roofline estimate of a whole launch, and a search over powers of two.
+"""Choosing tile sizes: a roofline estimate of a whole launch, and a search over sizes.
 
 The estimate reads the specialised function alone, so that it knows no kernel: work of its ops,
 bytes that its loads and stores move, a fixed overhead for every loop over a tile, work on elements
@@ -204,9 +204,11 @@ def ranked(
     """Tile sizes that compile, with their estimated seconds, best first.
 
     ``specialize`` compiles the kernel with values for ``open_names``; a KernelError means that they
-    don't fit.  One size after another is varied, first in steps of four, then by two and a half.
+    don't fit.  One size after another is varied, first in steps of four and by the tensors' extents
+    that are no powers of two, then by two and a half.
     Raises the last error if none fits.
     """
+    extents = {size for size in sizes.values() if 1 < size <= _LARGEST and size & (size - 1)}
     tried: dict[tuple[int, ...], float] = {}
     error: DureError | None = None
 
@@ -225,7 +227,7 @@ def ranked(
     for coarse in (True, False):
         for place in range(len(best)):
             now = best[place]
-            near = _COARSE if coarse else (max(1, now // 2), min(_LARGEST, now * 2))
+            near = (*_COARSE, *extents) if coarse else (max(1, now // 2), min(_LARGEST, now * 2))
             options = [(*best[:place], s, *best[place + 1 :]) for s in sorted({now, *near})]
             # Among equals the larger tile: fewer instances, and fewer starts of ops.
             best = min(reversed(options), key=cost)

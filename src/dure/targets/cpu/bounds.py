@@ -39,22 +39,25 @@ class Bounds:
             and not access.place.inside(own, lanes if walked == axis else 1)
         ]
 
-    def limit(self, extents: Sequence[Reg]) -> Reg:
+    def limit(self, extents: Sequence[Reg], index: Sequence[Reg] | None = None) -> Reg:
         """Along the vectors' axis, how many of its ``extents`` elements lie inside of all tensors;
-        0 where another axis leaves one.
+        0 where another axis leaves one, of all its extents or at ``index`` alone.
         """
         w = self.w
         limit, inside = extents[self.axis], None
         for place, own, walked in self.open:
             axis = place.axes[own]
             start = w.index(axis.start)
+            if index is not None and walked is not None and walked != self.axis:
+                start = w.add(start, w.mul(index[walked], integer(axis.stride)))
             room = w.sub(w.index(axis.size), start)
             room = w.floordiv(w.add(room, integer(axis.stride - 1)), integer(axis.stride))
             fits = w.compare("icmp sge", start, integer(0))
             if walked == self.axis:
                 limit = w.minimum(limit, room)
             else:
-                count = integer(1) if walked is None else extents[walked]
+                every = index is None and walked is not None
+                count = extents[walked] if every else integer(1)
                 fits = w.binary("and", fits, w.compare("icmp sge", room, count))
             inside = fits if inside is None else w.binary("and", inside, fits)
         if inside is None:

@@ -101,7 +101,12 @@ class PanelDot:
         length = w.sub(k.stop, k.start).literal
         self.depth = cuts.depth if length is None else min(length, cuts.depth)
         whole = length == self.depth
-        self.left = e.allocate(_SIZE * min(self.static[0], cuts.rows) * self.depth)
+        self.placed = self._in_place()
+        if self.placed is None:
+            self.pitch = self.depth
+            self.left = e.allocate(_SIZE * min(self.static[0], cuts.rows) * self.depth)
+        else:
+            self.pitch = self.placed.strides()[-2]
         self.right = e.allocate(_SIZE * self.static[1] // cuts.width * self._panel)
         if fresh and not whole:
             self._clear()
@@ -112,7 +117,10 @@ class PanelDot:
 
             def rows(row: Reg, _: list[Reg]) -> list[Reg]:
                 count = w.minimum(integer(cuts.rows), w.sub(self.rows, row))
-                self._copy_rows(row, count, first, depth)
+                if self.placed is None:
+                    self._copy_rows(row, count, first, depth)
+                else:
+                    self.left = self.placed.at(e, [*self.batch, row, first])
                 self._multiply(row, count, depth, fresh and whole)
                 return []
 
@@ -122,6 +130,12 @@ class PanelDot:
 
         w.loop(k.start, k.stop, self.depth, cut)
         e.release(mark)
+
+    def _in_place(self) -> Buffer | None:
+        """The left operand, if rows of it lie in the arena as they are multiplied."""
+        a = self.a
+        side_by_side = isinstance(a, Buffer) and a.strides()[-1] == 1
+        return a if side_by_side and a.stored.bits == 8 * _SIZE else None
 
     @property
     def _panel(self) -> int:
@@ -234,7 +248,7 @@ class PanelDot:
 
     def _block(self, row: Reg, i: Reg, height: int, panel: Reg, depth: Reg, fresh: bool) -> None:
         w, e, width = self.w, self.e, self.cuts.width
-        left = w.offset(self.left, w.mul(i, integer(_SIZE * self.depth)))
+        left = w.offset(self.left, w.mul(i, integer(_SIZE * self.pitch)))
         right = w.offset(self.right, w.mul(panel, integer(_SIZE * self._panel)))
         column = w.mul(panel, integer(width))
         places = [
@@ -255,7 +269,7 @@ class PanelDot:
             near = w.offset(left, w.mul(k, integer(_SIZE)))
             found: list[Reg] = []
             for r in range(height):
-                one = w.load(element, w.offset(near, integer(_SIZE * self.depth * r)), _SIZE)
+                one = w.load(element, w.offset(near, integer(_SIZE * self.pitch * r)), _SIZE)
                 spread = w.splat(one, e.lanes)
                 for vector in columns:
                     found.append(multiply_add(e, spread, vector, totals[len(found)]))

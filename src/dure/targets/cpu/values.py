@@ -81,10 +81,11 @@ class Emitter:
         """
         w = self.w
         bounds = Bounds(w, accesses, axis, self.lanes)
-        limit = bounds.limit([w.index(x.bound) for x in extents]) if bounds.open else None
 
         def nest(depth: int, outer: list[Reg]) -> None:
             if depth == len(extents):
+                counts = [w.index(x.bound) for x in extents]
+                limit = bounds.limit(counts, outer) if bounds.open else None
                 self._lanes(extents[axis], bounds, limit, inside(outer), together)
                 return
             if depth == axis:
