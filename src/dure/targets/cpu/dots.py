@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from dure.ir import dtypes
 from dure.ir.dtypes import BlockFormat, DType
 from dure.targets.cpu.blockdots import ActivationRows, Panels, chunk_step
+from dure.targets.cpu.bounds import Bounds
 from dure.targets.cpu.exactdots import exact_dot
 from dure.targets.cpu.memory import Extent, fetch
 from dure.targets.cpu.packing import CHUNK
@@ -135,7 +136,10 @@ def plain_dot(
         for place, total in zip(places, w.loop(k.start, k.stop, 1, step, initial), strict=True):
             c.put(e, total, place, axis)
 
-    cover(e, *extents, 2, block)
+    axis = len(batch) + 1
+    bounds = Bounds(w, b.accesses(range(axis + 1)), axis, e.lanes)
+    stop = [*(w.add(at, integer(1)) for at in batch), k.stop, integer(extents[1].static)]
+    bounds.either(stop, lambda: cover(e, *extents, 2, block))
 
 
 def _reads_once(e: Emitter, rows: Extent) -> bool:
