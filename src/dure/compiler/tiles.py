@@ -24,6 +24,8 @@ _COARSE = (1, 4, 16, 64, 256)
 _LARGEST = 1024
 #: What is computed, like elementwise ops, in the loop of an op that uses it.
 _FUSED = frozenset({"full", "iota", "broadcast", "reshape", "transpose", "load", "view"})
+#: Registers that a loop which carries tiles element by element works on at a time.
+_STRIP = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,10 @@ def _tensor_bytes(kind: TensorType, sizes: Mapping[str, int]) -> float:
     return bits / 8
 
 
+def _is_fused(op: Op) -> bool:
+    return op.definition.elementwise or op.name in _FUSED
+
+
 class _Work:
     """Totals of one instance: ``moved`` are the bytes of each load or store of a tensor."""
 
@@ -100,6 +106,7 @@ class _Work:
         self.ops = 0.0
         self.moved: dict[Value, list[float]] = {}
         self._views: dict[Value, Value] = {}
+        self._inside_out = False
 
     def region(self, region: Region, times: float) -> None:
         """Add a region that runs ``times`` times."""
@@ -113,8 +120,11 @@ class _Work:
             turns = max(0, -(-trips // op.attr("step")))
             variable = op.regions[0].symbols[0]
             self.known[variable.name] = self._number(op.attr("start")) + trips // 2
-            self._carry(op.regions[0], times * turns)
-            self.region(op.regions[0], times * turns)
+            body = op.regions[0]
+            self._inside_out = bool(body.args) and all(map(_is_fused, body.ops))
+            self._carry(body, times * turns)
+            self.region(body, times * turns)
+            self._inside_out = False
             return
         if op.name == "if":
             for region in op.regions:
@@ -127,7 +137,7 @@ class _Work:
             tensor = self._views.get(op.operands[0], op.operands[0])
             self.moved.setdefault(tensor, []).append(times * cost.bytes)
             self.seconds += times * self._runs(op) * self.machine.run_seconds
-        self.ops += 0 if op.definition.elementwise or op.name in _FUSED else times
+        self.ops += 0 if _is_fused(op) else times
         self.seconds += times * cost.flops / self._rate(op)
 
     def _runs(self, op: Op) -> int:
@@ -135,18 +145,22 @@ class _Work:
         at once, unless it has the tensor's whole rows.
         """
         shape = (op.result if op.results else op.operands[1]).tile.shape
-        whole = op.operands[0].tensor.shape[-1]
         rows = math.prod(shape[:-1])
-        return rows if rows > self.machine.streams and shape[-1] < self._number(whole) else 0
+        if shape[-1] >= self._number(op.operands[0].tensor.shape[-1]):
+            return 0
+        if self._inside_out:
+            # Rows are walked one after another, in strips of a few registers.
+            return rows * (math.ceil(shape[-1] / (_STRIP * self.machine.lanes)) - 1)
+        return rows if rows > self.machine.streams else 0
 
     def _carry(self, region: Region, turns: float) -> None:
-        """What a loop carries is read and written in every turn, but for sums of products, which
-        stay in registers.
+        """What a loop carries is read and written in every turn, but for what stays in registers:
+        sums of products, and what is carried element by element.
         """
         makers = {r: op for op in region.ops for r in op.results}
         for value in region.yields:
             maker = makers.get(value)
-            if maker is None or maker.name != "dot":
+            if not self._inside_out and (maker is None or maker.name != "dot"):
                 self.ops += turns
                 self.carried += turns * 2 * _bytes(value)
 

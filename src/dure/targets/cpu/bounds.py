@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from dure.ir.expr import as_expr, proves
 from dure.targets.cpu.memory import Place
 from dure.targets.cpu.writer import Reg, Writer, integer
 
@@ -38,6 +39,16 @@ class Bounds:
             if access.place.axes[own].entries is None
             and not access.place.inside(own, lanes if walked == axis else 1)
         ]
+
+    @property
+    def ragged(self) -> bool:
+        """Whether a walk across the vectors may begin in front of a tensor: its edges are on both
+        sides, and it repays to look at each row by itself.
+        """
+        return any(
+            walked not in (None, self.axis) and not proves(as_expr(0) <= place.axes[own].start)
+            for place, own, walked in self.open
+        )
 
     def limit(self, extents: Sequence[Reg], index: Sequence[Reg] | None = None) -> Reg:
         """Along the vectors' axis, how many of its ``extents`` elements lie inside of all tensors;

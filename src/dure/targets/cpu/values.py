@@ -81,11 +81,12 @@ class Emitter:
         """
         w = self.w
         bounds = Bounds(w, accesses, axis, self.lanes)
+        counts = [w.index(x.bound) for x in extents]
+        whole = bounds.limit(counts) if bounds.open else None
 
         def nest(depth: int, outer: list[Reg]) -> None:
             if depth == len(extents):
-                counts = [w.index(x.bound) for x in extents]
-                limit = bounds.limit(counts, outer) if bounds.open else None
+                limit = bounds.limit(counts, outer) if bounds.ragged else whole
                 self._lanes(extents[axis], bounds, limit, inside(outer), together)
                 return
             if depth == axis:
