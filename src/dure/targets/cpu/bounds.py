@@ -67,15 +67,14 @@ class Bounds:
             if walked == self.axis:
                 limit = w.minimum(limit, room)
             else:
-                every = index is None and walked is not None
-                count = extents[walked] if every else integer(1)
+                count = integer(1) if index is not None or walked is None else extents[walked]
                 fits = w.binary("and", fits, w.compare("icmp sge", room, count))
             inside = fits if inside is None else w.binary("and", inside, fits)
         if inside is None:
             return limit
         return w.select(inside, w.maximum(limit, integer(0)), integer(0))
 
-    def either(self, extents: Sequence[Reg], write: Callable[[], None]) -> None:
+    def either(self, extents: Sequence[Reg], write: Callable[[], object]) -> None:
         """``write`` a loop for where all ``extents`` lie inside of all tensors, and one for where
         they don't.
         """
@@ -87,8 +86,11 @@ class Bounds:
             with self.kept():
                 write()
 
+        def masked() -> None:
+            write()
+
         whole = self.w.compare("icmp sge", self.limit(extents), extents[self.axis])
-        self.w.when(whole, kept, write)
+        self.w.when(whole, kept, masked)
 
     @contextmanager
     def kept(self) -> Generator[None]:

@@ -134,8 +134,9 @@ class PanelDot:
     def _in_place(self) -> Buffer | None:
         """The left operand, if rows of it lie in the arena as they are multiplied."""
         a = self.a
-        side_by_side = isinstance(a, Buffer) and a.strides()[-1] == 1
-        return a if side_by_side and a.stored.bits == 8 * _SIZE else None
+        if isinstance(a, Buffer) and a.strides()[-1] == 1 and a.stored.bits == 8 * _SIZE:
+            return a
+        return None
 
     @property
     def _panel(self) -> int:
