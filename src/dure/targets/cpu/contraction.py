@@ -80,7 +80,7 @@ def dot(body: BodyEmitter, op: Op) -> None:
 
 def _takes_panels(body: BodyEmitter, extents: tuple[Extent, Extent], right: Tile) -> bool:
     turned = not lies_along(right, right.type.rank - 1, body.e.lanes)
-    return takes_panels(body.e, extents[0].static, extents[1].static, turned)
+    return takes_panels(body.e.lanes, extents[0].static, extents[1].static, turned)
 
 
 def _multiply(
@@ -315,7 +315,7 @@ def _fits(body: BodyEmitter, left: _Walk, right: _Walk, op: Op) -> bool:
     side_by_side = as_expr(inner.stride) is as_expr(b.dtype.bits) and (
         inner.extent is None or (inner.extent % lanes == 0 and b.shape[1] % lanes == 0)
     )
-    return side_by_side or takes_panels(body.e, a.shape[0], b.shape[1], turned=True)
+    return side_by_side or takes_panels(lanes, a.shape[0], b.shape[1], turned=True)
 
 
 def _rows_lie_flat(layout: AnyLayout, kind: TensorType) -> bool:

@@ -57,12 +57,12 @@ def blocking(host: HostFeatures, lanes: int) -> Blocking:
     return Blocking(heights, rows, depth, width)
 
 
-def takes_panels(e: Emitter, rows: int, columns: int, turned: bool) -> bool:
+def takes_panels(lanes: int, rows: int, columns: int, turned: bool) -> bool:
     """Whether a dot with so many rows and columns repays copies of its operands.
 
     ``turned`` says that the right one's rows don't lie side by side: they have to be copied anyway.
     """
-    return columns % (_VECTORS * e.lanes) == 0 and (turned or rows >= _ROWS)
+    return columns % (_VECTORS * lanes) == 0 and (turned or rows >= _ROWS)
 
 
 class PanelDot:
