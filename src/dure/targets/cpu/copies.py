@@ -92,14 +92,15 @@ def read_turned(
     axes: tuple[int, int],
     counts: tuple[Reg, Reg],
     most: int,
+    guard: Callable[[Callable[[], object]], None],
     put: Put,
 ) -> None:
     """Put a vector along ``axes[0]`` for each step along ``axes[1]``, where elements lie along
     ``axes[1]``.
 
-    ``counts`` are how many elements there are along both; ``most`` steps are the most.  Vectors
-    are whole and their number is rounded up to whole squares: what lies behind ``counts`` is put
-    as anything, and not read.
+    ``counts`` are how many elements there are along both; ``most`` steps are the most.  ``guard``
+    writes the loop that reads them, once or for several cases.  Vectors are whole and their number
+    is rounded up to whole squares: what lies behind ``counts`` is put as anything, and not read.
     """
     w, (across, along) = e.w, axes
     mark = e.mark()
@@ -117,7 +118,7 @@ def read_turned(
         read_along(e, tile, place, along, counts[1], keep)
         return []
 
-    w.loop(integer(0), w.minimum(counts[0], integer(e.lanes)), 1, row)
+    guard(lambda: w.loop(integer(0), w.minimum(counts[0], integer(e.lanes)), 1, row))
     type = vector_type(register_type(tile.dtype), e.lanes)
 
     def square(at: Reg, _: list[Reg]) -> list[Reg]:

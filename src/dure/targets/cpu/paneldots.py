@@ -199,21 +199,22 @@ class PanelDot:
             bounds.either(stop, lambda: w.loop(integer(0), depth, 1, step))
             return
 
+        stop[-1] = self.columns
+        bounds = self._bounds(self.b, self.axis - 1)
+
         def turned(lanes: Reg, _: list[Reg]) -> list[Reg]:
             column = w.mul(lanes, integer(e.lanes))
             counts = w.sub(self.columns, column), depth
             panel, lane = w.floordiv(lanes, integer(_VECTORS)), w.mod(lanes, _VECTORS)
             read_turned(
                 *(e, self.b, [*self.batch, first, column], (self.axis, self.axis - 1)),
-                *(counts, self.depth),
+                *(counts, self.depth, lambda write: bounds.either(stop, write)),
                 lambda k, vector: self._put(panel, k, w.mul(lane, integer(e.lanes)), vector),
             )
             return []
 
-        stop[-1] = self.columns
-        bounds = self._bounds(self.b, self.axis - 1)
         parts = w.floordiv(w.add(self.columns, integer(e.lanes - 1)), integer(e.lanes))
-        bounds.either(stop, lambda: w.loop(integer(0), parts, 1, turned))
+        w.loop(integer(0), parts, 1, turned)
 
     def _bounds(self, operand: Tile, axis: int) -> Bounds:
         return Bounds(self.w, operand.accesses(range(self.axis + 1)), axis, self.e.lanes)

@@ -124,24 +124,22 @@ class Emitter:
             w.loop(start, last, width, step)
             return last
 
-        def unmasked(stop: Reg) -> None:
-            start = integer(0)
-            if together > 1 and main >= together * lanes:
-                start = walk(start, stop, together * lanes)
-            walk(start, stop, lanes)
-
         if main:
             used = w.index(extent.bound)
             stop = integer(main) if used.literal is not None else w.minimum(used, integer(main))
             if used.literal is not None:
                 stop = integer(min(main, -(-used.literal // lanes) * lanes))
-            if limit is None:
-                unmasked(stop)
-            else:
-                start = w.minimum(stop, w.sub(limit, w.mod(limit, lanes)))
+            start, width = integer(0), together * lanes
+            several = together > 1 and main >= width
+            if limit is not None:
+                # What is left of several registers is little: it shares the loop with masks.
+                width = width if several else lanes
+                inside = w.minimum(stop, w.sub(limit, w.mod(limit, lanes)))
                 with bounds.kept():
-                    unmasked(start)
-                walk(start, stop, lanes)
+                    start = walk(start, inside, width)
+            elif several:
+                start = walk(start, stop, width)
+            walk(start, stop, lanes)
         at, rest = main, extent.static - main
         while rest:
             piece = 1 << (rest.bit_length() - 1)
