@@ -8,7 +8,7 @@ buffer: each output element is still one chain of additions in the order of K, w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dure.ir.dtypes import DType
@@ -202,13 +202,16 @@ class PanelDot:
         stop[-1] = self.columns
         bounds = self._bounds(self.b, self.axis - 1)
 
+        def guard(write: Callable[[], object]) -> None:
+            bounds.either(stop, write)
+
         def turned(lanes: Reg, _: list[Reg]) -> list[Reg]:
             column = w.mul(lanes, integer(e.lanes))
             counts = w.sub(self.columns, column), depth
             panel, lane = w.floordiv(lanes, integer(_VECTORS)), w.mod(lanes, _VECTORS)
             read_turned(
                 *(e, self.b, [*self.batch, first, column], (self.axis, self.axis - 1)),
-                *(counts, self.depth, lambda write: bounds.either(stop, write)),
+                *(counts, self.depth, guard),
                 lambda k, vector: self._put(panel, k, w.mul(lane, integer(e.lanes)), vector),
             )
             return []
