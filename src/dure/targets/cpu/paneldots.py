@@ -24,7 +24,7 @@ from dure.targets.cpu.writer import Reg, integer, vector_type
 #: Vectors of columns in a panel: each element of the left operand is spread over them.
 _VECTORS = 2
 #: Fewer rows than these don't repay the copy of a right operand that could be read in place.
-_ROWS = 32
+_ROWS = 64
 #: Bytes of an accumulator, and of what it is made from.
 _SIZE = 4
 
