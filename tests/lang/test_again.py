@@ -96,6 +96,25 @@ def test_signs_of_zero_and_nans_are_consts_of_their_own(direct_calls: list[bool]
     assert direct_calls == [False, False, True, True, True]
 
 
+def test_arguments_that_are_none_are_part_of_the_pattern(direct_calls: list[bool]) -> None:
+    @dure.kernel
+    def added(a: dl.Tensor | None, b: dl.Tensor | None, z: dl.Tensor, bn: dl.const = 8):
+        i = dl.program_id(0)
+        total = dl.zeros((bn,), dl.float32)
+        for x in (a, b):
+            if x is not None:
+                total = total * 2.0 + dl.load(x, (i,), (bn,))
+        dl.store(z, (i,), total)
+
+    x, y, z = arrays(20)
+    for a, b in ((x, None), (x, None), (None, y), (x, y), (None, y), (None, None), (x, y)):
+        added(a, b, z)
+        zero = np.zeros_like(x)
+        first = zero if a is None else a
+        np.testing.assert_array_equal(z, first if b is None else first * 2 + b)
+    assert direct_calls == [True, False, False, True, False, True]
+
+
 @pytest.mark.parametrize(
     "other",
     [

@@ -267,6 +267,7 @@ def test_activations(execute: Execute, name: str) -> None:
     taps=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     stride=st.integers(1, 2),
     pad=st.integers(0, 2),
+    rows=st.integers(1, 3),
 )
 def test_conv2d(
     execute: Execute,
@@ -276,6 +277,7 @@ def test_conv2d(
     taps: tuple[int, int],
     stride: int,
     pad: int,
+    rows: int,
 ) -> None:
     (h, w), (c, o), (kh, kw) = size, channels, taps
     x, f, bias = normal(1, n, h, w, c), normal(2, o, kh, kw, c), normal(3, o)
@@ -290,6 +292,7 @@ def test_conv2d(
     execute(
         library.conv2d,
         [x, f, bias, y],
+        bh=rows,
         bw=4,
         bo=8,
         bc=8,

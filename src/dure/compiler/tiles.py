@@ -1,9 +1,11 @@
-"""Choosing tile sizes: a roofline estimate of a whole launch, and a search over powers of two.
+"""Choosing tile sizes: a roofline estimate of a whole launch, and a search over sizes.
 
 The estimate reads the specialised function alone, so that it knows no kernel: work of its ops,
-bytes that its loads and stores move (from the memory level that the live tiles leave free), a fixed
-overhead for every op that runs, work on elements beyond the edge, and idle workers at the end of
-the grid.  It ranks tile sizes and is not meant to predict seconds; :func:`dure.tune` measures.
+bytes that its loads and stores move, a fixed overhead for every loop over a tile, work on elements
+beyond the edge, and idle workers at the end of the grid.  What an instance touches first comes from
+the level that holds all tensors, what it touches again from the one that holds all that it touches,
+and what its loops carry from the one that holds its tiles.  It ranks tile sizes and is not meant to
+predict seconds; :func:`dure.tune` measures.
 """
 
 from __future__ import annotations
@@ -15,11 +17,15 @@ from dataclasses import dataclass
 from dure.errors import DureError, KernelError
 from dure.ir.core import Function, Op, Region, Value
 from dure.ir.expr import Expr, bounds, evaluate, substitute
-from dure.ir.types import TileType
+from dure.ir.types import TensorType, TileType
 
 _START = 32
 _COARSE = (1, 4, 16, 64, 256)
 _LARGEST = 1024
+#: What is computed, like elementwise ops, in the loop of an op that uses it.
+_FUSED = frozenset({"full", "iota", "broadcast", "reshape", "transpose", "load", "view"})
+#: Registers that a loop which carries tiles element by element works on at a time.
+_STRIP = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +34,7 @@ class TileMachine:
 
     Rates are a worker's: ``dot_flops`` and ``vector_flops`` in operations a second, bandwidths in
     bytes a second; ``lanes`` float32 values in a vector register; ``op_seconds`` is what starting
-    an op on a tile costs.  ``levels`` are (bytes, bandwidth) of each cache, nearest first.
+    a loop over a tile costs.  ``levels`` are (bytes, bandwidth) of each cache, nearest first.
     """
 
     workers: int
@@ -37,9 +43,17 @@ class TileMachine:
     vector_flops: float
     levels: tuple[tuple[int, float], ...]
     memory_bandwidth: float
-    op_seconds: float = 20e-9
+    op_seconds: float = 5e-9
+    #: Runs of addresses that prefetchers follow at once, and what a further one has to wait.
+    streams: int = 4
+    run_seconds: float = 10e-9
     #: Accumulator rows that a dot's inner loop holds: fewer rows use the multipliers less.
     dot_rows: int = 8
+
+    def bandwidth(self, bytes: float) -> float:
+        """Of the nearest level that holds so many bytes beside others."""
+        fitting = (rate for capacity, rate in self.levels if bytes <= capacity // 2)
+        return next(fitting, self.memory_bandwidth)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,28 +71,42 @@ def estimate(function: Function, sizes: Mapping[str, int], machine: TileMachine)
         instances *= max(0, evaluate(extent, sizes))
     work = _Work(machine, dict(sizes))
     live = live_bytes(function.body)
-    bandwidth = machine.memory_bandwidth
-    for capacity, rate in machine.levels:
-        if live <= capacity // 2:
-            bandwidth = rate
-            break
     for extent, own in zip(function.grid, function.program_ids, strict=True):
         work.known[own.name] = max(0, evaluate(extent, sizes) - 1) // 2
     work.region(function.body, 1)
-    one = max(work.seconds, work.bytes / bandwidth) + work.ops * machine.op_seconds
+    tensors = sum(_tensor_bytes(p.value.tensor, sizes) for p in function.params)
+    first = sum(max(moved) for moved in work.moved.values())
+    again = sum(sum(moved) for moved in work.moved.values()) - first
+    one = work.seconds + work.ops * machine.op_seconds
+    one += first / machine.bandwidth(tensors) + again / machine.bandwidth(first)
+    one += work.carried / machine.bandwidth(live)
     turns = math.ceil(instances / machine.workers)
     return Estimate(one * turns, live)
 
 
+def _tensor_bytes(kind: TensorType, sizes: Mapping[str, int]) -> float:
+    bits = kind.dtype.bits
+    for extent in kind.shape:
+        bits *= max(0, evaluate(extent, sizes))
+    return bits / 8
+
+
+def _is_fused(op: Op) -> bool:
+    return op.definition.elementwise or op.name in _FUSED
+
+
 class _Work:
-    """Totals of one instance."""
+    """Totals of one instance: ``moved`` are the bytes of each load or store of a tensor."""
 
     def __init__(self, machine: TileMachine, known: dict[str, int]) -> None:
         self.machine = machine
         self.known = known
         self.seconds = 0.0
-        self.bytes = 0.0
+        self.carried = 0.0
         self.ops = 0.0
+        self.moved: dict[Value, list[float]] = {}
+        self._views: dict[Value, Value] = {}
+        self._inside_out = False
 
     def region(self, region: Region, times: float) -> None:
         """Add a region that runs ``times`` times."""
@@ -92,17 +120,49 @@ class _Work:
             turns = max(0, -(-trips // op.attr("step")))
             variable = op.regions[0].symbols[0]
             self.known[variable.name] = self._number(op.attr("start")) + trips // 2
-            self.region(op.regions[0], times * turns)
+            body = op.regions[0]
+            self._inside_out = bool(body.args) and all(map(_is_fused, body.ops))
+            self._carry(body, times * turns)
+            self.region(body, times * turns)
+            self._inside_out = False
             return
         if op.name == "if":
             for region in op.regions:
                 self.region(region, times / 2)
             return
         cost = op.definition.cost(op)
+        if op.name == "view":
+            self._views[op.result] = self._views.get(op.operands[0], op.operands[0])
         if op.name in ("load", "store"):
-            self.bytes += times * cost.bytes
-        self.ops += times if op.definition.semantics is not None or op.name != "full" else 0
+            tensor = self._views.get(op.operands[0], op.operands[0])
+            self.moved.setdefault(tensor, []).append(times * cost.bytes)
+            self.seconds += times * self._runs(op) * self.machine.run_seconds
+        self.ops += 0 if _is_fused(op) else times
         self.seconds += times * cost.flops / self._rate(op)
+
+    def _runs(self, op: Op) -> int:
+        """Runs of addresses that begin unforeseen: those of a tile with more rows than are followed
+        at once, unless it has the tensor's whole rows.
+        """
+        shape = (op.result if op.results else op.operands[1]).tile.shape
+        rows = math.prod(shape[:-1])
+        if shape[-1] >= self._number(op.operands[0].tensor.shape[-1]):
+            return 0
+        if self._inside_out:
+            # Rows are walked one after another, in strips of a few registers.
+            return rows * (math.ceil(shape[-1] / (_STRIP * self.machine.lanes)) - 1)
+        return rows if rows > self.machine.streams else 0
+
+    def _carry(self, region: Region, turns: float) -> None:
+        """What a loop carries is read and written in every turn, but for what stays in registers:
+        sums of products, and what is carried element by element.
+        """
+        makers = {r: op for op in region.ops for r in op.results}
+        for value in region.yields:
+            maker = makers.get(value)
+            if not self._inside_out and (maker is None or maker.name != "dot"):
+                self.ops += turns
+                self.carried += turns * 2 * _bytes(value)
 
     def _rate(self, op: Op) -> float:
         machine = self.machine
@@ -158,9 +218,11 @@ def ranked(
     """Tile sizes that compile, with their estimated seconds, best first.
 
     ``specialize`` compiles the kernel with values for ``open_names``; a KernelError means that they
-    don't fit.  One size after another is varied, first in steps of four, then by two and a half.
+    don't fit.  One size after another is varied, first in steps of four and by the tensors' extents
+    that are no powers of two, then by two and a half.
     Raises the last error if none fits.
     """
+    extents = {size for size in sizes.values() if 1 < size <= _LARGEST and size & (size - 1)}
     tried: dict[tuple[int, ...], float] = {}
     error: DureError | None = None
 
@@ -179,7 +241,7 @@ def ranked(
     for coarse in (True, False):
         for place in range(len(best)):
             now = best[place]
-            near = _COARSE if coarse else (max(1, now // 2), min(_LARGEST, now * 2))
+            near = (*_COARSE, *extents) if coarse else (max(1, now // 2), min(_LARGEST, now * 2))
             options = [(*best[:place], s, *best[place + 1 :]) for s in sorted({now, *near})]
             # Among equals the larger tile: fewer instances, and fewer starts of ops.
             best = min(reversed(options), key=cost)

@@ -23,7 +23,9 @@ from dure.lang.values import BUILDER
 from dure.runtime.direct import Direct
 
 #: Consts by name, as ``plain_key`` tells them apart.
-_Key: TypeAlias = tuple[tuple[str, tuple[type, object]], ...]
+_Consts: TypeAlias = tuple[tuple[str, tuple[type, object]], ...]
+#: Consts, and which arguments are None.
+_Key: TypeAlias = tuple[_Consts, tuple[int, ...]]
 
 _SIMPLE = frozenset({int, float, bool, str, type(None), DType, BlockFormat})
 #: Sets of consts that are kept.
@@ -54,11 +56,17 @@ class Again:
 
     def __init__(self) -> None:
         self._known: dict[_Key, _Entry] = {}
+        #: Whether a launch that is kept had arguments that are None.
+        self._absent = False
 
     def __call__(self, args: Sequence[object], keywords: Mapping[str, object]) -> bool:
         """Launch if a pattern fits; whether one did."""
-        key = _key(keywords) if keywords else ()
-        entry = None if key is None else self._known.get(key)
+        consts, absent = _consts(keywords) if keywords else (), ()
+        if consts is None:
+            return False
+        if self._absent:
+            args, absent = _present(args)
+        entry = self._known.get((consts, absent))
         if entry is None or BUILDER.get() is not None or INTERPRETING.get():
             return False
         if EXECUTOR.get() is not cpu_executor:
@@ -75,15 +83,17 @@ class Again:
     ) -> None:
         """Keep a launch that was made the longer way, if a pattern can stand for it."""
         ready, runner = launched.ready, launched.ready.runner
-        key = _key(keywords)
-        if key is None or not isinstance(runner, CpuRunner) or len(args) != len(launched.views):
+        consts = _consts(keywords)
+        args, absent = _present(args)
+        if consts is None or not isinstance(runner, CpuRunner) or len(args) != len(launched.views):
             return
         params = ready.specialization.function.params
         if any(type(a) is not np.ndarray for a in args):
             return
         if any(p.value.tensor.index is not None for p in params):
             return
-        entry, compiled = self._known.get(key), runner.compiled
+        key, compiled = (consts, absent), runner.compiled
+        entry = self._known.get(key)
         if entry is None or entry.direct.helpers is not compiled.pool.helpers:
             direct = Direct.on(compiled.pool)
             if direct is None or len(self._known) >= _MOST:
@@ -102,6 +112,7 @@ class Again:
             launched.instances,
         )
         entry.direct.kept.append(ready)
+        self._absent |= bool(absent)
 
     def forget(self) -> None:
         """Take the longer way again: other tile sizes may be better now."""
@@ -116,7 +127,13 @@ def _look_up(name: Captured) -> Callable[[str], object]:
     return lambda _: cell_value(cell)
 
 
-def _key(keywords: Mapping[str, object]) -> _Key | None:
+def _present(args: Sequence[object]) -> tuple[Sequence[object], tuple[int, ...]]:
+    """The arguments that aren't None, and where the others are."""
+    absent = tuple([place for place, value in enumerate(args) if value is None])
+    return ([value for value in args if value is not None], absent) if absent else (args, ())
+
+
+def _consts(keywords: Mapping[str, object]) -> _Consts | None:
     """The consts of a call; None where one of them isn't simple."""
     if not _SIMPLE.issuperset(map(type, keywords.values())):
         return None

@@ -173,6 +173,7 @@ def lower_conv2d(op: Op, context: LoweringContext) -> list[Launch]:
     return launch(
         conv2d,
         [x, w, bias[0] if bias else None, op.result],
+        bh=1,
         bw=min(16, power_of_two(columns)),
         bo=min(64, power_of_two(static_extent(w.tensor.shape[0]) or 64)),
         bc=block_of(w.tensor.shape[3], most=64),

@@ -372,7 +372,7 @@ def conv_plan(shape: Shape, dtype: str) -> Plan:
         tensor(kind, n, h, w, o),
     ]
     tiles = {"bw": tile(w, 16), "bo": tile(o), "bc": tile(c)}
-    launch = call(conv2d, types, tiles, {"pad_h": kh // 2, "pad_w": kw // 2})
+    launch = call(conv2d, types, tiles, {"bh": 1, "pad_h": kh // 2, "pad_w": kw // 2})
     return single(launch, 2 * n * h * w * c * o * kh * kw)
 
 

@@ -204,7 +204,7 @@ def conv_cases() -> Iterable[Case]:
         (2, 9, 8, 17, 20, 3, 3),
     )
     large = ("conv2d", "1x56x56x64x64x3x3", "bf16")
-    tiles = {"bw": 4, "bo": 16, "bc": 16}
+    tiles = {"bh": 1, "bw": 4, "bo": 16, "bc": 16}
     forms = (("f32", 1, 1, True), ("f32", 2, 1, False), ("bf16", 1, 0, True), ("bf16", 2, 2, True))
     for dtype, stride, pad, biased in forms:
         name = f"conv2d stride {stride} pad {pad}{' with bias' if biased else ''} {dtype}"

@@ -7,7 +7,8 @@ loop.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
@@ -17,8 +18,10 @@ from dure.ir.dtypes import BlockFormat, DType
 from dure.ir.expr import Expr, as_expr, maximum, minimum
 from dure.ir.layout import AnyLayout, Layout, PlaneLayouts
 from dure.ir.types import TensorType, default_layout
-from dure.targets.cpu import contraction, elementwise, reductions
+from dure.targets.cpu import carries, contraction, elementwise, reductions
 from dure.targets.cpu.blockdots import quantize
+from dure.targets.cpu.bounds import Access
+from dure.targets.cpu.copies import lies_along
 from dure.targets.cpu.demand import Demands, unit_axes
 from dure.targets.cpu.memory import Axis, Extent, Place, in_scope
 from dure.targets.cpu.values import (
@@ -43,6 +46,8 @@ from dure.targets.cpu.writer import Reg
 
 #: A chain of at most this many operations is computed again rather than stored for a second use.
 _CHEAP = 3
+#: Registers that elementwise loops work on at a time.
+_TOGETHER = 4
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,15 @@ class BodyEmitter:
         self.stored: set[Value] = set()
         #: The least and the largest element of tiles of index arguments.
         self.known: dict[Value, tuple[Expr, Expr]] = {}
+        self._inlining = False
         self._count(function.body)
+
+    @contextmanager
+    def inlining(self) -> Generator[None]:
+        """What is written inside stores no value for its other uses."""
+        self._inlining = True
+        yield
+        self._inlining = False
 
     def bind(self, value: Value, base: Reg) -> None:
         """Give a tensor parameter its data pointer."""
@@ -149,7 +162,7 @@ class BodyEmitter:
 
     def define(self, value: Value, tile: AnyTile) -> None:
         """Note a value's tile; store it now where its uses make that cheaper."""
-        if isinstance(tile, Mapped | Reindexed):
+        if isinstance(tile, Mapped | Reindexed) and not self._inlining:
             inner = value in self.inner_uses
             again = self.uses.get(value, 0) > 1 or inner
             if again and cost_of(tile) > (1 if inner else _CHEAP):
@@ -172,7 +185,11 @@ class BodyEmitter:
         def body(index: list[Reg], lanes: int) -> None:
             target.put(self.e, source.vector(self.e, index, axis, lanes), index, axis)
 
-        self.e.for_each(extents, axis, body) if extents else body([], 1)
+        if not extents:
+            body([], 1)
+            return
+        several = _TOGETHER if lies_along(source, axis, _TOGETHER * self.e.lanes) else 1
+        self.e.for_each(extents, axis, body, source.accesses(range(len(extents))), several)
 
     # -- constants and shapes ---------------------------------------------------------------------
 
@@ -196,7 +213,7 @@ class BodyEmitter:
         source = self.tile(op.operands[0])
         kind = op.result.tile
         grows = kind.shape != source.type.shape
-        if grows and isinstance(source, Mapped) and cost_of(source) > 1:
+        if grows and isinstance(source, Mapped) and cost_of(source) > 1 and not self._inlining:
             source = self.buffered(op.operands[0], source)
             self.tiles[op.operands[0]] = source
         axes = [
@@ -366,7 +383,13 @@ class BodyEmitter:
                 new = elementwise.apply(self.e, combine, tile.dtype, [old, new])
             place.store(self.e.convert.narrow(new, tile.dtype), index, axis, mask)
 
-        self.e.for_each(own, axis, body) if own else body([], 1)
+        if not own:
+            body([], 1)
+            return
+        axes, width = tuple(range(len(own))), _TOGETHER * self.e.lanes
+        several = lies_along(tile, axis, width) and place.contiguous(axis, width)
+        accesses = [*tile.accesses(axes), Access(place, axes)]
+        self.e.for_each(own, axis, body, accesses, _TOGETHER if several else 1)
 
     def _edge(self, op: Op, target: TensorRef, axis: int, extent: Extent) -> Expr | None:
         """How much of this axis lies inside the tensor, for a store of neighbouring elements."""
@@ -456,7 +479,7 @@ class BodyEmitter:
     # -- control ----------------------------------------------------------------------------------
 
     def _op_for(self, op: Op) -> None:
-        if contraction.loop(self, op):
+        if contraction.loop(self, op) or carries.loop(self, op):
             return
         body, w = op.regions[0], self.w
         carried: list[Buffer] = []
@@ -496,7 +519,7 @@ class BodyEmitter:
             extents = self.extents(argument)
             read = reads_of(tile)
             others = read & (addresses - {target.address.name})
-            if others or (target.address.name in read and not pointwise(tile)):
+            if others or not pointwise(tile, target.address.name):
                 stored = self.e.buffer(tile.type.shape, tile.dtype)
                 self.copy(tile, stored, extents)
                 tile = stored
@@ -561,12 +584,12 @@ def reads_of(tile: Tile) -> set[str]:
             return set()
 
 
-def pointwise(tile: Tile) -> bool:
-    """Whether element i of a tile reads element i of its buffers alone."""
+def pointwise(tile: Tile, address: str) -> bool:
+    """Whether element i of a tile reads no other element of the buffer at ``address``."""
     match tile:
         case Mapped():
-            return all(pointwise(o) for o in tile.operands)
+            return all(pointwise(o, address) for o in tile.operands)
         case Reindexed():
-            return not reads_of(tile)
+            return address not in reads_of(tile)
         case _:
             return True

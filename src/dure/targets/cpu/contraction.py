@@ -18,9 +18,11 @@ from dure.ir.expr import Expr, as_expr, minimum, symbols
 from dure.ir.layout import AnyLayout, Layout, PlaneLayouts
 from dure.ir.types import TensorType
 from dure.targets.cpu.blockdots import ActivationRows, Panels, unpack
+from dure.targets.cpu.copies import lies_along
 from dure.targets.cpu.dots import KRange, block_dot, plain_dot
 from dure.targets.cpu.memory import Extent
 from dure.targets.cpu.packing import packed_layout
+from dure.targets.cpu.paneldots import PanelDot, takes_panels
 from dure.targets.cpu.values import (
     BlockTile,
     Buffer,
@@ -59,20 +61,43 @@ def dot(body: BodyEmitter, op: Op) -> None:
             body.tiles[op.result] = target
             body.owned.add(op.result)
             return
-    left = _left(body, op.operands[0], _plain(body, op.operands[0], a))
-    right = _right(body, op.operands[1], _plain(body, op.operands[1], b))
+    left, right = _plain(body, op.operands[0], a), _plain(body, op.operands[1], b)
     rows_columns = (extents[-2], extents[-1])
+    if not _takes_panels(body, rows_columns, right):
+        left, right = _left(body, op.operands[0], left), _right(body, op.operands[1], right)
     if len(extents) == 2:
-        plain_dot(body.e, left, right, target, rows_columns, k, (), fresh)
+        _multiply(body, left, right, target, rows_columns, k, (), fresh)
     else:
 
         def each(index: Reg, _: list[Reg]) -> list[Reg]:
-            plain_dot(body.e, left, right, target, rows_columns, k, (index,), fresh)
+            _multiply(body, left, right, target, rows_columns, k, (index,), fresh)
             return []
 
         body.w.loop(integer(0), body.w.index(extents[0].bound), 1, each)
     body.tiles[op.result] = target
     body.owned.add(op.result)
+
+
+def _takes_panels(body: BodyEmitter, extents: tuple[Extent, Extent], right: Tile) -> bool:
+    turned = not lies_along(right, right.type.rank - 1, body.e.lanes)
+    return takes_panels(body.e.lanes, extents[0].static, extents[1].static, turned)
+
+
+def _multiply(
+    body: BodyEmitter,
+    left: Tile,
+    right: Tile,
+    target: Buffer,
+    extents: tuple[Extent, Extent],
+    k: KRange,
+    batch: Sequence[Reg],
+    fresh: bool,
+) -> None:
+    """The dot of two matrices by the micro-kernel that suits their extents."""
+    if _takes_panels(body, extents, right):
+        PanelDot(body.e, left, right, target, extents, batch).run(k, fresh)
+    else:
+        plain_dot(body.e, left, right, target, extents, k, batch, fresh)
 
 
 def _is_block_dot(a: object, b: object) -> bool:
@@ -287,9 +312,10 @@ def _fits(body: BodyEmitter, left: _Walk, right: _Walk, op: Op) -> bool:
     layout = right_ref.layout
     assert isinstance(layout, Layout) and isinstance(b.dtype, DType)
     inner = layout.axes[n_axis][-1]
-    return as_expr(inner.stride) is as_expr(b.dtype.bits) and (
+    side_by_side = as_expr(inner.stride) is as_expr(b.dtype.bits) and (
         inner.extent is None or (inner.extent % lanes == 0 and b.shape[1] % lanes == 0)
     )
+    return side_by_side or takes_panels(lanes, a.shape[0], b.shape[1], turned=True)
 
 
 def _rows_lie_flat(layout: AnyLayout, kind: TensorType) -> bool:
@@ -327,7 +353,7 @@ def _whole_dot(body: BodyEmitter, op: Op, place: int, left: _Walk, right: _Walk)
         block_dot(body.e, ActivationRows(a), panels, target, (extents[0], extents[1]), k, fresh)
     else:
         assert isinstance(a, Tile) and isinstance(b, Tile)
-        plain_dot(body.e, a, b, target, (extents[0], extents[1]), k, (), fresh)
+        _multiply(body, a, b, target, (extents[0], extents[1]), k, (), fresh)
     body.tiles[result] = target
     body.owned.add(result)
 

@@ -21,6 +21,7 @@ from dure.runtime.host import host_features
 from dure.sim.cost import ComputeCost, Costs
 from dure.targets.cpu.microbench import HostRates
 from dure.targets.cpu.microkernels import CHUNK
+from dure.targets.cpu.paneldots import takes_panels
 from dure.targets.cpu.values import lane_axis
 
 _FREE = frozenset({"full", "iota", "reshape", "broadcast", "transpose"})
@@ -30,6 +31,8 @@ _STREAM = 256
 _PAGE = 4096
 #: Passes of an inner loop that is unrolled.
 _UNROLLED = 2
+#: Loops over vectors that turning a square of them takes: to read, to exchange, to write.
+_TURNED = 3
 
 
 class HostCosts(Costs):
@@ -382,12 +385,18 @@ class _Instruction:
         left, right = op.operands[0], op.operands[1]
         *batch, m, k = left.tile.shape
         n = right.tile.shape[-1]
-        total = self._stored_operand(left) + self._stored_operand(right)
         k = self._depth(right, k)
         first, again = self._lines(right)
         kind = right.tile.dtype
         dtype = "float32" if isinstance(kind, BlockFormat) or kind.bits >= 32 else kind.name
-        lanes = self.r.lanes
+        lanes, turned = self.r.lanes, self._turned(right)
+        if not isinstance(kind, BlockFormat) and takes_panels(lanes, m, n, turned):
+            # Lines are waited for while operands are copied and converted, once.
+            copied = self.c.vectors(right.tile.shape) * (_TURNED if turned else 1)
+            total = (self.c.vectors(left.tile.shape) + copied) * self.r.loop
+            again, dtype = 0.0, "float32"
+        else:
+            total = self._stored_operand(left) + self._stored_operand(right)
         rest = n
         used = self.c.part(n) / n
         tiles, last = self.c.tails.get(m, (1, m))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from dure.ir import dtypes
 from dure.ir.dtypes import BlockFormat, DType
 from dure.targets.cpu.blockdots import ActivationRows, Panels, chunk_step
+from dure.targets.cpu.bounds import Bounds
 from dure.targets.cpu.exactdots import exact_dot
 from dure.targets.cpu.memory import Extent, fetch
 from dure.targets.cpu.packing import CHUNK
@@ -118,8 +119,8 @@ def plain_dot(
             for j in range(vectors)
         ]
         axis = len(batch) + 1
-        zero = _zero(accumulator, lanes)
-        initial = [zero if fresh else c.vector(e, p, axis, lanes) for p in places]
+        nothing = zero(accumulator, lanes)
+        initial = [nothing if fresh else c.vector(e, p, axis, lanes) for p in places]
 
         def step(at: Reg, totals: list[Reg]) -> list[Reg]:
             source = b.loaded_from([*batch, at, column]) if once else None
@@ -127,7 +128,7 @@ def plain_dot(
                 fetch(w, source, FAR_AHEAD, 1)
             left = [
                 w.splat(
-                    _operand(e, a, [*batch, w.add(row, integer(i)), at], axis, 1, accumulator),
+                    operand(e, a, [*batch, w.add(row, integer(i)), at], axis, 1, accumulator),
                     lanes,
                 )
                 for i in range(height)
@@ -135,16 +136,20 @@ def plain_dot(
             found = dict[tuple[int, int], Reg]()
             for j in range(vectors):
                 index = [*batch, at, w.add(column, integer(j * lanes))]
-                right = _operand(e, b, index, axis, lanes, accumulator)
+                right = operand(e, b, index, axis, lanes, accumulator)
                 for i in range(height):
                     total = totals[i * vectors + j]
-                    found[i, j] = _multiply_add(e, left[i], right, total)
+                    found[i, j] = multiply_add(e, left[i], right, total)
             return [found[i, j] for i in range(height) for j in range(vectors)]
 
         for place, total in zip(places, w.loop(k.start, k.stop, 1, step, initial), strict=True):
             c.put(e, total, place, axis)
 
-    cover(e, *extents, vectors_beside(e, row_blocks(e, extents[0].most)[0]), block)
+    axis = len(batch) + 1
+    vectors = vectors_beside(e, row_blocks(e, extents[0].most)[0])
+    bounds = Bounds(w, b.accesses(range(axis + 1)), axis, e.lanes)
+    stop = [*(w.add(at, integer(1)) for at in batch), k.stop, integer(extents[1].static)]
+    bounds.either(stop, lambda: cover(e, *extents, vectors, block))
 
 
 def _reads_once(e: Emitter, rows: Extent) -> bool:
@@ -152,16 +157,18 @@ def _reads_once(e: Emitter, rows: Extent) -> bool:
     return rows.most <= row_blocks(e, rows.most)[0]
 
 
-def _zero(dtype: DType, lanes: int) -> Reg:
+def zero(dtype: DType, lanes: int) -> Reg:
+    """What an accumulator starts from."""
     element = "float" if dtype.is_float else "i32"
     if lanes == 1:
         return Reg(element, "0.0" if dtype.is_float else "0")
     return Reg(vector_type(element, lanes), "zeroinitializer")
 
 
-def _operand(
+def operand(
     e: Emitter, tile: Tile, index: Sequence[Reg], axis: int, lanes: int, accumulator: DType
 ) -> Reg:
+    """Elements of an operand, as they are multiplied."""
     value = tile.vector(e, index, axis, lanes)
     target = dtypes.float32 if accumulator.is_float else dtypes.int32
     if tile.dtype.is_float:
@@ -169,7 +176,8 @@ def _operand(
     return e.convert.convert(value, tile.dtype, target)
 
 
-def _multiply_add(e: Emitter, a: Reg, b: Reg, c: Reg) -> Reg:
+def multiply_add(e: Emitter, a: Reg, b: Reg, c: Reg) -> Reg:
+    """``a * b + c`` of an accumulator's type."""
     if "float" in c.type:
         return e.math.fma(a, b, c)
     return e.w.binary("add", e.w.binary("mul", a, b), c)
@@ -198,8 +206,8 @@ def block_dot(
             for i in range(height)
             for j in range(vectors)
         ]
-        zero = _zero(dtypes.float32, lanes)
-        initial = [zero if fresh else c.vector(e, p, 1, lanes) for p in places]
+        nothing = zero(dtypes.float32, lanes)
+        initial = [nothing if fresh else c.vector(e, p, 1, lanes) for p in places]
         rows = [w.add(row, integer(i)) for i in range(height)]
         panels = [b.panel(e, w.add(column, integer(j * lanes))) for j in range(vectors)]
 

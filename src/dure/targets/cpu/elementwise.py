@@ -17,7 +17,7 @@ _SIGNED_COMPARE = {"lt": "slt", "le": "sle", "gt": "sgt", "ge": "sge", "eq": "eq
 _UNSIGNED_COMPARE = {"lt": "ult", "le": "ule", "gt": "ugt", "ge": "uge", "eq": "eq", "ne": "ne"}
 
 #: Ops that take ten instructions or more.
-_COSTLY = frozenset(
+COSTLY = frozenset(
     [
         "exp",
         "exp2",
@@ -52,7 +52,7 @@ class OpFunction:
 
 def is_costly(tile: Mapped) -> bool:
     """Whether the tile's own op is worth storing rather than doing twice."""
-    return isinstance(tile.function, OpFunction) and tile.function.name in _COSTLY
+    return isinstance(tile.function, OpFunction) and tile.function.name in COSTLY
 
 
 def function_of(e: Emitter, op: Op) -> OpFunction:
@@ -108,8 +108,10 @@ def extremum(e: Emitter, name: str, a: Reg, b: Reg) -> Reg:
     """The smaller or larger of two floats; NaN if either is, as in NumPy."""
     w = e.w
     better = w.compare("fcmp ogt" if name == "max" else "fcmp olt", a, b)
-    nan = w.compare("fcmp uno", a, a)
-    return w.select(w.binary("or", better, nan), a, b)
+    # A sum is NaN, too.  Of ``a`` itself, where it has just been loaded, a store would be masked,
+    # which some processors are slow at.
+    nan = w.binary("fadd", a, b)
+    return w.select(w.compare("fcmp uno", a, a), nan, w.select(better, a, b))
 
 
 def _integer(e: Emitter, name: str, dtype: DType, operands: Sequence[Reg]) -> Reg:

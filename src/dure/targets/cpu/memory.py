@@ -135,6 +135,10 @@ class Place:
             wide = lanes if axis == lane_axis else 1
             if self.inside(axis, wide):
                 continue
+            if wide > 1 and place.entries is None and place.stride == 1:
+                found = self._side_by_side(axis, index[axis], lanes)
+                mask = found if mask is None else self.w.binary("and", mask, found)
+                continue
             position = self._positions(index[axis], wide)
             element = self._element(axis, position)
             limit = self.w.splat(self.w.index(place.size), wide)
@@ -146,6 +150,23 @@ class Place:
             found = self.w.splat(found, lanes) if wide == 1 else found
             mask = found if mask is None else self.w.binary("and", mask, found)
         return mask
+
+    def _side_by_side(self, axis: int, position: Reg, lanes: int) -> Reg:
+        """The lanes inside of an axis that they walk: those between two that are counted once."""
+        w, place = self.w, self.axes[axis]
+        element = w.add(w.index(place.start), position)
+
+        def counted(number: Reg) -> Reg:
+            inside = w.minimum(w.maximum(number, integer(0)), integer(lanes))
+            return w.splat(w.cast("trunc", inside, "i32"), lanes)
+
+        iota = w.iota("i32", lanes)
+        end = counted(w.sub(w.index(place.size), element))
+        mask = w.compare("icmp slt", iota, end)
+        if proves(as_expr(0) <= place.start):
+            return mask
+        begin = counted(w.sub(integer(0), element))
+        return w.binary("and", mask, w.compare("icmp sge", iota, begin))
 
     def _positions(self, first: Reg, lanes: int) -> Reg:
         if lanes == 1:

@@ -9,13 +9,14 @@ of ops becomes one loop.  The generator decides which tiles are worth a buffer.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from dure.ir import dtypes
 from dure.ir.dtypes import BlockFormat, DType, Plane
 from dure.ir.types import TileType
 from dure.runtime.host import HostFeatures
+from dure.targets.cpu.bounds import Access, Bounds
 from dure.targets.cpu.memory import EntryReader, Extent, Place, gather
 from dure.targets.cpu.numbers import Converter, memory_type, register_type
 from dure.targets.cpu.vecmath import VectorMath
@@ -64,60 +65,86 @@ class Emitter:
         return Buffer(kind, address, dtype)
 
     def for_each(
-        self, extents: Sequence[Extent], axis: int, body: Callable[[list[Reg], int], None]
-    ) -> None:
-        """``body(index, lanes)`` for vectors along ``axis`` that cover the used part of a tile.
-
-        Vectors never reach past the static extent; they may reach past the used one.
-        """
-        self._nest(extents, axis, 0, [], body)
-
-    def _nest(
         self,
         extents: Sequence[Extent],
         axis: int,
-        depth: int,
-        outer: list[Reg],
         body: Callable[[list[Reg], int], None],
+        accesses: Iterable[Access] = (),
+        together: int = 1,
     ) -> None:
+        """``body(index, lanes)`` for vectors along ``axis`` that cover the used part of a tile.
+
+        Vectors never reach past the static extent; they may reach past the used one.  Masks of the
+        ``accesses`` are left to the vectors that may need them.  ``together`` registers are one
+        vector where nothing is masked: a processor looks ahead over a few long chains of
+        operations, not over as many whole turns.
+        """
         w = self.w
-        if depth == len(extents):
-            index = outer[:depth]
-            self._lanes(
-                extents[axis],
-                lambda at, lanes: body([*index[:axis], at, *index[axis + 1 :]], lanes),
-            )
-            return
-        if depth == axis:
-            self._nest(extents, axis, depth + 1, [*outer, integer(0)], body)
-            return
+        bounds = Bounds(w, accesses, axis, self.lanes)
+        counts = [w.index(x.bound) for x in extents]
+        whole = bounds.limit(counts) if bounds.open else None
 
-        def inner(position: Reg, _: list[Reg]) -> list[Reg]:
-            self._nest(extents, axis, depth + 1, [*outer, position], body)
-            return []
+        def nest(depth: int, outer: list[Reg]) -> None:
+            if depth == len(extents):
+                limit = bounds.limit(counts, outer) if bounds.ragged else whole
+                self._lanes(extents[axis], bounds, limit, inside(outer), together)
+                return
+            if depth == axis:
+                nest(depth + 1, [*outer, integer(0)])
+                return
 
-        w.loop(integer(0), w.index(extents[depth].bound), 1, inner)
+            def inner(position: Reg, _: list[Reg]) -> list[Reg]:
+                nest(depth + 1, [*outer, position])
+                return []
 
-    def _lanes(self, extent: Extent, body: Callable[[Reg, int], None]) -> None:
-        w = self.w
-        lanes = self.lanes
+            w.loop(integer(0), w.index(extents[depth].bound), 1, inner)
+
+        def inside(outer: list[Reg]) -> Callable[[Reg, int], None]:
+            return lambda at, lanes: body([*outer[:axis], at, *outer[axis + 1 :]], lanes)
+
+        nest(0, [])
+
+    def _lanes(
+        self,
+        extent: Extent,
+        bounds: Bounds,
+        limit: Reg | None,
+        body: Callable[[Reg, int], None],
+        together: int,
+    ) -> None:
+        w, lanes = self.w, self.lanes
         main = extent.static - extent.static % lanes
+
+        def walk(start: Reg, stop: Reg, width: int) -> Reg:
+            def step(position: Reg, _: list[Reg]) -> list[Reg]:
+                body(position, width)
+                return []
+
+            last = w.sub(stop, w.mod(w.sub(stop, start), width)) if width > lanes else stop
+            w.loop(start, last, width, step)
+            return last
+
         if main:
             used = w.index(extent.bound)
             stop = integer(main) if used.literal is not None else w.minimum(used, integer(main))
             if used.literal is not None:
                 stop = integer(min(main, -(-used.literal // lanes) * lanes))
-
-            def whole(position: Reg, _: list[Reg]) -> list[Reg]:
-                body(position, lanes)
-                return []
-
-            w.loop(integer(0), stop, lanes, whole)
-        start, rest = main, extent.static - main
+            start, width = integer(0), together * lanes
+            several = together > 1 and main >= width
+            if limit is not None:
+                # What is left of several registers is little: it shares the loop with masks.
+                width = width if several else lanes
+                inside = w.minimum(stop, w.sub(limit, w.mod(limit, lanes)))
+                with bounds.kept():
+                    start = walk(start, inside, width)
+            elif several:
+                start = walk(start, stop, width)
+            walk(start, stop, lanes)
+        at, rest = main, extent.static - main
         while rest:
             piece = 1 << (rest.bit_length() - 1)
-            body(integer(start), piece)
-            start, rest = start + piece, rest - piece
+            body(integer(at), piece)
+            at, rest = at + piece, rest - piece
 
 
 class Tile(ABC):
@@ -138,6 +165,10 @@ class Tile(ABC):
     def loaded_from(self, index: Sequence[Reg]) -> Reg | None:
         """Where an element is loaded from; None for what is computed or lies in the arena."""
         return None
+
+    def accesses(self, axes: Sequence[int | None]) -> Iterator[Access]:
+        """What a loop over the tile loads from, where ``axes`` are the loop's that walk its own."""
+        return iter(())
 
 
 class Buffer(Tile):
@@ -209,6 +240,17 @@ class Full(Tile):
         return e.w.splat(self.value, lanes)
 
 
+class Held(Tile):
+    """The elements that a loop is at, in a register."""
+
+    def __init__(self, type: TileType, value: Reg) -> None:
+        super().__init__(type)
+        self.value = value
+
+    def vector(self, e: Emitter, index: Sequence[Reg], axis: int, lanes: int) -> Reg:
+        return self.value
+
+
 class Iota(Tile):
     """0, 1, 2, ... along the only axis."""
 
@@ -239,6 +281,10 @@ class Mapped(Tile):
         with e.w.at(self.span):
             return self.function(values)
 
+    def accesses(self, axes: Sequence[int | None]) -> Iterator[Access]:
+        for operand in self.operands:
+            yield from operand.accesses(axes)
+
 
 class Reindexed(Tile):
     """Another tile seen through its axes: broadcast, transposed, or with axes of extent 1 put in.
@@ -263,6 +309,9 @@ class Reindexed(Tile):
             [integer(0) if s is None else index[s] for s in self.sources]
         )
 
+    def accesses(self, axes: Sequence[int | None]) -> Iterator[Access]:
+        return self.source.accesses([None if s is None else axes[s] for s in self.sources])
+
 
 class Loaded(Tile):
     """A load that happens where its elements are used."""
@@ -284,6 +333,9 @@ class Loaded(Tile):
 
     def loaded_from(self, index: Sequence[Reg]) -> Reg | None:
         return self.place.address(index)
+
+    def accesses(self, axes: Sequence[int | None]) -> Iterator[Access]:
+        yield Access(self.place, tuple(axes))
 
 
 def constant(e: Emitter, dtype: DType, value: float, lanes: int) -> Reg:

@@ -356,6 +356,12 @@ class Writer:
         text = f"shufflevector {value}, {value.type} poison, <{lanes} x i32> <{mask}>"
         return self.emit(type, text)
 
+    def merge(self, first: Reg, second: Reg, order: Sequence[int]) -> Reg:
+        """Lanes of two vectors in this order, those of the second counted on."""
+        mask = ", ".join(f"i32 {i}" for i in order)
+        type = vector_type(element_of(first.type), len(order))
+        return self.emit(type, f"shufflevector {first}, {second}, <{len(order)} x i32> <{mask}>")
+
     def lane(self, value: Reg, place: int | Reg) -> Reg:
         """One lane as a scalar."""
         if not value.type.startswith("<"):

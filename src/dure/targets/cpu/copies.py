@@ -1,0 +1,134 @@
+"""Copies of tiles in vectors along one axis, whichever axis their elements lie along.
+
+Elements that lie along another axis are read in squares of registers and turned there: gathering
+them one by one takes several times as long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from dure.targets.cpu.numbers import register_type
+from dure.targets.cpu.values import (
+    Buffer,
+    Emitter,
+    Full,
+    Held,
+    Iota,
+    Loaded,
+    Mapped,
+    Reindexed,
+    Tile,
+)
+from dure.targets.cpu.writer import Reg, Writer, integer, vector_type
+
+#: Bytes of an element in a register that is copied.
+_SIZE = 4
+#: (distance from the first, vector) -> nothing
+Put = Callable[[Reg, Reg], None]
+
+
+def lies_along(tile: Tile, axis: int, lanes: int) -> bool:
+    """Whether vectors along ``axis`` take no gathering."""
+    match tile:
+        case Mapped():
+            return all(lies_along(o, axis, lanes) for o in tile.operands)
+        case Reindexed():
+            if axis not in tile.sources:
+                return True
+            return lies_along(tile.source, tile.sources.index(axis), lanes)
+        case Loaded():
+            return tile.place.contiguous(axis, lanes)
+        case Buffer():
+            return tile.strides()[axis] == 1
+        case Full() | Iota() | Held():
+            return True
+        case _:
+            return False
+
+
+def turned(w: Writer, rows: Sequence[Reg]) -> list[Reg]:
+    """The columns of a square of registers; their number is a power of two.
+
+    Quarters are exchanged, then quarters of these, down to single lanes.
+    """
+    found, count = list(rows), len(rows)
+    half = count // 2
+    while half:
+        low = [i if not i & half else count + i - half for i in range(count)]
+        high = [i + half if not i & half else count + i for i in range(count)]
+        for row in range(count):
+            if row & half:
+                continue
+            a, b = found[row], found[row + half]
+            found[row], found[row + half] = w.merge(a, b, low), w.merge(a, b, high)
+        half //= 2
+    return found
+
+
+def read_along(
+    e: Emitter, tile: Tile, index: Sequence[Reg], axis: int, count: Reg, put: Put
+) -> None:
+    """Put ``count`` elements along ``axis`` from ``index`` on: whole vectors, then one by one."""
+    w = e.w
+
+    def read(lanes: int) -> Callable[[Reg, list[Reg]], list[Reg]]:
+        def step(at: Reg, _: list[Reg]) -> list[Reg]:
+            place = [*index[:axis], w.add(index[axis], at), *index[axis + 1 :]]
+            put(at, tile.vector(e, place, axis, lanes))
+            return []
+
+        return step
+
+    whole = w.sub(count, w.mod(count, e.lanes))
+    w.loop(integer(0), whole, e.lanes, read(e.lanes))
+    w.loop(whole, count, 1, read(1))
+
+
+def read_turned(
+    e: Emitter,
+    tile: Tile,
+    index: Sequence[Reg],
+    axes: tuple[int, int],
+    counts: tuple[Reg, Reg],
+    most: int,
+    guard: Callable[[Callable[[], object]], None],
+    put: Put,
+) -> None:
+    """Put a vector along ``axes[0]`` for each step along ``axes[1]``, where elements lie along
+    ``axes[1]``.
+
+    ``counts`` are how many elements there are along both; ``most`` steps are the most.  ``guard``
+    writes the loop that reads them, once or for several cases.  Vectors are whole and their number
+    is rounded up to whole squares: what lies behind ``counts`` is put as anything, and not read.
+    """
+    w, (across, along) = e.w, axes
+    mark = e.mark()
+    pitch = _SIZE * -(-most // e.lanes) * e.lanes
+    rows = e.allocate(pitch * e.lanes)
+
+    def row(lane: Reg, _: list[Reg]) -> list[Reg]:
+        start = w.offset(rows, w.mul(lane, integer(pitch)))
+        place = list(index)
+        place[across] = w.add(index[across], lane)
+
+        def keep(step: Reg, vector: Reg) -> None:
+            w.store(vector, w.offset(start, w.mul(step, integer(_SIZE))), _SIZE)
+
+        read_along(e, tile, place, along, counts[1], keep)
+        return []
+
+    guard(lambda: w.loop(integer(0), w.minimum(counts[0], integer(e.lanes)), 1, row))
+    type = vector_type(register_type(tile.dtype), e.lanes)
+
+    def square(at: Reg, _: list[Reg]) -> list[Reg]:
+        start = w.offset(rows, w.mul(at, integer(_SIZE)))
+        loaded = [
+            w.load(type, w.offset(start, integer(lane * pitch)), _SIZE) for lane in range(e.lanes)
+        ]
+        for step, vector in enumerate(turned(w, loaded)):
+            put(w.add(at, integer(step)), vector)
+        return []
+
+    w.loop(integer(0), counts[1], e.lanes, square)
+    e.release(mark)

@@ -1,0 +1,295 @@
+"""Dots of many rows: both operands are copied to where the micro-kernel reads them in order.
+
+K is cut so that a panel of columns stays in the nearest cache while all rows pass by, and rows so
+that what is copied of them stays in the second.  Between the cuts accumulators return to their
+buffer: each output element is still one chain of additions in the order of K, with the bits of
+:func:`dure.targets.cpu.dots.plain_dot`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from dure.ir.dtypes import DType
+from dure.ir.types import TileType
+from dure.runtime.host import HostFeatures
+from dure.targets.cpu.bounds import Bounds
+from dure.targets.cpu.copies import lies_along, read_along, read_turned
+from dure.targets.cpu.dots import KRange, multiply_add, zero
+from dure.targets.cpu.memory import Extent
+from dure.targets.cpu.values import Buffer, Emitter, Mapped, Tile
+from dure.targets.cpu.writer import Reg, integer, vector_type
+
+#: Vectors of columns in a panel: each element of the left operand is spread over them.
+_VECTORS = 2
+#: Fewer rows than these don't repay the copy of a right operand that could be read in place.
+_ROWS = 64
+#: Bytes of an accumulator, and of what it is made from.
+_SIZE = 4
+
+
+@dataclass(frozen=True)
+class Blocking:
+    """How much of each axis is worked on at a time.
+
+    ``heights`` are the register blocks' rows, the tallest first; ``rows`` and ``depth`` cut M and
+    K, ``width`` is a panel's columns.
+    """
+
+    heights: tuple[int, ...]
+    rows: int
+    depth: int
+    width: int
+
+
+def blocking(host: HostFeatures, lanes: int) -> Blocking:
+    """Blocks from the host's registers and caches.
+
+    There is a register for each accumulator, for a panel's vectors and for the element that meets
+    them.  A panel takes half of the nearest cache, the copied rows half of the second.
+    """
+    tallest = (host.vector_registers - _VECTORS - 1) // _VECTORS
+    heights = (tallest, *(h for h in (8, 4, 2, 1) if h < tallest))
+    width = _VECTORS * lanes
+    depth = max(1, host.l1d_bytes // 2 // (_SIZE * width * lanes)) * lanes
+    rows = max(1, host.l2_bytes // 2 // (_SIZE * depth * tallest)) * tallest
+    return Blocking(heights, rows, depth, width)
+
+
+def takes_panels(lanes: int, rows: int, columns: int, turned: bool) -> bool:
+    """Whether a dot with so many rows and columns repays copies of its operands.
+
+    ``turned`` says that the right one's rows don't lie side by side: they have to be copied anyway.
+    """
+    return columns % (_VECTORS * lanes) == 0 and (turned or rows >= _ROWS)
+
+
+class PanelDot:
+    """``c += a @ b`` like :func:`~dure.targets.cpu.dots.plain_dot`, where :func:`takes_panels`.
+
+    Any tile can be an operand: an element of ``b`` is computed once, one of ``a`` once a dot.
+    """
+
+    def __init__(
+        self,
+        e: Emitter,
+        a: Tile,
+        b: Tile,
+        c: Buffer,
+        extents: tuple[Extent, Extent],
+        batch: Sequence[Reg] = (),
+    ) -> None:
+        self.e, self.w = e, e.w
+        self.c = c
+        self.a, self.b = (_as_multiplied(e, tile, c.stored) for tile in (a, b))
+        self.batch = list(batch)
+        #: Where the batch ends, for those who compare bounds.
+        self.behind = [e.w.add(at, integer(1)) for at in batch]
+        self.axis = len(batch) + 1
+        self.cuts = blocking(e.host, e.lanes)
+        self.static = (extents[0].static, extents[1].static)
+        self.rows, self.columns = (e.w.index(x.bound) for x in extents)
+        self.panels = e.w.floordiv(
+            e.w.add(self.columns, integer(self.cuts.width - 1)), integer(self.cuts.width)
+        )
+
+    def run(self, k: KRange, fresh: bool) -> None:
+        """Write the dot over this part of K; ``fresh`` starts from zero and does not read ``c``."""
+        w, e, cuts = self.w, self.e, self.cuts
+        mark = e.mark()
+        length = w.sub(k.stop, k.start).literal
+        self.depth = cuts.depth if length is None else min(length, cuts.depth)
+        whole = length == self.depth
+        self.placed = self._in_place()
+        if self.placed is None:
+            self.pitch = self.depth
+            self.left = e.allocate(_SIZE * min(self.static[0], cuts.rows) * self.depth)
+        else:
+            self.pitch = self.placed.strides()[-2]
+        self.right = e.allocate(_SIZE * self.static[1] // cuts.width * self._panel)
+        if fresh and not whole:
+            self._clear()
+
+        def cut(first: Reg, _: list[Reg]) -> list[Reg]:
+            depth = w.minimum(integer(self.depth), w.sub(k.stop, first))
+            self._copy_columns(first, depth)
+
+            def rows(row: Reg, _: list[Reg]) -> list[Reg]:
+                count = w.minimum(integer(cuts.rows), w.sub(self.rows, row))
+                if self.placed is None:
+                    self._copy_rows(row, count, first, depth)
+                else:
+                    self.left = self.placed.at(e, [*self.batch, row, first])
+                self._multiply(row, count, depth, fresh and whole)
+                return []
+
+            stop = self.rows if self.static[0] > cuts.rows else integer(1)
+            w.loop(integer(0), stop, cuts.rows, rows)
+            return []
+
+        w.loop(k.start, k.stop, self.depth, cut)
+        e.release(mark)
+
+    def _in_place(self) -> Buffer | None:
+        """The left operand, if rows of it lie in the arena as they are multiplied."""
+        a = self.a
+        if isinstance(a, Buffer) and a.strides()[-1] == 1 and a.stored.bits == 8 * _SIZE:
+            return a
+        return None
+
+    @property
+    def _panel(self) -> int:
+        """Elements from one panel to the next: whole squares that were turned, and no power of two,
+        lest all begin in one set of a cache.
+        """
+        return (-(-self.depth // self.e.lanes) * self.e.lanes + 1) * self.cuts.width
+
+    def _clear(self) -> None:
+        w, nothing = self.w, zero(self.c.stored, self.e.lanes)
+
+        def row(i: Reg, _: list[Reg]) -> list[Reg]:
+            def column(j: Reg, _: list[Reg]) -> list[Reg]:
+                self.c.put(self.e, nothing, [*self.batch, i, j], self.axis)
+                return []
+
+            w.loop(integer(0), w.mul(self.panels, integer(self.cuts.width)), self.e.lanes, column)
+            return []
+
+        w.loop(integer(0), self.rows, 1, row)
+
+    # -- copies -----------------------------------------------------------------------------------
+
+    def _copy_rows(self, row: Reg, count: Reg, first: Reg, depth: Reg) -> None:
+        """Rows of the left operand, one after another."""
+        w = self.w
+
+        def one(i: Reg, _: list[Reg]) -> list[Reg]:
+            start = w.offset(self.left, w.mul(i, integer(_SIZE * self.depth)))
+
+            def put(k: Reg, vector: Reg) -> None:
+                w.store(vector, w.offset(start, w.mul(k, integer(_SIZE))), _SIZE)
+
+            index = [*self.batch, w.add(row, i), first]
+            read_along(self.e, self.a, index, self.axis, depth, put)
+            return []
+
+        bounds = self._bounds(self.a, self.axis)
+        stop = [*self.behind, w.add(row, count), w.add(first, depth)]
+        bounds.either(stop, lambda: w.loop(integer(0), count, 1, one))
+
+    def _copy_columns(self, first: Reg, depth: Reg) -> None:
+        """Panels of the right operand, in each the columns of one step of K side by side."""
+        w, e, width = self.w, self.e, self.cuts.width
+        stop = [*self.behind, w.add(first, depth), w.mul(self.panels, integer(width))]
+        if lies_along(self.b, self.axis, e.lanes):
+
+            def step(k: Reg, _: list[Reg]) -> list[Reg]:
+                def panel(p: Reg, _: list[Reg]) -> list[Reg]:
+                    for lane in range(0, width, e.lanes):
+                        column = w.add(w.mul(p, integer(width)), integer(lane))
+                        index = [*self.batch, w.add(first, k), column]
+                        self._put(p, k, integer(lane), self.b.vector(e, index, self.axis, e.lanes))
+                    return []
+
+                w.loop(integer(0), self.panels, 1, panel)
+                return []
+
+            bounds = self._bounds(self.b, self.axis)
+            bounds.either(stop, lambda: w.loop(integer(0), depth, 1, step))
+            return
+
+        stop[-1] = self.columns
+        bounds = self._bounds(self.b, self.axis - 1)
+
+        def guard(write: Callable[[], object]) -> None:
+            bounds.either(stop, write)
+
+        def turned(lanes: Reg, _: list[Reg]) -> list[Reg]:
+            column = w.mul(lanes, integer(e.lanes))
+            counts = w.sub(self.columns, column), depth
+            panel, lane = w.floordiv(lanes, integer(_VECTORS)), w.mod(lanes, _VECTORS)
+            read_turned(
+                *(e, self.b, [*self.batch, first, column], (self.axis, self.axis - 1)),
+                *(counts, self.depth, guard),
+                lambda k, vector: self._put(panel, k, w.mul(lane, integer(e.lanes)), vector),
+            )
+            return []
+
+        parts = w.floordiv(w.add(self.columns, integer(e.lanes - 1)), integer(e.lanes))
+        w.loop(integer(0), parts, 1, turned)
+
+    def _bounds(self, operand: Tile, axis: int) -> Bounds:
+        return Bounds(self.w, operand.accesses(range(self.axis + 1)), axis, self.e.lanes)
+
+    def _put(self, panel: Reg, k: Reg, lane: Reg, vector: Reg) -> None:
+        w = self.w
+        at = w.add(w.mul(panel, integer(self._panel)), w.mul(k, integer(self.cuts.width)))
+        at = w.mul(w.add(at, lane), integer(_SIZE))
+        w.store(vector, w.offset(self.right, at), _SIZE)
+
+    # -- products ---------------------------------------------------------------------------------
+
+    def _multiply(self, row: Reg, count: Reg, depth: Reg, fresh: bool) -> None:
+        """All panels, one after another, times the copied rows in register blocks."""
+        w = self.w
+
+        def panel(p: Reg, _: list[Reg]) -> list[Reg]:
+            start = integer(0)
+            for height in self.cuts.heights:
+                if height > self.static[0]:
+                    continue
+                stop = w.sub(count, w.mod(w.sub(count, start), height))
+
+                def block(i: Reg, _: list[Reg], height: int = height) -> list[Reg]:
+                    self._block(row, i, height, p, depth, fresh)
+                    return []
+
+                w.loop(start, stop, height, block)
+                start = stop
+            return []
+
+        w.loop(integer(0), self.panels, 1, panel)
+
+    def _block(self, row: Reg, i: Reg, height: int, panel: Reg, depth: Reg, fresh: bool) -> None:
+        w, e, width = self.w, self.e, self.cuts.width
+        left = w.offset(self.left, w.mul(i, integer(_SIZE * self.pitch)))
+        right = w.offset(self.right, w.mul(panel, integer(_SIZE * self._panel)))
+        column = w.mul(panel, integer(width))
+        places = [
+            [*self.batch, w.add(w.add(row, i), integer(r)), w.add(column, integer(lane))]
+            for r in range(height)
+            for lane in range(0, width, e.lanes)
+        ]
+        nothing = zero(self.c.stored, e.lanes)
+        initial = [nothing if fresh else self.c.vector(e, p, self.axis, e.lanes) for p in places]
+        element = "float" if self.c.stored.is_float else "i32"
+
+        def step(k: Reg, totals: list[Reg]) -> list[Reg]:
+            at = w.offset(right, w.mul(k, integer(_SIZE * width)))
+            columns = [
+                w.load(vector_type(element, e.lanes), w.offset(at, integer(_SIZE * lane)), _SIZE)
+                for lane in range(0, width, e.lanes)
+            ]
+            near = w.offset(left, w.mul(k, integer(_SIZE)))
+            found: list[Reg] = []
+            for r in range(height):
+                one = w.load(element, w.offset(near, integer(_SIZE * self.pitch * r)), _SIZE)
+                spread = w.splat(one, e.lanes)
+                for vector in columns:
+                    found.append(multiply_add(e, spread, vector, totals[len(found)]))
+            return found
+
+        for place, total in zip(places, w.loop(integer(0), depth, 1, step, initial), strict=True):
+            self.c.put(e, total, place, self.axis)
+
+
+def _as_multiplied(e: Emitter, tile: Tile, accumulator: DType) -> Tile:
+    """The operand in registers of the accumulator's type."""
+    if tile.dtype.is_float and tile.dtype.bits <= 32:
+        return tile
+
+    def converted(values: Sequence[Reg]) -> Reg:
+        return e.convert.convert(values[0], tile.dtype, accumulator)
+
+    return Mapped(TileType(tile.type.shape, accumulator), [tile], converted)
