@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -85,6 +86,21 @@ def test_where_a_model_was_read_makes_no_other_cell(
     assert config == any_config(name)
     monkeypatch.setattr(cells, "any_config", lambda _: config)
     assert cells._key(cell) == found
+
+
+def test_a_cells_key_is_the_same_in_every_process() -> None:
+    """Also of a model whose config holds a set, of which each process has another order."""
+    code = (
+        "from dure.models.tables import cells, matrix; from dure.targets import chip;"
+        "print(cells._key(matrix.asked(['gpt-oss-120b'], [chip('rngd')], False)[0]))"
+    )
+    found = {
+        subprocess.check_output(
+            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}
+        )
+        for seed in ("1", "2", "3")
+    }
+    assert len(found) == 1
 
 
 def test_a_cell_depends_on_what_its_key_holds(tiny: str) -> None:

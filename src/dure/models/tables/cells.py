@@ -14,7 +14,7 @@ import json
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import cast
 
@@ -25,6 +25,8 @@ from dure.models.attainable import attainable_fraction
 from dure.models.batch import Batch
 from dure.models.chip_devices import Devices, answer_on
 from dure.models.chip_step import ChipStep, chip_step
+from dure.models.config import ModelConfig
+from dure.models.encoder_config import EncoderConfig
 from dure.models.shapes import any_config
 from dure.runtime.cache import object_cache
 from dure.runtime.garbage import collect_rarely
@@ -175,7 +177,7 @@ def _said(error: DureError) -> str:
 
 def _key(cell: Cell) -> str:
     try:
-        config = repr(any_config(cell.model))
+        config = _text(any_config(cell.model))
     except DureError as error:
         config = str(error)
     parts = (f"cell {FORMAT}", source_digest(), repr(cell.chip), config, repr(cell.batch))
@@ -186,6 +188,12 @@ def _key(cell: Cell) -> str:
         digest.update(len(data).to_bytes(8, "little"))
         digest.update(data)
     return digest.hexdigest()
+
+
+def _text(config: ModelConfig | EncoderConfig) -> str:
+    """A config as the same text in every process: sets have no order of their own."""
+    values = {f.name: getattr(config, f.name) for f in fields(config) if f.compare}
+    return repr({n: sorted(v) if isinstance(v, frozenset) else v for n, v in values.items()})
 
 
 @functools.cache
