@@ -192,8 +192,13 @@ def _key(cell: Cell) -> str:
 
 def _text(config: ModelConfig | EncoderConfig) -> str:
     """A config as the same text in every process: sets have no order of their own."""
-    values = {f.name: getattr(config, f.name) for f in fields(config) if f.compare}
-    return repr({n: sorted(v) if isinstance(v, frozenset) else v for n, v in values.items()})
+    values: dict[str, object] = {
+        f.name: getattr(config, f.name) for f in fields(config) if f.compare
+    }
+    for name, value in values.items():
+        if isinstance(value, frozenset):
+            values[name] = sorted(cast("frozenset[str]", value))
+    return repr(values)
 
 
 @functools.cache
