@@ -71,13 +71,14 @@ def _append(
     cost = op.definition.cost(laid_out)
     for number, launch in enumerate(launches):
         types = argument_types(launch)
+        works = not number or launch.instead
         attrs = {
             "variants": tuple((as_expr(v.guard), v.kernel) for v in launch.variants),
             "sizes": tuple(normalized_sizes(v, types) for v in launch.variants),
             "source": op.name,
             "number": place,
-            "flops": 0 if number else cost.flops,
-            "bytes": 0 if number else cost.bytes,
+            "flops": cost.flops if works else 0,
+            "bytes": cost.bytes if works else 0,
         }
         operands, results = _split(op, launch, written)
         made = infer("launch", operands, attrs, span=op.span)

@@ -75,10 +75,15 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """One launch: the first variant whose guard holds, if one does, over these arguments."""
+    """One launch: the first variant whose guard holds, if one does, over these arguments.
+
+    Of the launches of an op the first does its work, and each that stands ``instead`` of it where
+    the first has no variant.
+    """
 
     arguments: Sequence[Argument]
     variants: Sequence[Variant]
+    instead: bool = False
 
 
 @dataclass(slots=True)

@@ -293,7 +293,7 @@ def _attention(op: Op, result: Value, context: LoweringContext) -> list[Launch]:
     join = _specialize(join_runs, _types(joint), {**numbers, "size": size})
     return [
         Launch([v for v in values if v is not None], [Variant(whole, many)]),
-        Launch(apart, [Variant(share, few)]),
+        Launch(apart, [Variant(share, few)], instead=True),
         Launch(
             [Updated(alone, result), *(v for v in joint[1:] if v is not None)],
             [Variant(_updating(join), few)],

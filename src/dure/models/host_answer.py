@@ -215,7 +215,10 @@ def _launches(body: Region, step: ChipStep) -> Iterator[_Launch]:
         if op.name != "launch":
             continue
         variants = zip(op.attr("variants"), op.attr("sizes"), strict=True)
-        kernel, values = next((k, v) for (g, k), v in variants if evaluate(g, sizes))
+        chosen = next(((k, v) for (g, k), v in variants if evaluate(g, sizes)), None)
+        if chosen is None:
+            continue
+        kernel, values = chosen
         pairs = launch_arguments(op)
         if op.attr("source") == "dispatch" and made is not None:
             lists.update((r, next(made)) for _, r in pairs if r is not None)

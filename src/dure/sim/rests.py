@@ -143,9 +143,11 @@ class Rests:
 
     def _span(self, queue: Queue) -> _Span | None:
         """What a queue executes from the begin of a phase to that of the next, or to its end; None
-        where its stream isn't laid out so.
+        where its stream isn't laid out so, or is at its end.
         """
         items, first = queue.items, queue.at
+        if not queue.left:
+            return None
         last = next((i for i in range(first + 1, len(items)) if items[i][0] == BEGIN), len(items))
         if items[first][0] != BEGIN or items[last - 1][0] != END:
             return None
