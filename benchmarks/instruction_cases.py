@@ -74,7 +74,7 @@ def launch(operator: str, *operands: tuple[int, ...], **tiles: int) -> Build:
         call, _ = LAUNCHES[operator](*arrays)
         captured = Captured()
         with executing(captured):
-            call(**tiles)  # type: ignore[call-arg]
+            call(**tiles)
         assert captured.function is not None
         return of_kernel(captured.function, host, captured.tensors, captured.sizes)
 

@@ -2,8 +2,8 @@
 
 The host cuts the step's tokens into work items (:mod:`dure.serve.work`): one item is a run of
 consecutive tokens of one sequence.  Keys are walked in pieces of a fixed size, aligned to their
-absolute position, in ascending order, with an online softmax: so a token's result has the same
-bits alone, in a batch and in any chunking.  A piece's pages come as one index list.  Masks are
+absolute position, in ascending order within a run of keys, with an online softmax: so a token's
+result has the same bits alone, in a batch and in any chunking.  A piece's pages come as one index list.  Masks are
 made of positions; what a page holds beyond a sequence's length is replaced before it is used, so
 that not even a NaN left there can leak.
 """
@@ -60,9 +60,10 @@ def paged_attention(
     head after another.  Where it isn't ``causal`` a token sees all of its sequence, and there is no
     window.  ``sinks`` (H,), which may be None, are one more logit a head, which has no value.
     Products are of float32 numbers.  ``apart`` walks the pieces that all queries of a tile see
-    whole in a loop of their own, without masks; the bits are the same.  Every ``runs``-th piece
-    belongs to one run of keys, and what is summed over each run is joined in the runs' order: as
-    :mod:`dure.library.attention_runs` does, so that workers can share a token's keys.
+    whole in a loop of their own, without masks; the bits are the same.  Of the
+    stretches of :data:`STRETCH` pieces every ``runs``-th belongs to one run of keys, and what is
+    summed over each run is joined in the runs' order: as :mod:`dure.library.attention_runs` does,
+    so that workers can share a token's keys.
     """
     item, kv_head = dl.program_id(0), dl.program_id(1)
     sequence, start, rows = work_sequence[item], work_start[item], work_rows[item]

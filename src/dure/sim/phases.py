@@ -64,13 +64,10 @@ class Phases:
         entry[0] -= 1
         entry[1] = max(entry[1], time)
         while self.open and not self.open[0][0]:
-            self._completed(self.open.popleft()[1], self._ops.popleft())
+            self.completed(self.open.popleft()[1], self._ops.popleft())
 
-    def pass_over(self, at: int, op: Op) -> None:
-        """All queues have begun and ended the next phase, the last one then."""
-        self._completed(at, op)
-
-    def _completed(self, at: int, op: Op) -> None:
+    def completed(self, at: int, op: Op) -> None:
+        """All queues have ended the next phase, the last one then."""
         self.latest = op
         self.spent[op] += at - self._last
         self._last = at

@@ -63,6 +63,7 @@ class Rests:
         self.passed = 0
         self._known: dict[_Key, _Known] = {}
         self._keys: dict[tuple[object, ...], bytes] = {}
+        self._lasts: dict[tuple[int, int], int] = {}
         self._codes: dict[object, int] = {}
         self._items: dict[int, int] = {}
         #: The phase that is being replayed, and where it began.
@@ -136,7 +137,7 @@ class Rests:
             queue.ended += 1
             queue.go_to(queue.position + last - first)
         end = start - replay.phases.latency
-        replay.phases.pass_over(end, _ended(spans[0]))
+        replay.phases.completed(end, _ended(spans[0]))
         replay.flows.now = end
         self.passed += 1
         return end
@@ -148,7 +149,7 @@ class Rests:
         items, first = queue.items, queue.at
         if not queue.left:
             return None
-        last = next((i for i in range(first + 1, len(items)) if items[i][0] == BEGIN), len(items))
+        last = self._last(items, first)
         if items[first][0] != BEGIN or items[last - 1][0] != END:
             return None
         after = queue.position + last - first
@@ -157,6 +158,15 @@ class Rests:
             if following[place][0] != BEGIN:
                 return None
         return items, first, last
+
+    def _last(self, items: list[Item], first: int) -> int:
+        """Where the next phase begins in a list, or its end."""
+        place = id(items), first
+        last = self._lasts.get(place)
+        if last is None:
+            begins = (i for i in range(first + 1, len(items)) if items[i][0] == BEGIN)
+            last = self._lasts[place] = next(begins, len(items))
+        return last
 
     def _key(self, spans: Sequence[_Span]) -> _Key:
         """Equal for phases that are alike."""

@@ -46,8 +46,6 @@ class Input:
     derived: tuple[tuple[int, Expr], ...]
     buffer: Buffer | None = None
     views: dict[tuple[int, ...], Array] = field(default_factory=dict[tuple[int, ...], Array])
-    #: The array that was read where it is in the step before.
-    read: Array | None = None
 
     @staticmethod
     def of(name: str, position: int, word: int, kind: TensorType) -> Input:
@@ -108,10 +106,7 @@ class Input:
         """Puts a checked array where the step reads it; gives what must stay alive till then."""
         if self.buffer is None:
             array = np.ascontiguousarray(array)
-            # While an array is held it stays where it is.
-            if array is not self.read:
-                context[self.word] = array.ctypes.data
-                self.read = array
+            context[self.word] = array.ctypes.data
             return array
         view = self.views.get(array.shape)
         if view is None:
