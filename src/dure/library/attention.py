@@ -3,9 +3,9 @@
 The host cuts the step's tokens into work items (:mod:`dure.serve.work`): one item is a run of
 consecutive tokens of one sequence.  Keys are walked in pieces of a fixed size, aligned to their
 absolute position, in ascending order within a run of keys, with an online softmax: so a token's
-result has the same bits alone, in a batch and in any chunking.  A piece's pages come as one index list.  Masks are
-made of positions; what a page holds beyond a sequence's length is replaced before it is used, so
-that not even a NaN left there can leak.
+result has the same bits alone, in a batch and in any chunking.  A piece's pages come as one index
+list.  Masks are made of positions; what a page holds beyond a sequence's length is replaced before
+it is used, so that not even a NaN left there can leak.
 """
 
 from __future__ import annotations
