@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from guarded import guarded_bytes
 
 from dure.runtime.garbage import collect_rarely
+from dure.runtime.memory import LINE_BYTES, Buffer
 from dure.sim.recurrence import Recurrence
 
 collect_rarely()
@@ -32,6 +34,20 @@ def jumps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(Recurrence, "_jump", spy)
     return found
+
+
+@pytest.fixture
+def guarded_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights, arenas and outputs end in front of a page that nobody may touch."""
+    made = Buffer.__init__
+
+    def guarded(self: Buffer, nbytes: int, *, alignment: int = LINE_BYTES) -> None:
+        made(self, nbytes, alignment=alignment)
+        if not self.huge:
+            self.array = guarded_bytes(nbytes, max(alignment, LINE_BYTES))
+            self.address = self.array.ctypes.data
+
+    monkeypatch.setattr(Buffer, "__init__", guarded)
 
 
 def _model(name: str) -> Path:

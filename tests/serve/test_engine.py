@@ -14,6 +14,8 @@ from dure.serve.engine import Engine
 from dure.serve.sampler import SamplingParams
 from dure.serve.work import BatchEntry
 
+pytestmark = pytest.mark.usefixtures("guarded_buffers")
+
 FAMILIES = {
     "llama": Tiny("llama", heads=6, kv_heads=2, layers=3),
     "qwen2": Tiny("qwen2", rope_base=1e6, tied=False),

@@ -17,10 +17,13 @@ import pytest
 from tiny_models import Tiny, reference_logits, write_model
 
 from dure.errors import UsageError
-from dure.runtime.host import default_workers
+from dure.runtime import host
+from dure.runtime.host import default_workers, host_features
 from dure.serve.engine import Engine
 from dure.serve.sampler import LogitsError, SamplingParams
 from dure.serve.work import BatchEntry
+
+pytestmark = pytest.mark.usefixtures("guarded_buffers")
 
 TINY = Tiny("llama", heads=6, kv_heads=2, layers=3, weight_type="Q4_1", tied=False)
 GREEDY = SamplingParams(temperature=0)
@@ -54,6 +57,22 @@ def test_more_threads_than_cores_give_the_same_bits(
     with Engine.load(path, threads=threads) as other:
         assert other.threads == threads
         np.testing.assert_array_equal(bits(other), bits(engine))
+
+
+@pytest.mark.parametrize("bits_wide", [128, 256, 512])
+def test_registers_of_other_machines(
+    tmp_path: Path, bits_wide: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights in panels of every width; LLVM splits what the host's registers don't hold."""
+    wanted = host_features()
+    wide = replace(wanted, vector_bits=bits_wide, vector_registers=bits_wide // 16)
+    monkeypatch.setattr(host, "_features_at", lambda _: wide)
+    path, floats = tmp_path / "tiny.gguf", replace(TINY, weight_type="F32")
+    weights = write_model(floats, path)
+    with Engine.load(path, threads=2) as engine:
+        found = engine.logits(IDS)
+    expected = reference_logits(floats, weights, IDS)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=np.abs(expected).max() * 0.02)
 
 
 def test_a_single_core(engine: Engine, path: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from guarded import guarded
 
 from dure.ir.core import Function
 from dure.ir.dtypes import DTYPES
@@ -54,7 +55,7 @@ def check(
     kinds = types or [symbolic(a, n) for a, n in zip(arrays, names, strict=True)]
     function = kernel.specialize(kinds, consts)
     expected = [a.copy() for a in arrays]
-    found = [a.copy() for a in arrays]
+    found = [guarded(a) for a in arrays]
     run(function, expected)
     run_cpu(function, found, host)
     for want, have in zip(expected, found, strict=True):

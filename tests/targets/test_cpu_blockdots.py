@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from cpu_kernels import POOL
+from guarded import guarded_bytes
 
 from dure.ir.blocks import Blocks, quantize
 from dure.ir.core import op_definition
@@ -23,7 +24,6 @@ from dure.ir.types import TensorType, shape_of
 from dure.library.matmul import matmul
 from dure.runtime.host import features_of, host_features, host_levels
 from dure.runtime.llvm import assembly
-from dure.runtime.memory import Buffer
 from dure.targets.cpu.codegen import emit_kernel
 from dure.targets.cpu.launch import compile_kernel
 from dure.targets.cpu.packing import packed_bytes, packed_layout
@@ -46,11 +46,9 @@ def random_blocks(format: BlockFormat, rows: int, length: int, seed: int) -> Blo
     return Blocks(format, 1, (rows, length), planes)
 
 
-def in_memory(blocks: Blocks, layouts: PlaneLayouts, nbytes: int) -> Buffer:
-    """A buffer that holds the blocks in this layout."""
-    buffer = Buffer(max(64, nbytes))
-    pack(blocks, layouts, blocks.format, buffer.view(nbytes, np.uint8))
-    return buffer
+def in_memory(blocks: Blocks, layouts: PlaneLayouts, nbytes: int) -> np.ndarray:
+    """Bytes that hold the blocks in this layout."""
+    return pack(blocks, layouts, blocks.format, guarded_bytes(nbytes))
 
 
 def native(
@@ -87,7 +85,7 @@ def native(
     kernel = compile_kernel(matmul.specialize(types, {"bm": bm, "bn": bn, "bk": bk}), host, POOL)
     y = np.full((rows, columns), np.nan, np.float32)
     a, w = in_memory(left, left_layout, left_bytes), in_memory(weight, layout, nbytes)
-    kernel.run([a.address, w.address, y.ctypes.data], [rows], workers)
+    kernel.run([a.ctypes.data, w.ctypes.data, y.ctypes.data], [rows], workers)
     dot = op_definition("dot").semantics
     assert dot is not None
     return y, dot({}, left, weight.transposed((1, 0)), np.zeros_like(y))

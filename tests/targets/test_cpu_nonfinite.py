@@ -24,6 +24,8 @@ from dure.library.norm import layer_norm, rms_norm, softmax
 from dure.runtime.host import host_levels
 from dure.targets.cpu.program import CompiledProgram
 
+pytestmark = pytest.mark.usefixtures("guarded_buffers")
+
 NAN, INF = np.nan, np.inf
 COLUMNS, DEPTH = 48, 64
 RNG = np.random.default_rng(3)

@@ -1,10 +1,16 @@
-"""Float tensors in packed and paged layouts: beyond an edge lies ``fill``, not padding."""
+"""Float tensors in packed and paged layouts: beyond an edge lies ``fill``, not padding.
+
+Registers are of the host's width, and of those that other machines have: LLVM splits them.
+"""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from cpu_kernels import POOL
+from guarded import guarded, guarded_bytes
 
 import dure
 import dure.lang as dl
@@ -14,18 +20,25 @@ from dure.ir.layout import Digit, Layout
 from dure.ir.pack import pack
 from dure.ir.types import TensorType, shape_of
 from dure.library.matmul import matmul
-from dure.runtime.host import host_features
+from dure.runtime.host import HostFeatures, host_features
 from dure.targets.cpu.launch import compile_kernel
 from dure.targets.cpu.packing import packed_bytes, packed_layout
 
-LANES = host_features().vector_bits // 32
+
+@pytest.fixture(params=["host", 128, 256, 512])
+def host(request: pytest.FixtureRequest) -> HostFeatures:
+    found = host_features()
+    if request.param == "host":
+        return found
+    return replace(found, vector_bits=request.param, vector_registers=request.param // 16)
 
 
-def packed(values: np.ndarray) -> tuple[TensorType, np.ndarray]:
+def packed(values: np.ndarray, host: HostFeatures) -> tuple[TensorType, np.ndarray]:
     """A (N, K) weight in panels, whose padding holds NaN."""
-    kind = TensorType(shape_of(*values.shape), float32)
-    layout = packed_layout(kind, LANES)
-    buffer = np.full(packed_bytes(kind, LANES) // 4, np.nan, np.float32).view(np.uint8)
+    kind, lanes = TensorType(shape_of(*values.shape), float32), host.vector_bits // 32
+    layout = packed_layout(kind, lanes)
+    buffer = guarded_bytes(packed_bytes(kind, lanes))
+    buffer.view(np.float32)[:] = np.nan
     return kind.with_layout(layout), pack(values, layout, float32, buffer)
 
 
@@ -44,33 +57,36 @@ def transposed(w: dl.Tensor, y: dl.Tensor, bn: dl.const, bk: dl.const):
 
 
 @pytest.mark.parametrize("rows", [1, 9, 16, 41])
-def test_a_reduction_over_a_packed_axis_sees_fill(rows: int) -> None:
+def test_a_reduction_over_a_packed_axis_sees_fill(rows: int, host: HostFeatures) -> None:
     values = np.random.default_rng(1).standard_normal((rows, 48)).astype(np.float32)
-    kind, buffer = packed(values)
+    kind, buffer = packed(values, host)
     y = np.zeros((1, 48), np.float32)
     types = [kind, TensorType(shape_of(1, 48), float32)]
     function = column_sums.specialize(types, {"bn": 64, "bk": 16})
-    compile_kernel(function, None, POOL).run([buffer.ctypes.data, y.ctypes.data], [])
+    compile_kernel(function, host, POOL).run([buffer.ctypes.data, y.ctypes.data], [])
     np.testing.assert_allclose(y[0], values.sum(0), rtol=1e-4, atol=1e-5)
     z = np.zeros((48, 1), np.float32)
     types = [kind, TensorType(shape_of(48, 1), float32)]
     function = transposed.specialize(types, {"bn": 64, "bk": 16})
-    compile_kernel(function, None, POOL).run([buffer.ctypes.data, z.ctypes.data], [])
+    compile_kernel(function, host, POOL).run([buffer.ctypes.data, z.ctypes.data], [])
     np.testing.assert_array_equal(z[:, 0], np.maximum(values.max(0), 7))
 
 
+@pytest.mark.parametrize("tile", [(4, 32), (1, 128), (128, 64)])
 @pytest.mark.parametrize("rows", [1, 9, 41, 64])
-def test_a_dot_with_a_packed_float_weight(rows: int) -> None:
+def test_a_dot_with_a_packed_float_weight(
+    rows: int, tile: tuple[int, int], host: HostFeatures
+) -> None:
     rng = np.random.default_rng(2)
     values = rng.standard_normal((rows, 40)).astype(np.float32)
-    x = rng.standard_normal((5, 40)).astype(np.float32)
-    kind, buffer = packed(values)
+    x = guarded(rng.standard_normal((5, 40)).astype(np.float32))
+    kind, buffer = packed(values, host)
     m = symbol("M", "size", 0, 64)
     types = [TensorType((m, const(40)), float32), kind, TensorType((m, const(rows)), float32)]
-    function = matmul.specialize(types, {"bm": 4, "bn": 32, "bk": 16})
-    y = np.full((5, rows), np.nan, np.float32)
+    function = matmul.specialize(types, {"bm": tile[0], "bn": tile[1], "bk": 16})
+    y = guarded(np.full((5, rows), np.nan, np.float32))
     arguments = [x.ctypes.data, buffer.ctypes.data, y.ctypes.data]
-    compile_kernel(function, None, POOL).run(arguments, [5])
+    compile_kernel(function, host, POOL).run(arguments, [5])
     np.testing.assert_allclose(y, x @ values.T, rtol=1e-4, atol=1e-4)
 
 

@@ -23,6 +23,8 @@ from dure.runtime.host import host_features, host_levels
 from dure.runtime.llvm import CompileTimes
 from dure.targets.cpu.artifact import Artifact, program_key
 
+pytestmark = pytest.mark.usefixtures("guarded_buffers")
+
 assert dure.library
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from cpu_kernels import POOL
+from guarded import guarded, guarded_bytes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tile_programs import Program, programs
@@ -31,11 +32,9 @@ def native(program: Program, arguments: list[Array | Blocks]) -> list[Array | Bl
             assert isinstance(layout, PlaneLayouts)
             shape, axis = argument.shape, argument.axis
             size = packed_bytes(layout, argument.format, shape, axis, bound)
-            keep.append(
-                pack(argument, layout, argument.format, np.zeros(size + 64, np.uint8), bound)
-            )
+            keep.append(pack(argument, layout, argument.format, guarded_bytes(size), bound))
         else:
-            keep.append(argument.copy())
+            keep.append(guarded(argument))
     kernel = compile_kernel(function, None, POOL, opt=OptLevel.O0)
     kernel.run([k.ctypes.data for k in keep], sizes)
     return [a if isinstance(a, Blocks) else k for a, k in zip(arguments, keep, strict=True)]

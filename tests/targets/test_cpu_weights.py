@@ -13,6 +13,8 @@ from dure.ir.builder import ProgramBuilder
 from dure.ir.dtypes import element_type, int8_block32
 from dure.ir.pack import pack
 
+pytestmark = pytest.mark.usefixtures("guarded_buffers")
+
 assert dure.library
 FORMATS = [
     *("float32", "float16", "bfloat16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1"),

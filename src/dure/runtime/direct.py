@@ -321,8 +321,10 @@ def _native() -> _Native | None:
         addresses[name] = address
     code = cache.compile_cached(_CODE, host.host_features())
     module = llvm.load_object(code, addresses)
-    address = module.address("dure_direct")
-    return _Native(module, _MethodDef(b"direct", address, _METH_FASTCALL, None))
+    method = _MethodDef(b"direct", module.address("dure_direct"), _METH_FASTCALL, None)
+    # Functions look into it until they are freed, at the interpreter's exit after everything here.
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(method))
+    return _Native(module, method)
 
 
 def _known_objects() -> bool:

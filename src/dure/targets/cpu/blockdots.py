@@ -18,6 +18,7 @@ from dure.ir.dtypes import BlockFormat, DType, Plane
 from dure.ir.expr import as_expr
 from dure.ir.layout import Layout, PlaneLayouts
 from dure.targets.cpu.exactdots import ExactDot, Products
+from dure.targets.cpu.memory import Extent
 from dure.targets.cpu.packing import CHUNK, GROUP
 from dure.targets.cpu.values import BlockBuffer, BlockTile, Buffer, Emitter, LoadedBlocks
 from dure.targets.cpu.writer import Reg, integer, vector_type
@@ -258,8 +259,10 @@ def _code_sum(e: Emitter, a: ActivationRows, row: Reg, place: Reg, half: int, ha
     )
 
 
-def unpack(e: Emitter, tile: BlockTile, rows: int, length: int) -> Panels:
-    """Copy a (K, N) tile of any layout into panels of an all-int8 format in the arena."""
+def unpack(e: Emitter, tile: BlockTile, columns: Extent, length: int) -> Panels:
+    """Copy the used columns of a (K, N) tile of any layout into panels of an all-int8 format in
+    the arena; what lies behind them is undefined.
+    """
     from dure.ir.types import TensorType, shape_of
     from dure.targets.cpu.packing import packed_bytes, packed_layout
 
@@ -270,16 +273,16 @@ def unpack(e: Emitter, tile: BlockTile, rows: int, length: int) -> Panels:
         planes.append(Plane("m", "offset", dtypes.float32, per=per))
     planes.append(Plane("code", "code", dtypes.int8))
     format = BlockFormat("unpacked", CHUNK, tuple(planes), 0, source.offset_sign)
-    padded = -(-rows // e.lanes) * e.lanes
+    padded = -(-columns.static // e.lanes) * e.lanes
     weight = TensorType(shape_of(padded, length), format, None, 1)
     layouts = packed_layout(weight, e.lanes)
     assert isinstance(layouts, PlaneLayouts)
     base = e.allocate(packed_bytes(weight, e.lanes))
-    _fill_panels(e, tile, Panels(format, base, layouts, integer(0), integer(0)), rows, length)
+    _fill_panels(e, tile, Panels(format, base, layouts, integer(0), integer(0)), columns, length)
     return Panels(format, base, layouts, integer(0), integer(0))
 
 
-def _fill_panels(e: Emitter, tile: BlockTile, panels: Panels, rows: int, length: int) -> None:
+def _fill_panels(e: Emitter, tile: BlockTile, panels: Panels, columns: Extent, length: int) -> None:
     w, source, format = e.w, tile.format, panels.format
 
     def put(plane: Plane, value: Reg, row: Reg, entry: Reg) -> None:
@@ -320,7 +323,7 @@ def _fill_panels(e: Emitter, tile: BlockTile, panels: Panels, rows: int, length:
         w.loop(integer(0), integer(length), 1, code)
         return []
 
-    w.loop(integer(0), integer(rows), 1, column)
+    w.loop(integer(0), w.index(columns.bound), 1, column)
 
 
 def quantize(e: Emitter, source: Buffer, target: BlockBuffer, rows: Reg) -> None:

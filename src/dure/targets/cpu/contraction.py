@@ -54,7 +54,7 @@ def dot(body: BodyEmitter, op: Op) -> None:
         panels = _panels(body, b, op.operands[1].tile.shape[1])
         if rows is not None and len(extents) == 2:
             if panels is None:
-                panels = unpack(body.e, b, op.operands[1].tile.shape[1], length)
+                panels = unpack(body.e, b, extents[1], length)
             block_dot(
                 body.e, ActivationRows(rows), panels, target, (extents[0], extents[1]), k, fresh
             )

@@ -94,6 +94,21 @@ def cover(e: Emitter, m: Extent, n: Extent, vectors: int, block: Block) -> None:
         start, rest = start + piece, rest - piece
 
 
+def last_vector(e: Emitter, columns: Extent, width: int) -> Reg | None:
+    """Where the last vector begins that holds a used column; None where groups of ``width`` columns
+    never reach past it.
+
+    A packed weight is padded to whole vectors, and what lies behind its last one isn't its own.
+    """
+    if columns.used is None:
+        return None
+    used = e.w.index(columns.used)
+    if used.literal is not None and -(-used.literal // e.lanes) * e.lanes % width == 0:
+        return None
+    before = e.w.sub(used, integer(1))
+    return e.w.maximum(e.w.sub(before, e.w.mod(before, e.lanes)), integer(0))
+
+
 def plain_dot(
     e: Emitter,
     a: Tile,
@@ -119,6 +134,9 @@ def plain_dot(
             for j in range(vectors)
         ]
         axis = len(batch) + 1
+        columns = [w.add(column, integer(j * lanes)) for j in range(vectors)]
+        if vectors > 1 and last is not None:
+            columns = [column, *(w.minimum(one, last) for one in columns[1:])]
         nothing = zero(accumulator, lanes)
         initial = [nothing if fresh else c.vector(e, p, axis, lanes) for p in places]
 
@@ -134,9 +152,8 @@ def plain_dot(
                 for i in range(height)
             ]
             found = dict[tuple[int, int], Reg]()
-            for j in range(vectors):
-                index = [*batch, at, w.add(column, integer(j * lanes))]
-                right = operand(e, b, index, axis, lanes, accumulator)
+            for j, right_column in enumerate(columns):
+                right = operand(e, b, [*batch, at, right_column], axis, lanes, accumulator)
                 for i in range(height):
                     total = totals[i * vectors + j]
                     found[i, j] = multiply_add(e, left[i], right, total)
@@ -148,6 +165,7 @@ def plain_dot(
     axis = len(batch) + 1
     vectors = vectors_beside(e, row_blocks(e, extents[0].most)[0])
     bounds = Bounds(w, b.accesses(range(axis + 1)), axis, e.lanes)
+    last = None if bounds.open else last_vector(e, extents[1], vectors * e.lanes)
     stop = [*(w.add(at, integer(1)) for at in batch), k.stop, integer(extents[1].static)]
     bounds.either(stop, lambda: cover(e, *extents, vectors, block))
 

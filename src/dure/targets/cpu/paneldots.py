@@ -16,7 +16,7 @@ from dure.ir.types import TileType
 from dure.runtime.host import HostFeatures
 from dure.targets.cpu.bounds import Bounds
 from dure.targets.cpu.copies import lies_along, read_along, read_turned
-from dure.targets.cpu.dots import KRange, multiply_add, zero
+from dure.targets.cpu.dots import KRange, last_vector, multiply_add, zero
 from dure.targets.cpu.memory import Extent
 from dure.targets.cpu.values import Buffer, Emitter, Mapped, Tile
 from dure.targets.cpu.writer import Reg, integer, vector_type
@@ -90,6 +90,7 @@ class PanelDot:
         self.cuts = blocking(e.host, e.lanes)
         self.static = (extents[0].static, extents[1].static)
         self.rows, self.columns = (e.w.index(x.bound) for x in extents)
+        self.last = last_vector(e, extents[1], self.cuts.width)
         self.panels = e.w.floordiv(
             e.w.add(self.columns, integer(self.cuts.width - 1)), integer(self.cuts.width)
         )
@@ -183,11 +184,15 @@ class PanelDot:
         w, e, width = self.w, self.e, self.cuts.width
         stop = [*self.behind, w.add(first, depth), w.mul(self.panels, integer(width))]
         if lies_along(self.b, self.axis, e.lanes):
+            bounds = self._bounds(self.b, self.axis)
+            last = None if bounds.open else self.last
 
             def step(k: Reg, _: list[Reg]) -> list[Reg]:
                 def panel(p: Reg, _: list[Reg]) -> list[Reg]:
                     for lane in range(0, width, e.lanes):
                         column = w.add(w.mul(p, integer(width)), integer(lane))
+                        if lane and last is not None:
+                            column = w.minimum(column, last)
                         index = [*self.batch, w.add(first, k), column]
                         self._put(p, k, integer(lane), self.b.vector(e, index, self.axis, e.lanes))
                     return []
@@ -195,7 +200,6 @@ class PanelDot:
                 w.loop(integer(0), self.panels, 1, panel)
                 return []
 
-            bounds = self._bounds(self.b, self.axis)
             bounds.either(stop, lambda: w.loop(integer(0), depth, 1, step))
             return
 
