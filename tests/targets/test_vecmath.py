@@ -32,7 +32,7 @@ def native(name: str) -> Callable[..., np.ndarray]:
 
     w.loop(integer(0), Reg("i64", "%n"), lanes, body)
     text = "\n".join([*w.declarations.values(), "define void @f(ptr %x, ptr %z, ptr %y, i64 %n)"])
-    text += f" {host.function_attributes} {{\nentry:\n" + "\n".join(w.lines) + "\n ret void\n}\n"
+    text += f" {host.function_attributes} {{\nentry:\n" + w.text + "\n ret void\n}\n"
     module = load_object(compile_module(text, host, OptLevel.O1))
     pointer = ctypes.c_void_p
     function = ctypes.CFUNCTYPE(None, pointer, pointer, pointer, ctypes.c_int64)(

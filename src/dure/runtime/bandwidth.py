@@ -91,7 +91,7 @@ def read_bandwidth(
 
 @functools.cache
 def _reading_module(features: host.HostFeatures) -> llvm.LoadedModule:
-    return llvm.load_object(cache.compile_cached(_reading_ir(features), features))
+    return llvm.load_object(cache.compile_cached(_reading_ir(features), features, llvm.OptLevel.O2))
 
 
 def _reading_ir(features: host.HostFeatures) -> str:

@@ -24,7 +24,7 @@ from dure import settings
 from dure.runtime import llvm
 from dure.runtime.host import HostFeatures
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever the meaning of an entry, or the way in which code is linked, changes."""
 
 _MAGIC = b"dure-object\x00\x01\n"

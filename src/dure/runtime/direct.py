@@ -319,7 +319,7 @@ def _native() -> _Native | None:
         address = ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value
         assert address is not None
         addresses[name] = address
-    code = cache.compile_cached(_CODE, host.host_features())
+    code = cache.compile_cached(_CODE, host.host_features(), llvm.OptLevel.O2)
     module = llvm.load_object(code, addresses)
     method = _MethodDef(b"direct", module.address("dure_direct"), _METH_FASTCALL, None)
     # Functions look into it until they are freed, at the interpreter's exit after everything here.

@@ -198,7 +198,7 @@ def _load_native(features: host.HostFeatures, *, futex: bool, nudge: bool) -> _N
         address = ctypes.cast(getattr(library, name), ctypes.c_void_p).value
         assert address is not None
         addresses[symbol] = address
-    module = llvm.load_object(cache.compile_cached(text, features), addresses)
+    module = llvm.load_object(cache.compile_cached(text, features, llvm.OptLevel.O2), addresses)
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     launch = ctypes.CFUNCTYPE(None, pointer, pointer, pointer, number)
     loop = ctypes.CFUNCTYPE(None, pointer, number, ctypes.c_int32)

@@ -17,7 +17,7 @@ from dure.runtime import llvm, pool
 from dure.runtime.host import HostFeatures
 from dure.targets.cpu.context import Arena, ContextLayout, Event, Fixed, Param
 
-FORMAT = 4
+FORMAT = 5
 _MAGIC = b"dure-program-1\n"
 
 

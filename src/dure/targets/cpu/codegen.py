@@ -82,7 +82,7 @@ def emit_kernel(
         w.symbols[symbol] = w.load("i64", slot, 8)
     _instances(w, function, body)
     w.do("ret void")
-    text = "\n".join(w.lines)
+    text = w.text
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     symbol = "k_" + re.sub(r"\W", "_", function.name) + "_" + digest
     parameters = "ptr %args, ptr %sizes, i64 %worker, i64 %workers, ptr %arena"

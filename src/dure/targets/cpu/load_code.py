@@ -33,7 +33,7 @@ def emit_load(plan: LoadPlan, host: HostFeatures) -> str:
         _emit_kind(w, relayout, first, counts[kind])
         first += 2 * counts[kind]
     w.do("ret void")
-    body = "\n".join(w.lines)
+    body = w.text
     definitions = [
         r.definition.replace("define void", "define internal void", 1) for r in kinds.values()
     ]

@@ -83,7 +83,7 @@ def emit_relayout(symbol: str, source: TensorType, target: TensorType, attribute
     w.loop(begin, end, 1, panel)
     w.do("ret void")
     declarations = "\n".join(w.declarations.values())
-    text = "\n".join(w.lines)
+    text = w.text
     head = f"define void @{symbol}(ptr noalias %source, ptr noalias %target, i64 %begin, i64 %end)"
     definition = f"{declarations}\n{head} nounwind {attributes} {{\nentry:\n{text}\n}}\n"
     return Relayout(symbol, definition, shared.pop())

@@ -136,7 +136,7 @@ class _StepEmitter:
         """The finished function."""
         self.writer.do("ret void")
         head = f"define void @{STEP}(ptr %context, i64 %worker, i64 %workers, ptr %pool)"
-        text = "\n".join(self.writer.lines)
+        text = self.writer.text
         return (
             f"{head} nounwind {host.function_attributes} {{\nentry:\n"
             f"  %arguments = alloca [{max(1, self._arguments)} x ptr], align 16\n"
@@ -341,7 +341,7 @@ def _emit_check(function: Function, layout: ContextLayout, host: HostFeatures) -
         w.do(f"ret i64 {position + 1}")
         w.start_block(done)
     w.do("ret i64 0")
-    text = "\n".join(w.lines)
+    text = w.text
     head = f"define i64 @{CHECK}(ptr %context) nounwind {host.function_attributes}"
     return _Check(f"{head} {{\nentry:\n{text}\n}}\n", w.declarations)
 

@@ -6,9 +6,10 @@ built.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from dure.ir.core import Span
 from dure.ir.expr import (
@@ -24,6 +25,7 @@ from dure.ir.expr import (
     as_expr,
 )
 from dure.targets.cpu.locations import Locations
+from dure.targets.cpu.scopes import Scopes, is_pure
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,9 @@ class Writer:
     """The body of one LLVM function under construction."""
 
     def __init__(self) -> None:
-        self.lines: list[str] = []
+        #: Lines, and among them lists of lines that are still written to.
+        self._lines: list[Any] = []
+        self._scopes = Scopes()
         self.declarations: dict[str, str] = {}
         self.block = "entry"
         self._count = 0
@@ -83,14 +87,22 @@ class Writer:
         return f"{hint}{self._count}"
 
     def emit(self, type: str, text: str) -> Reg:
-        """``%new = text``."""
-        reg = Reg(type, "%" + self.fresh())
-        self.lines.append(f"  {reg.name} = {text}{self._location()}")
-        return reg
+        """``%new = text``, or what computed the same before."""
+        pure = is_pure(text)
+        known = self._scopes.find(text) if pure else None
+        if known is not None:
+            return Reg(type, known)
+        name, lines = "%" + self.fresh(), None
+        if pure:
+            lines = self._scopes.place(text, name)
+        else:
+            self._scopes.define(name)
+        (self._lines if lines is None else lines).append(f"  {name} = {text}{self._location()}")
+        return Reg(type, name)
 
     def do(self, text: str) -> None:
         """An instruction without a result."""
-        self.lines.append(f"  {text}{self._location()}")
+        self._lines.append(f"  {text}{self._location()}")
 
     def _location(self) -> str:
         return "" if self.locations is None else self.locations.of(self.span)
@@ -105,8 +117,13 @@ class Writer:
 
     def start_block(self, label: str) -> None:
         """Begin the block of this label; the last block must have been ended."""
-        self.lines.append(f"{label}:")
+        self._lines.append(f"{label}:")
         self.block = label
+
+    @property
+    def text(self) -> str:
+        """All that was written."""
+        return "\n".join(_flat(self._lines))
 
     def branch(self, label: str) -> None:
         """End the block by going to ``label``."""
@@ -275,12 +292,17 @@ class Writer:
             return list(carried)
         head, inside, done = self.fresh("head"), self.fresh("body"), self.fresh("done")
         before = self.block
+        front: list[Any] = []
+        self._lines.append(front)
         self.branch(head)
         self.start_block(head)
         variable = Reg("i64", "%" + self.fresh("i"))
         phis = [Reg(c.type, "%" + self.fresh("c")) for c in carried]
-        patch = len(self.lines)
-        self.lines.extend([""] * (1 + len(phis)))
+        self._scopes.enter(front)
+        for phi in (variable, *phis):
+            self._scopes.define(phi.name)
+        patch = len(self._lines)
+        self._lines.extend([""] * (1 + len(phis)))
         test = self.compare("icmp slt", variable, stop)
         self.do(f"br {test}, label %{inside}, label %{done}")
         self.start_block(inside)
@@ -291,7 +313,10 @@ class Writer:
         incoming = [(variable, start, following), *zip(phis, carried, values, strict=True)]
         for place, (phi, initial, new) in enumerate(incoming):
             sources = f"[ {initial.name}, %{before} ], [ {new.name}, %{latch} ]"
-            self.lines[patch + place] = f"  {phi.name} = phi {phi.type} {sources}"
+            self._lines[patch + place] = f"  {phi.name} = phi {phi.type} {sources}"
+        self._scopes.leave()
+        for phi in (variable, *phis):
+            self._scopes.define(phi.name)
         self.start_block(done)
         return phis
 
@@ -299,12 +324,12 @@ class Writer:
         """Run one of two bodies."""
         yes, no, done = self.fresh("then"), self.fresh("else"), self.fresh("join")
         self.do(f"br {condition}, label %{yes}, label %{no}")
-        self.start_block(yes)
-        then()
-        self.branch(done)
-        self.start_block(no)
-        otherwise()
-        self.branch(done)
+        for label, write in ((yes, then), (no, otherwise)):
+            self.start_block(label)
+            self._scopes.enter()
+            write()
+            self._scopes.leave()
+            self.branch(done)
         self.start_block(done)
 
     # -- memory -----------------------------------------------------------------------------------
@@ -368,6 +393,14 @@ class Writer:
             return value
         where = place if isinstance(place, Reg) else integer(place)
         return self.emit(element_of(value.type), f"extractelement {value}, {where}")
+
+
+def _flat(lines: list[Any]) -> Iterator[str]:
+    for line in lines:
+        if isinstance(line, str):
+            yield line
+        else:
+            yield from _flat(line)
 
 
 def float_literal(value: float) -> str:
