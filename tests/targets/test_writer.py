@@ -10,6 +10,7 @@ import pytest
 
 from dure.runtime.host import host_features
 from dure.runtime.llvm import OptLevel, compile_module, load_object
+from dure.targets.cpu.scopes import is_pure
 from dure.targets.cpu.writer import Reg, Writer, integer
 
 
@@ -29,6 +30,26 @@ def test_what_was_computed_is_used_again() -> None:
     assert w.mul(A, B) == w.mul(A, B)
     assert w.mul(A, B) != w.mul(B, A)
     assert w.load("i64", Reg("ptr", "%p")) != w.load("i64", Reg("ptr", "%p"))
+
+
+@pytest.mark.parametrize(
+    ("text", "pure"),
+    [
+        ("sdiv i64 %a, 12", True),
+        ("urem <8 x i64> %a, splat (i64 12)", True),
+        ("sdiv i64 %a, 0", False),
+        ("sdiv i64 %a, %b", False),
+        ("udiv i64 %a, -1", False),
+        ("call i64 @llvm.smin.i64(i64 %a, i64 %b)", True),
+        ("call <8 x float> @llvm.fma.v8f32(<8 x float> %a, <8 x float> %b, <8 x float> %c)", True),
+        ("call <8 x float> @llvm.masked.load.v8f32.p0(ptr %p)", False),
+        ("call i64 @llvm.readcyclecounter()", False),
+        ("load i64, ptr %p, align 8", False),
+        ("fdiv float %a, %b", True),
+    ],
+)
+def test_what_may_move(text: str, pure: bool) -> None:
+    assert is_pure(text) == pure
 
 
 def test_loops_keep_only_what_changes_in_them() -> None:

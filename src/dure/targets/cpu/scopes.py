@@ -22,9 +22,11 @@ _PURE = frozenset(
         *("insertelement", "extractelement", "shufflevector"),
     )
 )
-_PURE_CALL = re.compile(
+_PURE_OTHERS = re.compile(
     r"call \S+(?: x \S+)? @llvm\.(?:smin|smax|umin|umax|abs|fma|fabs|sqrt|rint|floor|ceil|trunc"
     r"|minnum|maxnum|minimum|maximum|copysign|ctpop)\."
+    # By a positive constant, which traps for no number.
+    r"|[su](?:div|rem) (?:<\d+ x )?i\d+>? \S+, (?:splat \(i\d+ )?[1-9]\d*\)?$"
 )
 _NAME = re.compile(r"%[\w.]+")
 
@@ -43,8 +45,7 @@ class Scope:
 
 def is_pure(text: str) -> bool:
     """Whether an instruction may run earlier, more often, or once for all."""
-    word = text.split(" ", 1)[0]
-    return word in _PURE or (word == "call" and _PURE_CALL.match(text) is not None)
+    return text.split(" ", 1)[0] in _PURE or _PURE_OTHERS.match(text) is not None
 
 
 class Scopes:
