@@ -136,7 +136,7 @@ class BodyEmitter:
 
     def op(self, op: Op) -> None:
         """Write one op, or note how its result is computed."""
-        if op.results and not any(self.uses.get(r) for r in op.results) and op.name != "for":
+        if not self.demands.alive(op):
             return
         handler: Callable[[Op], None] | None = getattr(self, f"_op_{op.name}", None)
         with self.w.at(op.span):

@@ -25,6 +25,16 @@ class Demands:
         self._found: dict[Value, Demand] = {}
         self._region(function.body)
 
+    def alive(self, op: Op) -> bool:
+        """Whether an op is worth running: it has effects, or something that is stored needs it.
+
+        What isn't, must not run: its operands are computed only as far as others use them.
+        """
+        if not op.results or op.name in ("for", "if"):
+            return True
+        tiles = [isinstance(result.type, TileType) for result in op.results]
+        return not all(tiles) or any(result in self._found for result in op.results)
+
     def of(self, value: Value) -> Demand:
         """The used extents of ``value``; all zero if nothing uses it."""
         assert isinstance(value.type, TileType)
@@ -130,6 +140,7 @@ class Demands:
                 axis: int = op.attr("axis") % op.operands[0].tile.rank
                 cut = [None if a == axis else d for a, d in enumerate(demand)]
                 self._need(op.operands[0], cut)
+                self._functions(op)
             case "quantize" | "dequantize":
                 self._need(op.operands[0], (*demand[:-1], None))
             case "load" | "index_load" | "view":
@@ -141,8 +152,14 @@ class Demands:
                         self._need(operand, demand)
                     else:
                         self._all(operand)
-                for region in op.regions:
-                    self._region(region)
+                self._functions(op)
+
+    def _functions(self, op: Op) -> None:
+        """What an op does with elements is written wherever the op is."""
+        for region in op.regions:
+            for value in region.yields:
+                self._all(value)
+            self._region(region)
 
     def _reshape(self, op: Op, demand: Demand) -> None:
         source = op.operands[0]
