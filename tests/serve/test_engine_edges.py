@@ -14,11 +14,12 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from registers import host_with
 from tiny_models import Tiny, reference_logits, write_model
 
 from dure.errors import UsageError
 from dure.runtime import host
-from dure.runtime.host import default_workers, host_features
+from dure.runtime.host import default_workers
 from dure.serve.engine import Engine
 from dure.serve.sampler import LogitsError, SamplingParams
 from dure.serve.work import BatchEntry
@@ -64,9 +65,8 @@ def test_registers_of_other_machines(
     tmp_path: Path, bits_wide: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Weights in panels of every width; LLVM splits what the host's registers don't hold."""
-    wanted = host_features()
-    wide = replace(wanted, vector_bits=bits_wide, vector_registers=bits_wide // 16)
-    monkeypatch.setattr(host, "_features_at", lambda _: wide)
+    other = host_with(bits_wide)
+    monkeypatch.setattr(host, "_features_at", lambda _: other)
     path, floats = tmp_path / "tiny.gguf", replace(TINY, weight_type="F32")
     weights = write_model(floats, path)
     with Engine.load(path, threads=2) as engine:

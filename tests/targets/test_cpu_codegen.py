@@ -374,3 +374,21 @@ def test_combine_has_a_fixed_order() -> None:
     for row in x:
         expected = expected + row
     np.testing.assert_array_equal(y[0], expected)
+
+
+@dure.kernel
+def with_a_dead_sum(x: dl.Tensor, y: dl.Tensor, bm: dl.const, bn: dl.const):
+    i, j = dl.program_id(0), dl.program_id(1)
+    tile = dl.load(x, (i, j), (bm, bn))
+    dead = dl.reduce(tile.to(dl.int32), 0, lambda a, b: a + b, 0, keepdims=True)
+    dead = dl.broadcast_to(dead, (bm, bn))
+    dl.store(y, (i, j), tile)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_nothing_stored_needs_reads_nothing(shape: tuple[int, int]) -> None:
+    """Its operands are computed only as far as others need them, and the next page isn't ours."""
+    x = randoms(*shape)
+    same = symbolic(x, "x")
+    consts = {"bm": 8, "bn": 2}
+    check(with_a_dead_sum, [x, np.zeros_like(x)], consts, types=[same, same])

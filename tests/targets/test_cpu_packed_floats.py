@@ -5,12 +5,11 @@ Registers are of the host's width, and of those that other machines have: LLVM s
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from cpu_kernels import POOL
 from guarded import guarded, guarded_bytes
+from registers import host_with
 
 import dure
 import dure.lang as dl
@@ -27,10 +26,7 @@ from dure.targets.cpu.packing import packed_bytes, packed_layout
 
 @pytest.fixture(params=["host", 128, 256, 512])
 def host(request: pytest.FixtureRequest) -> HostFeatures:
-    found = host_features()
-    if request.param == "host":
-        return found
-    return replace(found, vector_bits=request.param, vector_registers=request.param // 16)
+    return host_features() if request.param == "host" else host_with(request.param)
 
 
 def packed(values: np.ndarray, host: HostFeatures) -> tuple[TensorType, np.ndarray]:

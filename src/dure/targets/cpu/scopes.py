@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeAlias
+
+#: Lines, and among them those that are still written in front of loops.
+Lines: TypeAlias = "list[str | Lines]"
 
 #: Instructions without effects that cannot trap, whatever their operands are.
 _PURE = frozenset(
@@ -38,7 +41,7 @@ class Scope:
     """
 
     around: Scope | None = None
-    front: list[Any] | None = None
+    front: Lines | None = None
     #: The text of what is computed here -> its name.
     known: dict[str, str] = field(default_factory=dict[str, str])
 
@@ -56,7 +59,7 @@ class Scopes:
         self._whole = self.now
         self._defined: dict[str, Scope] = {}
 
-    def enter(self, front: list[Any] | None = None) -> None:
+    def enter(self, front: Lines | None = None) -> None:
         """What comes now is in a scope of its own: a loop's, if it has a ``front``."""
         self.now = Scope(self.now, front)
 
@@ -78,12 +81,13 @@ class Scopes:
             scope = scope.around
         return None
 
-    def place(self, text: str, name: str) -> list[Any] | None:
+    def place(self, text: str, name: str) -> Lines | None:
         """Define ``name`` as what a pure instruction computes: the lines in front of a loop that it
         is to be written to, or None for here.
         """
         homes = {id(self._defined.get(n, self._whole)) for n in _NAME.findall(text)}
-        front, home, scope = None, self.now, self.now
+        front: Lines | None = None
+        home = scope = self.now
         while id(scope) not in homes and scope.around is not None:
             if scope.front is not None:
                 front, home = scope.front, scope.around

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from dure.ir.core import Span
 from dure.ir.expr import (
@@ -25,7 +24,7 @@ from dure.ir.expr import (
     as_expr,
 )
 from dure.targets.cpu.locations import Locations
-from dure.targets.cpu.scopes import Scopes, is_pure
+from dure.targets.cpu.scopes import Lines, Scopes, is_pure
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +67,7 @@ class Writer:
     """The body of one LLVM function under construction."""
 
     def __init__(self) -> None:
-        #: Lines, and among them lists of lines that are still written to.
-        self._lines: list[Any] = []
+        self._lines: Lines = []
         self._scopes = Scopes()
         self.declarations: dict[str, str] = {}
         self.block = "entry"
@@ -292,7 +290,7 @@ class Writer:
             return list(carried)
         head, inside, done = self.fresh("head"), self.fresh("body"), self.fresh("done")
         before = self.block
-        front: list[Any] = []
+        front: Lines = []
         self._lines.append(front)
         self.branch(head)
         self.start_block(head)
@@ -395,7 +393,7 @@ class Writer:
         return self.emit(element_of(value.type), f"extractelement {value}, {where}")
 
 
-def _flat(lines: list[Any]) -> Iterator[str]:
+def _flat(lines: Lines) -> Iterator[str]:
     for line in lines:
         if isinstance(line, str):
             yield line
