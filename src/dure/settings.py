@@ -28,7 +28,7 @@ class Variable:
 CPU_LEVEL = Variable(
     "DURE_CPU_LEVEL",
     "generate code for a lower level of the CPU's vector instructions than the host has "
-    "(x86-64, avx2, avx2-vnni, avx512, avx512-vnni; neon, neon-dotprod)",
+    "(x86-64, avx2, avx2-vnni, avx512, avx512-vnni, amx; neon, neon-dotprod)",
     "the host's highest level",
 )
 CACHE_DIR = Variable("DURE_CACHE_DIR", "folder of the object cache", "the platform's cache folder")

@@ -8,7 +8,8 @@ import pytest
 from dure.errors import TargetError
 from dure.runtime import host, llvm
 
-WIDTHS = {"x86-64": 128, "avx2": 256, "avx2-vnni": 256, "avx512": 512, "avx512-vnni": 512}
+WIDTHS = {"x86-64": 128, "avx2": 256, "avx2-vnni": 256, "avx512": 512}
+WIDTHS |= {"avx512-vnni": 512, "amx": 512}
 
 
 @pytest.fixture(autouse=True)
@@ -28,11 +29,11 @@ def test_every_level_of_this_host_can_be_forced(
     features = host.host_features()
     assert features.level == level
     assert features.vector_bits == WIDTHS.get(level, 128)
-    assert features.has("fma") == level.startswith("avx")
+    assert features.has("fma") == (level in WIDTHS and level != "x86-64")
     assert all(f"+{name}" in features.feature_string.split(",") for name in features.features)
     if level == "x86-64":
         assert not any(name.startswith(("avx", "sse3", "sse4")) for name in features.features)
-    if not level.startswith("avx512"):
+    if features.vector_bits < 512:
         assert not any(name.startswith("avx512") for name in features.features)
 
 
@@ -233,22 +234,31 @@ def test_a_single_core(monkeypatch: pytest.MonkeyPatch) -> None:
     assert host.cores() == host.Cores((5,), (5,), 1)
 
 
-def test_tile_registers_are_never_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+TILES = {"amx-tile", "amx-int8", "amx-bf16"}
+
+
+@pytest.mark.parametrize("granted", [True, False])
+def test_tile_registers_are_used_where_they_work(
+    granted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A processor may report AMX though the system grants no process its registers."""
-    amx = {"amx-tile", "amx-int8", "amx-bf16", "amx-fp16", "amx-complex"}
-    levels = [level for level in host.LEVELS if level.architecture == "x86-64"]
-    assert not any(level.allowed & amx or level.required & amx for level in levels)
-    if host.architecture_name() != "x86-64":
-        return
-    plain = host.host_features()
-    present = host._detected_features()
-    monkeypatch.setattr(host, "_detected_features", lambda: present | amx)
+    from dure.runtime import llvm
+
+    level = next(level for level in host.LEVELS if level.name == "amx")
+    reported = dict.fromkeys(level.allowed | TILES | {"amx-fp16"}, True)
+    monkeypatch.setattr(llvm, "detected_features", lambda: reported)
+    monkeypatch.setattr(host, "architecture_name", lambda: "x86-64")
+    monkeypatch.setattr(host, "tiles_work", lambda: granted)
+    host._detected_features.cache_clear()
     host._features_at.cache_clear()
+    monkeypatch.delenv("DURE_CPU_LEVEL", raising=False)
     try:
-        assert host.host_features() == plain
-        assert "amx" not in plain.feature_string
+        found = host.host_features()
     finally:
+        host._detected_features.cache_clear()
         host._features_at.cache_clear()
+    assert found.level == ("amx" if granted else "avx512-vnni")
+    assert {name for name in found.features if "amx" in name} == (TILES if granted else set())
 
 
 def test_import_is_cheap() -> None:

@@ -223,6 +223,7 @@ def test_a_level_knows_its_instructions() -> None:
         "avx2-vnni": [True, False, True],
         "avx512": [False, False, True],
         "avx512-vnni": [True, False, True],
+        "amx": [True, False, True],
         "neon": [False, False, True],
         "neon-dotprod": [False, True, True],
     }

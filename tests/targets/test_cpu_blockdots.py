@@ -93,11 +93,14 @@ def native(
 
 @pytest.mark.parametrize("level", host_levels())
 @pytest.mark.parametrize("format", WEIGHTS, ids=str)
-def test_every_format(format: BlockFormat, level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("bm", [8, 32])
+def test_every_format(
+    format: BlockFormat, bm: int, level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("DURE_CPU_LEVEL", level)
     weight = random_blocks(format, 41, 512, 1)
-    x = np.random.default_rng(2).standard_normal((11, 512)).astype(np.float32)
-    y, expected = native(x, weight, int8_block32, bm=8, bn=32)
+    x = np.random.default_rng(2).standard_normal((27, 512)).astype(np.float32)
+    y, expected = native(x, weight, int8_block32, bm=bm, bn=32)
     np.testing.assert_allclose(y, expected, rtol=0, atol=np.abs(expected).max() * 1e-6)
 
 
@@ -114,9 +117,9 @@ def test_weights_in_their_own_layout(format: BlockFormat) -> None:
 def test_two_byte_activations(name: str, level: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DURE_CPU_LEVEL", level)
     weight = random_blocks(FORMATS[name], 32, 256, 5)
-    x = np.random.default_rng(6).standard_normal((5, 256)).astype(np.float32)
+    x = np.random.default_rng(6).standard_normal((21, 256)).astype(np.float32)
     x[0, :32] = 0
-    y, expected = native(x, weight, int16_block32, bm=4, bn=32)
+    y, expected = native(x, weight, int16_block32, bm=32, bn=32)
     scale = np.abs(expected).max()
     np.testing.assert_allclose(y, expected, rtol=0, atol=scale * 1e-6)
     exact = x.astype(np.float64) @ weight.decode().astype(np.float64).T
@@ -130,12 +133,12 @@ def test_the_same_bits_whatever_the_tile_and_the_workers(
 ) -> None:
     monkeypatch.setenv("DURE_CPU_LEVEL", level)
     weight = random_blocks(FORMATS["q4_k"], 64, 512, 7)
-    x = np.random.default_rng(8).standard_normal((13, 512)).astype(np.float32)
-    whole, _ = native(x, weight, activations, bm=32, bn=64)
-    for bm, bn, workers in ((8, 32, 1), (1, 16, 2), (2, 64, 2)):
+    x = np.random.default_rng(8).standard_normal((45, 512)).astype(np.float32)
+    whole, _ = native(x, weight, activations, bm=64, bn=64)
+    for bm, bn, workers in ((8, 32, 1), (1, 16, 2), (2, 64, 2), (16, 16, 2), (32, 64, 1)):
         other, _ = native(x, weight, activations, bm=bm, bn=bn, workers=workers)
         np.testing.assert_array_equal(whole, other)
-    for row in (0, 12):
+    for row in (0, 12, 44):
         alone, _ = native(x[row : row + 1], weight, activations, bm=1, bn=32)
         np.testing.assert_array_equal(whole[row : row + 1], alone)
 
@@ -157,12 +160,13 @@ def test_the_largest_codes_overflow_nowhere(
         codes = weight.planes[plane.name]
         low, high = (-128, 127) if plane.dtype.kind == "int" else (0, (1 << plane.dtype.bits) - 1)
         codes[:8], codes[8:] = high, low
-    x = np.full((3, 256), sign, np.float32)
+    x = np.full((19, 256), sign, np.float32)
     # Low bytes of -128, beside the largest codes.
     x[1] = sign * (1 - 127.5 / 32512)
     x[1, ::32] = sign
     x[2, ::2] *= -1
-    y, expected = native(x, weight, activations, bm=4, bn=16)
+    x[3:] = np.resize(x[:3], (16, 256))
+    y, expected = native(x, weight, activations, bm=32, bn=16)
     scale = max(1.0, float(np.abs(expected).max()))
     np.testing.assert_allclose(y, expected, rtol=0, atol=scale * 1e-6)
 
@@ -176,6 +180,7 @@ def test_the_largest_codes_overflow_nowhere(
             ("avx2", "q8_0", "vpmaddwd"),
         ),
         *(("neon", "q4_1", "smlal"), ("neon", "q6_k", "smlal"), ("neon", "q8_0", "smull")),
+        *(("amx", name, "tdpbssd") for name in ("q4_1", "q6_k", "q8_0")),
         *(("neon-dotprod", name, "sdot") for name in ("q4_1", "q6_k", "q8_0")),
     ],
 )
@@ -189,7 +194,7 @@ def test_products_of_bytes_are_instructions(level: str, name: str, instruction: 
         kind.with_layout(packed_layout(kind, host.vector_bits // 32)),
         TensorType((rows, const(32)), float32),
     ]
-    kernel = matmul.specialize(types, {"bm": 1, "bn": 32, "bk": 256})
+    kernel = matmul.specialize(types, {"bm": 16, "bn": 32, "bk": 256})
     text = assembly(emit_kernel(kernel, host).llvm_ir, host)
     assert instruction in text
     assert "vpmulld" not in text

@@ -29,7 +29,7 @@ from dure.library.rope import kv_write, rope, rope_kv_write
 from dure.library.sampling import argmax, top_k
 
 #: (most rows, bm, bn) of the variants of a matmul; the last one takes any number of rows.
-MATMUL_VARIANTS: tuple[tuple[int, int, int], ...] = ((1, 1, 32), (8, 8, 32), (0, 32, 64))
+MATMUL_VARIANTS: tuple[tuple[int, int, int], ...] = ((1, 1, 32), (8, 8, 32), (0, 64, 64))
 #: Keys of one piece of attention, the same for prefill and decode.
 ATTENTION_PIECE = 64
 #: Runs into which the keys of a token fall, each summed by itself.

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from dure import settings
 from dure.errors import TargetError
+from dure.runtime.tile_registers import tiles_work
 
 _BASELINE = frozenset({"64bit", "cmov", "cx8", "fxsr", "mmx", "sse", "sse2"})
 _AVX2 = _BASELINE | {
@@ -37,6 +38,12 @@ _AVX512_VNNI = (
     | {"avx512vnni", "avx512bf16", "avx512fp16", "avx512vbmi", "avx512vbmi2", "avx512ifma"}
     | {"avx512bitalg", "avx512vpopcntdq", "gfni"}
 )
+#: Tile registers, which the system has to grant: see :mod:`dure.runtime.tile_registers`.
+_TILES = frozenset({"amx-tile", "amx-int8", "amx-bf16"})
+_VNNI_REQUIRED = frozenset(
+    {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni", "fma", "f16c"}
+)
+_AMX_REQUIRED = _VNNI_REQUIRED | {"amx-tile", "amx-int8"}
 
 
 @dataclass(frozen=True)
@@ -76,11 +83,10 @@ LEVELS = (
         *(_AVX512, 512, 32, _FAST_SHUFFLES),
     ),
     Level(
-        "avx512-vnni",
-        "x86-64",
-        frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni", "fma", "f16c"}),
+        *("avx512-vnni", "x86-64", _VNNI_REQUIRED),
         *(_AVX512_VNNI, 512, 32, _FAST_SHUFFLES),
     ),
+    Level("amx", "x86-64", _AMX_REQUIRED, _AVX512_VNNI | _TILES, 512, 32, _FAST_SHUFFLES),
     Level("neon", "aarch64", _NEON, _NEON | {"lse"}, 128, 32),
     Level("neon-dotprod", "aarch64", _NEON | {"dotprod"}, _NEON | {"lse", "dotprod"}, 128, 32),
 )
@@ -219,6 +225,8 @@ def _detected_features() -> frozenset[str]:
     found = {name for name, present in llvm.detected_features().items() if present}
     if architecture_name() == "aarch64":
         return frozenset(found | _NEON | _arm_features())
+    if found & _TILES and not tiles_work():
+        found -= _TILES
     return frozenset(found | _BASELINE)
 
 

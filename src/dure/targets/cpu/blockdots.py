@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from dure.ir import dtypes
 from dure.ir.dtypes import BlockFormat, DType, Plane
-from dure.ir.expr import as_expr
+from dure.ir.expr import Const, as_expr
 from dure.ir.layout import Layout, PlaneLayouts
 from dure.targets.cpu.exactdots import ExactDot, Products
 from dure.targets.cpu.memory import Extent
@@ -49,6 +49,19 @@ class ActivationRows:
         if isinstance(self.tile, BlockBuffer):
             return self.tile.planes[plane].at(e, [row, entry])
         return self.tile.places[plane].address([row, entry])
+
+    def row_bytes(self, plane: str) -> int | None:
+        """Bytes from a row's entries of a plane to those of the next row, where that is known."""
+        if isinstance(self.tile, BlockBuffer):
+            buffer = self.tile.planes[plane]
+            return buffer.strides()[0] * max(8, buffer.stored.bits) // 8
+        assert isinstance(self.tile, LoadedBlocks)
+        place = self.tile.places[plane]
+        digits, axis = place.layout.axes[0], place.axes[0]
+        stride = as_expr(digits[0].stride)
+        if len(digits) != 1 or axis.entries is not None or not isinstance(stride, Const):
+            return None
+        return stride.value * axis.stride // 8
 
     def spread(self, e: Emitter, plane: str, row: Reg, chunk: Reg, group: int) -> Reg:
         """A row's codes of a group of four k, in every lane."""
@@ -127,11 +140,10 @@ class Panels:
 
     def _code_plane(self, e: Emitter, plane: Plane, block: Reg, chunk: Reg, group: int) -> Reg:
         """The bits of a plane.  Groups that share a vector load it again: LLVM sees that."""
-        w, bits, layout = e.w, plane.dtype.bits, self.layouts[plane.name]
-        start = w.offset(block, w.mul(chunk, self._bytes(layout, 1, 1)))
+        w, bits = e.w, plane.dtype.bits
         vector, position = divmod(group, 8 // bits)
-        inside = w.mul(integer(vector), self._bytes(layout, 1, 2))
-        at = w.offset(start, w.add(w.index(as_expr(layout.offset) // 8), inside))
+        inside = w.mul(integer(vector), self._bytes(self.layouts[plane.name], 1, 2))
+        at = w.offset(self.bytes_at(e, plane, block, chunk), inside)
         value = w.load(vector_type("i32", e.lanes), at)
         if bits == 8:
             return value
@@ -139,6 +151,12 @@ class Panels:
             value = w.binary("lshr", value, w.constant("i32", position * bits, e.lanes))
         mask = int.from_bytes(bytes([(1 << bits) - 1] * 4), "little")
         return w.binary("and", value, w.constant("i32", mask, e.lanes))
+
+    def bytes_at(self, e: Emitter, plane: Plane, block: Reg, chunk: Reg) -> Reg:
+        """Where a plane's bits of a chunk lie."""
+        w, layout = e.w, self.layouts[plane.name]
+        start = w.offset(block, w.mul(chunk, self._bytes(layout, 1, 1)))
+        return w.offset(start, w.index(as_expr(layout.offset) // 8))
 
     def factor(self, e: Emitter, role: str, block: Reg, chunk: Reg, half: int) -> Reg | None:
         """The scale (or offset) of each lane in float32; ``half`` picks one of two scales."""

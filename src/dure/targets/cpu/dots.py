@@ -17,6 +17,7 @@ from dure.targets.cpu.bounds import Bounds
 from dure.targets.cpu.exactdots import exact_dot
 from dure.targets.cpu.memory import Extent, fetch
 from dure.targets.cpu.packing import CHUNK
+from dure.targets.cpu.tiledots import TileDot, takes_tiles
 from dure.targets.cpu.values import Buffer, Emitter, Tile
 from dure.targets.cpu.writer import Reg, integer, vector_type
 
@@ -56,13 +57,17 @@ def vectors_beside(e: Emitter, height: int) -> int:
     return min(8, 1 << (max(1, room).bit_length() - 1))
 
 
-def cover(e: Emitter, m: Extent, n: Extent, vectors: int, block: Block) -> None:
-    """Cover the used part of an (m, n) tile with register blocks, columns outermost."""
+def cover(
+    e: Emitter, m: Extent, n: Extent, vectors: int, block: Block, first: Reg | None = None
+) -> None:
+    """Cover the used part of an (m, n) tile with register blocks, columns outermost, from the row
+    ``first`` on.
+    """
     w, lanes = e.w, e.lanes
 
     def rows(column: Reg, wide: int, count: int) -> None:
         used = w.index(m.bound)
-        start = integer(0)
+        start = first or integer(0)
         for height in row_blocks(e, m.most):
             whole = w.sub(used, w.mod(w.sub(used, start), height))
 
@@ -245,6 +250,9 @@ def block_dot(
         for place, total in zip(places, w.loop(start, stop, 1, step, initial), strict=True):
             c.put(e, total, place, 1)
 
+    done = None
+    if takes_tiles(e.host, a, b.format, extents[0].most, extents[1].static):
+        done = TileDot(e, a, b, c, k.start, k.stop).run(*extents, fresh)
     # One panel at a time: a weight streams from memory fastest as one run of addresses.
-    cover(e, *extents, 1, block)
+    cover(e, *extents, 1, block, done)
     e.release(mark)

@@ -18,7 +18,7 @@ class Operation(enum.Enum):
     """What code generation asks for.
 
     The first three are LLVM's own operations on floats, which are one instruction or not; the
-    others are sums of products of bytes, by an intrinsic.
+    others are sums of products of bytes, by an intrinsic, and what they need.
     """
 
     #: ``a * b + c`` rounded once.
@@ -39,6 +39,14 @@ class Operation(enum.Enum):
     NEIGHBOURING_SHORTS = enum.auto()
     #: Neighbours of 32 bits of two vectors, added.
     NEIGHBOURING_WORDS = enum.auto()
+    #: Products of signed bytes of two tile registers, added to 32 bits in a third; what says how
+    #: large tiles are, and ends their use; and what clears, loads and stores one.
+    TILES_OF_SIGNED_BYTES = enum.auto()
+    TILE_SIZES = enum.auto()
+    TILE_RELEASE = enum.auto()
+    TILE_ZERO = enum.auto()
+    TILE_LOAD = enum.auto()
+    TILE_STORE = enum.auto()
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,12 @@ TABLE = (
     Row(Operation.PAIRS_OF_SHORTS, "avx512bw", 512, "llvm.x86.avx512.pmaddw.d.512"),
     Row(Operation.NEIGHBOURING_SHORTS, "neon", 128, "llvm.aarch64.neon.saddlp.v4i32.v8i16"),
     Row(Operation.NEIGHBOURING_WORDS, "neon", 128, "llvm.aarch64.neon.addp.v4i32"),
+    Row(Operation.TILES_OF_SIGNED_BYTES, "amx-int8", 512, "llvm.x86.tdpbssd"),
+    Row(Operation.TILE_SIZES, "amx-tile", 512, "llvm.x86.ldtilecfg"),
+    Row(Operation.TILE_RELEASE, "amx-tile", 512, "llvm.x86.tilerelease"),
+    Row(Operation.TILE_ZERO, "amx-tile", 512, "llvm.x86.tilezero"),
+    Row(Operation.TILE_LOAD, "amx-tile", 512, "llvm.x86.tileloadd64"),
+    Row(Operation.TILE_STORE, "amx-tile", 512, "llvm.x86.tilestored64"),
 )
 
 
