@@ -13,6 +13,7 @@ moves whenever the first transfer begins to flow or the last one ends.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from fractions import Fraction
 from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING
@@ -116,6 +117,28 @@ class Contention:
         self._ends = [(made.end, order, made) for order, made in enumerate(running)]
         self._order = len(running)
         heapify(self._ends)
+
+    def part(self, queues: Sequence[Queue], others: Sequence[Queue]) -> None:
+        """The queues of another core from now on do what a core's own do."""
+        core, other = queues[0].core, others[0].core
+        for (of, memory), flowing in list(self._flowing.items()):
+            if of == core:
+                self._flowing[other, memory] = flowing
+        for made in self._running.get(core, ()):
+            twin = copy(made)
+            twin.queue = others[made.queue.number]
+            twin.queue.computing = twin
+            self._running.setdefault(other, []).append(twin)
+            self._order += 1
+            heappush(self._ends, (twin.end, self._order, twin))
+
+    def drop(self, core: int) -> None:
+        """Nothing of a core is under way any more."""
+        for made in self._running.pop(core, ()):
+            made.end = -1
+            made.queue.computing = None
+        for place in [place for place in self._flowing if place[0] == core]:
+            del self._flowing[place]
 
     def _aim(self, made: Computing) -> None:
         """Find an instruction's speed, and when it ends at that."""

@@ -32,7 +32,7 @@ from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from heapq import heappop, heappush
 from itertools import count
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Generic, TypeVar
 
 #: Units of a byte, and of a weight.
@@ -147,6 +147,18 @@ class Flows(Generic[_Token]):
         self._other[group] = None
         self._changed = True
         return finish
+
+    def take(self, group: Group[_Token]) -> list[tuple[int, _Token]]:
+        """All of a group's transfers, which are under way no more: what is left of each, in the
+        order of their ends.
+        """
+        service = self.service(group)
+        found = [(finish - service, token) for finish, _, token in sorted(group.ends, key=_by_end)]
+        group.ends.clear()
+        self._active.remove(group)
+        self._other[group] = None
+        self._changed = True
+        return found
 
     @property
     def busy(self) -> bool:
@@ -385,4 +397,5 @@ class Flows(Generic[_Token]):
 
 
 _by_most = attrgetter("most")
+_by_end = itemgetter(0, 1)
 _by_begun = attrgetter("begun")

@@ -61,7 +61,7 @@ class Phases:
             self.open.append([self.count, 0])
             self._ops.append(op)
         entry = self.open[place]
-        entry[0] -= 1
+        entry[0] -= len(queue.cores)
         entry[1] = max(entry[1], time)
         while self.open and not self.open[0][0]:
             self.completed(self.open.popleft()[1], self._ops.popleft())
@@ -80,10 +80,9 @@ class Phases:
         woken, self.waiting = self.waiting, []
         return sorted(woken, key=lambda q: (q.core, q.number))
 
-    def state(self, now: int, queues: list[Queue]) -> tuple[object, ...]:
+    def state(self, now: int) -> tuple[object, ...]:
         """What is still to come, counted from now."""
         return (
-            tuple([(q.begun - self.complete, q.ended - self.complete) for q in queues]),
             tuple([max(t + self.latency - now, 0) for t in self.times if t + self.latency > now]),
             tuple([(missing, max(time - now, 0)) for missing, time in self.open]),
         )

@@ -4,9 +4,7 @@ A loop's body, once its pipeline is full, often does the same again and again, a
 Where a replay is in a state that it was in before, with every time counted from now, and every
 queue's stream goes on as it did then, all that follows is what followed then: the replay may jump
 ahead over as many repetitions as the streams hold.  Nothing is estimated.  A state is the whole of
-it: where each queue stands, what is in flight and how much of it is left, what the semaphores hold
-and what is on its way to them.  A time that has passed counts as now, since whatever may still ask
-for it happens later.
+it (:mod:`dure.sim.state`).
 
 States are looked at whenever one and the same transfer lands; after 1, 2, 4, ... of these looks
 (as in Brent's cycle detection) the state is kept, and each is compared with those that were.  They
@@ -19,18 +17,14 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from dataclasses import dataclass
-from operator import attrgetter
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from dure.ir.core import Op
 from dure.sim.items import Transfer
+from dure.sim.state import State, busy_until, states_of
 
 if TYPE_CHECKING:
-    from dure.sim.contention import Computing
-    from dure.sim.flows import Flows
     from dure.sim.replay import Flight, Queue, Replay
-
-_State: TypeAlias = tuple[object, ...]
 
 #: The least number of events that is worth a jump.
 WORTHWHILE = 100
@@ -43,8 +37,8 @@ _PARTS, _FEWEST, _COMPARED = 100_000, 64, 4
 class _Kept:
     """A state, and what it was counted from."""
 
-    quick: _State
-    whole: _State
+    quick: State
+    whole: State
     now: int
     events: int
     at: tuple[int, ...]
@@ -62,7 +56,7 @@ class Recurrence:
         #: What is watched: a transfer of the queue that has most left of those that were in flight.
         self._anchor: tuple[Queue, Transfer] | None = None
         self._longest: Queue | None = None
-        self._kept: dict[_State, deque[_Kept]] = {}
+        self._kept: dict[State, deque[_Kept]] = {}
         parts = len(self.queues) + sum(map(len, replay.semaphores))
         self._most = max(_FEWEST, _PARTS // max(parts, 1))
         self._seen = 0
@@ -134,7 +128,7 @@ class Recurrence:
             self._keep(quick, now)
         return now
 
-    def _keep(self, quick: _State, now: int) -> None:
+    def _keep(self, quick: State, now: int) -> None:
         self._kept.setdefault(quick, deque(maxlen=_COMPARED)).append(self._state(quick, now))
         self._next = 2 * max(self._seen, self._next, 1)
         if len(self._kept) > self._most:
@@ -145,47 +139,29 @@ class Recurrence:
         self._anchor, self._longest = None, None
         self._seen, self._next = 0, 1
 
-    def _state(self, quick: _State, now: int) -> _Kept:
+    def _state(self, quick: State, now: int) -> _Kept:
         return _Kept(
             quick,
             self._whole(now),
             now,
             self.replay.events,
             tuple([q.position for q in self.queues]),
-            tuple([_busy(q, now) for q in self.queues]),
+            tuple([busy_until(q, now) for q in self.queues]),
             Counter(self.replay.phases.spent),
         )
 
-    def _quick(self, now: int) -> _State:
+    def _quick(self, now: int) -> State:
         """A part of the state that is cheap to find."""
         replay = self.replay
         end = replay.flows.next_end()
         first = replay.starts[0][0] - now if replay.starts else -1
         return (first, len(replay.starts), -1 if end is None else end - now)
 
-    def _whole(self, now: int) -> _State:
-        queues = [
-            (
-                max(q.time - now, 0),
-                max(q.done - now, 0),
-                q.held,
-                q.flowing,
-                None if q.computing is None else _computing(q.computing, now),
-                tuple([_flight(f, self.replay.flows, now) for f in q.flying]),
-            )
-            for q in self.queues
-        ]
-        semaphores: list[object] = []
-        awake = self.replay.awake
-        for semaphore in sorted(awake, key=_number):
-            semaphore.take_in(now)
-            if semaphore.rests:
-                awake.remove(semaphore)
-                continue
-            arriving = tuple([(t - now, n) for t, n in semaphore.arriving])
-            waits = semaphore.waiter is not None
-            semaphores.append((semaphore.number, semaphore.level, waits, arriving))
-        return (tuple(queues), tuple(semaphores), self.replay.phases.state(now, self.queues))
+    def _whole(self, now: int) -> State:
+        convoys = self.replay.convoys
+        convoys.catch_up()
+        found = states_of(self.replay, convoys.leaders, now)
+        return (tuple([found[core] for core in convoys.leader]), self.replay.phases.state(now))
 
     def _repetitions(self, kept: _Kept) -> int:
         """How often more all queues do what they did since then."""
@@ -209,8 +185,8 @@ class Recurrence:
     def _jump(self, kept: _Kept, now: int, times: int) -> int:
         replay, shift = self.replay, times * (now - kept.now)
         replay.events += times * (replay.events - kept.events)
-        for queue, at, busy in zip(self.queues, kept.at, kept.busy, strict=True):
-            queue.busy += times * (_busy(queue, now) - busy)
+        for queue, at, before in zip(self.queues, kept.at, kept.busy, strict=True):
+            queue.busy += times * (busy_until(queue, now) - before)
             if queue.left or queue.flying:
                 queue.time += shift
                 queue.done += shift
@@ -230,30 +206,6 @@ class Recurrence:
         replay.flows.now += shift
         if replay.contention is not None:
             replay.contention.shift(shift)
+        replay.convoys.moved()
         self._start_over()
         return now + shift
-
-
-_number = attrgetter("number")
-
-
-def _busy(queue: Queue, now: int) -> int:
-    return queue.busy + (now - queue.since if queue.flowing else 0)
-
-
-def _computing(computing: Computing, now: int) -> _State:
-    """What is still to come of an instruction under way."""
-    return (max(computing.since - now, 0), computing.remaining(now))
-
-
-def _flight(flight: Flight, flows: Flows[Flight], now: int) -> _State:
-    """What is still to come of a transfer in flight."""
-    signals = tuple([(max(t - now, 0), s, n) for t, s, n in flight.signals])
-    if flight.end is not None:
-        return (-1, max(flight.end - now, 0), signals)
-    if flight.group is None:
-        # Its instruction lies behind: what is compared of the queues' streams doesn't tell it.
-        return (-2, max(flight.start - now, 0), flight.transfer, signals)
-    contends = (flight.transfer.memory, flight.transfer.contends)
-    left = flight.finish - flows.service(flight.group)
-    return (flight.group.number, left, contends, signals)

@@ -21,16 +21,17 @@ replay of the dependencies.
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
+from itertools import count
 from typing import cast
 
 from dure.errors import IRError
 from dure.ir.core import Op
 from dure.sim.contention import Computing, Contention
+from dure.sim.convoys import Convoys
 from dure.sim.cost import ComputeCost
 from dure.sim.flows import Flows, Group
 from dure.sim.items import BEGIN, COMPUTE, END, MOVE, WAIT, Item, Transfer
@@ -56,7 +57,12 @@ class Happened:
 @dataclass(eq=False, slots=True)
 class Queue:
     """A queue of a core class, and how far it has come: it is at ``items[at]``, where the items
-    are those of a turn of a run of its stream, and the first has the position ``start`` there.
+    are those of a turn of a run of its stream, and the first has the position ``start`` there.  It
+    goes on up to ``stop`` in them; then it is looked what follows.
+
+    It stands for the queues of the classes ``cores``, which follow it (:mod:`dure.sim.convoys`).
+    Of one that follows, ``ahead`` and ``more`` say how many instructions further it is, and how
+    many picoseconds longer it was busy, than the one that stands for it.
 
     ``time``: when it is done with what it has executed; ``done``: when its last transfer completed;
     ``busy``: picoseconds of computing, or with bytes flowing; ``begun`` and ``ended``: phases.
@@ -68,6 +74,7 @@ class Queue:
     items: list[Item] = field(default_factory=list[Item])
     start: int = 0
     at: int = 0
+    stop: int = 0
     time: int = 0
     done: int = 0
     busy: int = 0
@@ -80,8 +87,12 @@ class Queue:
     computing: Computing | None = None
     begun: int = 0
     ended: int = 0
+    cores: tuple[int, ...] = ()
+    ahead: int = 0
+    more: int = 0
 
     def __post_init__(self) -> None:
+        self.cores = (self.core,)
         self.go_to(0)
 
     @property
@@ -98,6 +109,7 @@ class Queue:
         """Stand at a position of the stream."""
         self.items, self.at = self.stream.at(position)
         self.start = position - self.at
+        self.stop = len(self.items) if len(self.cores) == 1 else self.at
 
 
 #: In the place of a semaphore: the end of a phase.
@@ -122,14 +134,19 @@ class Flight:
     )
     record: Happened | None = None
 
+    def of(self, queue: Queue) -> Flight:
+        """The same transfer of another queue."""
+        return Flight(queue, self.transfer, self.start, self.end, None, 0, self.signals.copy())
+
 
 @dataclass(eq=False, slots=True)
 class _Semaphore:
     """``level``: what has been taken in and not yet been waited for; ``coming``: what is in
-    ``arriving``, (when, how much), in order; ``initial``: what it begins with; ``number``: of all
-    core classes'.
+    ``arriving``, (when, how much), in order; ``initial``: what it begins with; ``number``: of the
+    core class's.
     """
 
+    core: int
     number: int
     level: int
     initial: int
@@ -141,6 +158,11 @@ class _Semaphore:
     def rests(self) -> bool:
         """Whether it is as in the beginning."""
         return self.waiter is None and not self.arriving and self.level == self.initial
+
+    def rest(self) -> None:
+        """Be as in the beginning."""
+        self.waiter, self.level, self.coming = None, self.initial, 0
+        self.arriving.clear()
 
     def take_in(self, now: int) -> None:
         """Take in what has arrived."""
@@ -155,7 +177,8 @@ class Replay:
 
     ``groups(core class, transfer)`` gives the :class:`Group` that a transfer flows in;
     ``outstanding`` is by DMA engine; ``contention`` is there where a memory has any;
-    ``serial`` are DMA engines whose transfers flow one after another.
+    ``serial`` are DMA engines whose transfers flow one after another; ``devices`` are the classes';
+    ``apart`` replays each class by itself, whatever it does.
     """
 
     def __init__(
@@ -167,16 +190,18 @@ class Replay:
         flows: Flows[Flight],
         groups: Groups,
         record: bool,
+        devices: Sequence[int],
         contention: Contention | None = None,
         serial: frozenset[str] = frozenset(),
+        apart: bool = False,
     ) -> None:
         self.queues = [
             [Queue(core, number, stream) for number, stream in enumerate(queues)]
             for core, queues in enumerate(streams)
         ]
-        numbers = itertools.count()
         self.semaphores = [
-            [_Semaphore(next(numbers), level, level) for level in initial] for _ in streams
+            [_Semaphore(core, number, level, level) for number, level in enumerate(initial)]
+            for core in range(len(streams))
         ]
         #: Those that may not be as in the beginning.
         self.awake: set[_Semaphore] = set()
@@ -193,6 +218,9 @@ class Replay:
         self.events = 0
         self._ready = [queue for queues in self.queues for queue in queues]
         self.starts: list[tuple[int, int, Flight]] = []
+        self._order = count()
+        self.convoys = Convoys(self, devices)
+        self.convoys.due = self._joining = not (record or apart)
 
     def run(self) -> int:
         """Run to the end; gives when it is."""
@@ -225,6 +253,7 @@ class Replay:
             if contention is not None:
                 for computing in contention.ended(now):
                     self._computed(computing, now)
+        self.convoys.catch_up()
         queues = [queue for queues in self.queues for queue in queues]
         return max((max(queue.time, queue.done) for queue in queues), default=0)
 
@@ -232,15 +261,22 @@ class Replay:
         """Execute all that can be now; gives the time, which is later after a phase like an earlier
         one.
         """
-        ready, phases = self._ready, self.phases
+        ready, phases, convoys = self._ready, self.phases, self.convoys
         while True:
             while ready:
                 self._go_on(ready.pop())
+            if convoys.parting:
+                ready += convoys.part()
+                continue
             if phases.known == phases.complete:
-                return now
+                break
             if rests is not None:
                 now = rests.look(now)
             ready += phases.go_on()
+            convoys.due = self._joining
+        if convoys.due:
+            convoys.join()
+        return now
 
     def stuck(self) -> list[Queue]:
         """The queues that did not come to their end."""
@@ -248,16 +284,16 @@ class Replay:
 
     def _go_on(self, queue: Queue) -> None:
         """Execute a queue's instructions until one can't be yet."""
-        items, at, time = queue.items, queue.at, queue.time
-        count, record = len(items), self.record
+        items, at, stop, time = queue.items, queue.at, queue.stop, queue.time
+        record = self.record
         semaphores = self.semaphores[queue.core]
         while True:
-            if at == count:
+            if at >= stop:
                 queue.at = at
-                if not queue.left:
+                further = self._further(queue)
+                items, at, stop = queue.items, queue.at, queue.stop
+                if not further:
                     break
-                queue.go_to(queue.position)
-                items, at, count = queue.items, queue.at, len(queue.items)
             item = items[at]
             kind, _, more = item
             if kind == COMPUTE:
@@ -304,6 +340,13 @@ class Replay:
                     self._signal(semaphores[number], max(time, queue.done), change)
             at += 1
         queue.at, queue.time = at, time
+
+    def _further(self, queue: Queue) -> bool:
+        """Whether a queue goes on from its ``stop``, to another one."""
+        if len(queue.cores) > 1:
+            return self.convoys.further(queue)
+        queue.go_to(queue.position)
+        return queue.at < queue.stop
 
     def _computed(self, computing: Computing, now: int) -> None:
         """An instruction that may have contended has ended."""
@@ -354,9 +397,9 @@ class Replay:
             if transfer.dma in self.serial:
                 line = queue.core, transfer.dma, transfer.relation
                 self.lines.setdefault(line, deque()).append(flight)
-            self.events += 1
+            self.events += len(queue.cores)
             flight.start = free + transfer.delay
-            heappush(self.starts, (flight.start, self.events, flight))
+            self.start(flight)
         elif flying:
             flight.end = free
             flying.append(flight)
@@ -364,14 +407,17 @@ class Replay:
             queue.done = max(queue.done, free)
         return free
 
+    def start(self, flight: Flight) -> None:
+        """A transfer's bytes are to flow when it starts; of several at once, first come first."""
+        heappush(self.starts, (flight.start, next(self._order), flight))
+
     def _take_off(self, flight: Flight, now: int) -> None:
         queue, transfer = flight.queue, flight.transfer
         if transfer.dma in self.serial:
             line = self.lines[queue.core, transfer.dma, transfer.relation]
             if flight.group or line[0] is not flight:
                 return
-        flight.group = group = self.groups.of(queue.core, transfer)
-        flight.finish = self.flows.start(group, transfer.units, flight)
+        self.flow(flight, transfer.units)
         if not queue.flowing:
             queue.since = now
         queue.flowing += 1
@@ -380,11 +426,16 @@ class Replay:
         if flight.record is not None:
             flight.record.flow = now
 
+    def flow(self, flight: Flight, units: int) -> None:
+        """So much of a transfer is to flow from now on."""
+        flight.group = self.groups.of(flight.queue.cores, flight.transfer)
+        flight.finish = self.flows.start(flight.group, units, flight)
+
     def _landed(self, flight: Flight, now: int) -> None:
         """A transfer's bytes have flowed; complete what now is complete, in order."""
-        self.events += 1
-        flight.end = now
         queue = flight.queue
+        self.events += len(queue.cores)
+        flight.end = now
         queue.flowing -= 1
         if self.contention is not None:
             transfer = flight.transfer
@@ -420,9 +471,9 @@ class Replay:
 
 
 class Groups:
-    """The group of each core class's transfers: by limit and weight at the home memory, given the
-    resources that a class's transfers use, by DMA engine and relation: (resource, parts of a
-    transfer's weight there or None for the home memory's, multiplicity).
+    """The group of the transfers of core classes together: by limit and weight at the home memory,
+    given the resources that a class's transfers use, by DMA engine and relation: (resource, parts
+    of a transfer's weight there or None for the home memory's, multiplicity).
     """
 
     def __init__(
@@ -432,20 +483,29 @@ class Groups:
     ) -> None:
         self.flows = flows
         self.uses = uses
-        self._known: dict[tuple[int, str, int, int, int], Group[Flight]] = {}
+        self._known: dict[tuple[tuple[int, ...], str, int, int, int], Group[Flight]] = {}
 
-    def of(self, core: int, transfer: Transfer) -> Group[Flight]:
-        """The group of a class's transfer."""
-        key = (core, transfer.dma, transfer.limit, transfer.weight, transfer.relation)
+    def of(self, cores: tuple[int, ...], transfer: Transfer) -> Group[Flight]:
+        """The group of a transfer that each of these classes makes."""
+        key = (cores, transfer.dma, transfer.limit, transfer.weight, transfer.relation)
         found = self._known.get(key)
         if found is None:
             uses = tuple(
                 (resource, (transfer.weight if weight is None else weight) * times)
-                for resource, weight, times in self.uses(core, transfer.dma, transfer.relation)
+                for resource, weight, times in self._together(cores, transfer)
                 if transfer.weight or weight is not None
             )
             found = self._known[key] = self.flows.group(transfer.limit, uses)
         return found
+
+    def _together(
+        self, cores: Sequence[int], transfer: Transfer
+    ) -> Iterator[tuple[int, int | None, int]]:
+        """What the classes use together; of what each has for itself, what the first does."""
+        uses = [self.uses(core, transfer.dma, transfer.relation) for core in cores]
+        for ways in zip(*uses, strict=True):
+            resource, weight, _ = ways[0]
+            yield resource, weight, sum(times for used, _, times in ways if used == resource)
 
 
 def deadlock(stuck: Sequence[Queue], queues: Sequence[str], semaphores: Sequence[str]) -> IRError:

@@ -75,6 +75,7 @@ class Rests:
         """
         begun, self._begun = self._begun, None
         while self._at_rest():
+            self.replay.convoys.part_all()
             rest = self._rest()
             if begun is not None and begun[1].complete + 1 == rest.complete:
                 self._known[begun[0]] = self._since(begun[1], rest)
@@ -95,12 +96,13 @@ class Rests:
         """Whether nothing but the begin of the next phase, of all queues, is to come."""
         replay = self.replay
         phases = replay.phases
-        if len(phases.waiting) != phases.count or phases.open or not phases.times:
+        waiting = sum([len(queue.cores) for queue in phases.waiting])
+        if waiting != phases.count or phases.open or not phases.times:
             return False
         start, complete = phases.times[-1] + phases.latency, phases.complete
         if replay.starts or replay.flows.busy:
             return False
-        for queue in self.queues:
+        for queue in phases.waiting:
             if queue.flying or queue.computing is not None or max(queue.time, queue.done) > start:
                 return False
             if queue.begun != complete or queue.ended != complete:

@@ -6,7 +6,8 @@ Equal turns of a loop are laid out once, so that a stream of many turns takes th
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import compress, count
 from operator import is_not
 
 from dure.sim.items import Item
@@ -73,12 +74,13 @@ class Stream:
             after = (second - begin) % len(items)
             part = min(size, len(before) - place, len(items) - after, stop - second)
             left, right = before[place : place + part], items[after : after + part]
-            if any(map(is_not, left, right)):
-                return second - start + _same(left, right)
+            found = same(left, right)
+            if found < part:
+                return second - start + found
             first, second, size = first + part, second + part, min(2 * size, _LAST)
         return second - start
 
 
-def _same(first: list[Item], second: list[Item]) -> int:
+def same(first: Sequence[Item], second: Sequence[Item]) -> int:
     """How many of the first entries are the same."""
-    return next(n for n, (a, b) in enumerate(zip(first, second, strict=True)) if a is not b)
+    return next(compress(count(), map(is_not, first, second)), min(len(first), len(second)))

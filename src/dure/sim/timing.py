@@ -155,8 +155,10 @@ def simulate(
         flows,
         Groups(flows, ways.uses),
         record,
+        [entry.device for entry in classes],
         Contention(streams.losses) if streams.losses else None,
         frozenset(name for name, dma in chip.dma.items() if dma.serial),
+        full,
     )
     flows.log = [] if record else None
     makespan = replay.run()
