@@ -109,6 +109,8 @@ class Flows(Generic[_Token]):
         self._active: list[Group[_Token]] = []
         self._started = 0
         self._changed = False
+        #: From now to the next end; -1: not known.
+        self._wait = -1
         self._known: dict[tuple[tuple[int, int], ...], list[int]] = {}
         #: Groups whose transfers are others than when rates were last found.
         self._other: dict[Group[_Token], None] = {}
@@ -177,20 +179,23 @@ class Flows(Generic[_Token]):
         """When the next transfer ends, if nothing starts before."""
         if self._changed:
             self._settle()
+        if not self._active:
+            return None
+        if self._wait < 0:
+            self._wait = self._soonest()
+        return self.now + self._wait
+
+    def _soonest(self) -> int:
+        """How long it is to the next end."""
         if self._level:
-            return self.now - (self._risen - self._first()) // self._level
-        soonest = None
-        for group in self._active:
-            wait = (group.ends[0][0] - group.service + group.rate - 1) // group.rate
-            if soonest is None or wait < soonest:
-                soonest = wait
-        return None if soonest is None else self.now + soonest
+            return -((self._risen - self._first()) // self._level)
+        return min([-((g.service - g.ends[0][0]) // g.rate) for g in self._active])
 
     def advance(self, time: int) -> list[_Token]:
         """Go on to ``time``, no later than the next end; gives the transfers that end then."""
         if self._changed:
             self._settle()
-        passed, self.now = time - self.now, time
+        passed, self.now, self._wait = time - self.now, time, -1
         ended: list[_Token] = []
         for group in self._received(passed):
             ends, service = group.ends, self.service(group)
@@ -227,7 +232,7 @@ class Flows(Generic[_Token]):
             heappop(entries)
 
     def _settle(self) -> None:
-        self._changed = False
+        self._changed, self._wait = False, -1
         active = self._active
         if len(active) > _REMEMBERED:
             others = list(self._other)

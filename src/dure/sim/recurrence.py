@@ -62,11 +62,11 @@ class Recurrence:
         self._seen = 0
         self._next = 1
         #: The phase at whose end states are compared, the state at its last one, and the phases
-        #: that were complete since.
+        #: that were complete since; how many are, as far as was looked.
         self._phase: Op | None = None
         self._turn: _Kept | None = None
         self._once: set[Op] = set()
-        self._complete = 0
+        self.complete = 0
 
     def landed(self, flight: Flight) -> None:
         """A transfer has landed: the state is looked at when all that follows now has happened."""
@@ -79,13 +79,11 @@ class Recurrence:
         self.due = self.due or self._anchor == (flight.queue, flight.transfer)
 
     def completed(self, now: int) -> int:
-        """Phases may be complete: where the watched one is, a turn of its loop has gone by.  Gives
-        the time after a jump, if there was one.
+        """Phases are complete: where the watched one is, a turn of its loop has gone by.  Gives the
+        time after a jump, if there was one.
         """
         phases = self.replay.phases
-        if phases.complete == self._complete:
-            return now
-        self._complete = phases.complete
+        self.complete = phases.complete
         self._start_over()
         op = phases.latest
         if op is None:

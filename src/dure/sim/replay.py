@@ -34,7 +34,7 @@ from dure.sim.contention import Computing, Contention
 from dure.sim.convoys import Convoys
 from dure.sim.cost import ComputeCost
 from dure.sim.flows import Flows, Group
-from dure.sim.items import BEGIN, COMPUTE, END, MOVE, WAIT, Item, Transfer
+from dure.sim.items import BEGIN, COMPUTE, MOVE, SIGNAL, WAIT, Item, Transfer
 from dure.sim.phases import Phases
 from dure.sim.recurrence import Recurrence
 from dure.sim.rests import Rests
@@ -225,15 +225,18 @@ class Replay:
     def run(self) -> int:
         """Run to the end; gives when it is."""
         flows, starts, contention = self.flows, self.starts, self.contention
+        ready, phases = self._ready, self.phases
         recurrence = None if self.record else Recurrence(self)
         rests = None if self.record else Rests(self)
         now = 0
         while True:
-            now = self._all_go_on(now, rests)
+            if ready or phases.known != phases.complete:
+                now = self._all_go_on(now, rests)
             if recurrence is not None:
                 if recurrence.due:
                     now = recurrence.look(now)
-                now = recurrence.completed(now)
+                if recurrence.complete != phases.complete:
+                    now = recurrence.completed(now)
             end = flows.next_end()
             if starts and (end is None or starts[0][0] < end):
                 end = starts[0][0]
@@ -296,8 +299,29 @@ class Replay:
                     break
             item = items[at]
             kind, _, more = item
-            if kind == COMPUTE:
-                cost = cast(ComputeCost, more)
+            if kind == WAIT:
+                number, change = more
+                until = self._wait(semaphores[number], change)
+                if until < 0:
+                    semaphores[number].waiter = queue
+                    break
+                if record:
+                    queue.waits.append((number, time, max(time, until)))
+                if until > time:
+                    time = until
+            elif kind == SIGNAL:
+                number, change = more
+                if queue.flying:
+                    queue.flying[-1].signals.append((time, number, change))
+                else:
+                    self._signal(semaphores[number], max(time, queue.done), change)
+            elif kind == MOVE:
+                free = self._issue(queue, item, time)
+                if free < 0:
+                    break
+                time = free
+            elif kind == COMPUTE:
+                cost: ComputeCost = more
                 ps = cost.ps
                 if cost.memories and ps and self.contention is not None:
                     self.contention.begin(queue, cost.memories, time, ps)
@@ -306,11 +330,6 @@ class Replay:
                     self._happened(queue, item, time, time + ps)
                 time += ps
                 queue.busy += ps
-            elif kind == MOVE:
-                free = self._issue(queue, item, time)
-                if free < 0:
-                    break
-                time = free
             elif kind == BEGIN:
                 until = self.phases.begin(queue, more)
                 if until < 0:
@@ -318,26 +337,10 @@ class Replay:
                 if record:
                     queue.waits.append((PHASE, time, max(time, until)))
                 time = max(time, until)
-            elif kind == END:
-                if queue.flying:
-                    queue.flying[-1].signals.append((time, PHASE, item[1]))
-                else:
-                    self.phases.end(queue, max(time, queue.done), item[1])
+            elif queue.flying:
+                queue.flying[-1].signals.append((time, PHASE, item[1]))
             else:
-                number, change = cast("tuple[int, int]", more)
-                if kind == WAIT:
-                    until = self._wait(semaphores[number], change)
-                    if until < 0:
-                        semaphores[number].waiter = queue
-                        break
-                    if record:
-                        queue.waits.append((number, time, max(time, until)))
-                    if until > time:
-                        time = until
-                elif queue.flying:
-                    queue.flying[-1].signals.append((time, number, change))
-                else:
-                    self._signal(semaphores[number], max(time, queue.done), change)
+                self.phases.end(queue, max(time, queue.done), item[1])
             at += 1
         queue.at, queue.time = at, time
 

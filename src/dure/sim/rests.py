@@ -189,30 +189,33 @@ class Rests:
         order: dict[int, int] = {}
         digest = blake2b(digest_size=16)
         for items, first, last in spans:
-            codes = array("q")
-            for place in range(first, last):
-                item = items[place]
+            span = items[first:last]
+            # Each instruction once, in the order in which they come first.
+            codes: dict[int, int] = {}
+            for key, item in dict(zip(map(id, span), span, strict=True)).items():
                 kind, _, more = item
                 if kind in (WAIT, SIGNAL):
                     number, count = cast("tuple[int, int]", more)
                     part = order.setdefault(number, len(order))
-                    codes.extend((kind, part, initial[number], count))
+                    codes[key] = self._number((kind, part, initial[number], count))
                 else:
-                    codes.append(self._code(item))
-            digest.update(len(codes).to_bytes(8, "little"))
-            digest.update(codes.tobytes())
+                    codes[key] = self._code(item)
+            digest.update(len(span).to_bytes(8, "little"))
+            digest.update(array("q", map(codes.__getitem__, map(id, span))).tobytes())
         return digest.digest()
 
     def _code(self, item: Item) -> int:
-        """A number for what an instruction costs, above those of the kinds."""
+        """A number for what an instruction costs."""
         code = self._items.get(id(item))
         if code is None:
             kind, _, more = item
-            cost = (kind, more.ps, more.memories) if kind == COMPUTE else (kind, more)
             assert kind in (COMPUTE, MOVE, BEGIN, END)
-            code = self._codes.setdefault(cost, len(self._codes) + 16)
-            self._items[id(item)] = code
+            cost = (kind, more.ps, more.memories) if kind == COMPUTE else (kind, more)
+            code = self._items[id(item)] = self._number(cost)
         return code
+
+    def _number(self, what: object) -> int:
+        return self._codes.setdefault(what, len(self._codes))
 
 
 def _ended(span: _Span) -> Op:

@@ -83,4 +83,6 @@ class Stream:
 
 def same(first: Sequence[Item], second: Sequence[Item]) -> int:
     """How many of the first entries are the same."""
+    if first == second:
+        return len(first)
     return next(compress(count(), map(is_not, first, second)), min(len(first), len(second)))

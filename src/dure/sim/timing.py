@@ -167,7 +167,8 @@ def simulate(
     stuck = replay.stuck()
     if stuck:
         raise deadlock(stuck, streams.queues, names)
-    tally = [_Tally(queues) for queues in traced]
+    known: dict[int, Item] = {}
+    tally = [_Tally(queues, known) for queues in traced]
     launch = duration(chip, chip.launch)
     total = makespan + launch
     busiest = _busiest(replay.queues)
@@ -193,9 +194,11 @@ def simulate(
 
 
 class _Tally:
-    """What a core's streams amount to, whenever it happens."""
+    """What a core's streams amount to, whenever it happens; ``known`` are instructions of all
+    cores by their identities.
+    """
 
-    def __init__(self, queues: Sequence[Stream]) -> None:
+    def __init__(self, queues: Sequence[Stream], known: dict[int, Item]) -> None:
         self.engines: Counter[str] = Counter()
         self.flops = 0
         self.home = Fraction()
@@ -205,14 +208,15 @@ class _Tally:
         self.sent: Counter[int] = Counter()
         self.homes: dict[str, Fraction] = {}
         for queue in queues:
-            items: dict[int, Item] = {}
             counts: Counter[int] = Counter()
             for run, turns in queue.runs:
-                items |= dict(zip(map(id, run), run, strict=True))
-                for key, count in Counter(map(id, run)).items():
+                found = Counter(map(id, run))
+                if not found.keys() <= known.keys():
+                    known |= zip(map(id, run), run, strict=True)
+                for key, count in found.items():
                     counts[key] += count * turns
             for key, times in counts.items():
-                kind, op, more = items[key]
+                kind, op, more = known[key]
                 if kind == COMPUTE:
                     cost: ComputeCost = more
                     for name, ps in cost.engines.items():
