@@ -62,17 +62,18 @@ class Group(Generic[_Token]):
         "_together",
         "begun",
         "ends",
+        "first",
         "held",
         "limit",
         "most",
-        "number",
         "rate",
         "service",
         "uses",
     )
 
     def __init__(self, number: int, limit: int, uses: tuple[tuple[int, int], ...]) -> None:
-        self.number = number
+        #: What tells it with none of its transfers from others; with more, from itself.
+        self.first = number << 32
         self.limit = limit
         together: dict[int, int] = {}
         for resource, weight in uses:
@@ -111,7 +112,8 @@ class Flows(Generic[_Token]):
         self._changed = False
         #: From now to the next end; -1: not known.
         self._wait = -1
-        self._known: dict[tuple[tuple[int, int], ...], list[int]] = {}
+        #: Rates by what is under way.
+        self._known: dict[tuple[int, ...], list[int]] = {}
         #: Groups whose transfers are others than when rates were last found.
         self._other: dict[Group[_Token], None] = {}
         #: By resource: the weights of all groups.
@@ -196,24 +198,18 @@ class Flows(Generic[_Token]):
         if self._changed:
             self._settle()
         passed, self.now, self._wait = time - self.now, time, -1
-        ended: list[_Token] = []
-        for group in self._received(passed):
-            ends, service = group.ends, self.service(group)
-            if ends[0][0] <= service:
-                self._other[group] = None
-                while ends and ends[0][0] <= service:
-                    ended.append(heappop(ends)[2])
-        if ended:
-            self._changed = True
-            self._active = [group for group in self._active if group.ends]
-        return ended
-
-    def _received(self, passed: int) -> Sequence[Group[_Token]]:
-        """Let time pass; gives the groups of which something may have ended."""
-        if not self._level:
+        if self._level:
+            ended = self._risen_by(passed)
+        else:
+            ended: list[Group[_Token]] = []
             for group in self._active:
-                group.service += group.rate * passed
-            return self._active
+                group.service = service = group.service + group.rate * passed
+                if group.ends[0][0] <= service:
+                    ended.append(group)
+        return self._ended(ended) if ended else []
+
+    def _risen_by(self, passed: int) -> list[Group[_Token]]:
+        """Let time pass for groups of one rate; gives those of which something ends."""
         self._risen += self._level * passed
         found: dict[Group[_Token], None] = {}
         while self._next and self._next[0][0] <= self._risen:
@@ -221,6 +217,21 @@ class Flows(Generic[_Token]):
             if group.ends and group.ends[0][0] - group.service == end:
                 found[group] = None
         return sorted(found, key=_by_begun)
+
+    def _ended(self, groups: Iterable[Group[_Token]]) -> list[_Token]:
+        """The transfers of these groups that end now."""
+        found: list[_Token] = []
+        empty = False
+        for group in groups:
+            self._other[group] = None
+            ends, service = group.ends, self.service(group)
+            while ends and ends[0][0] <= service:
+                found.append(heappop(ends)[2])
+            empty |= not ends
+        if empty:
+            self._active = [group for group in self._active if group.ends]
+        self._changed = True
+        return found
 
     def _first(self) -> int:
         """When the first transfer ends, in terms of what all receive; there is one."""
@@ -241,11 +252,13 @@ class Flows(Generic[_Token]):
             if level:
                 self._rise(level, others)
             else:
-                self._apart()
+                if self._level:
+                    self._apart()
                 self._set(self._rates(active))
         else:
-            self._apart()
-            key = tuple([(group.number, len(group.ends)) for group in active])
+            if self._level:
+                self._apart()
+            key = tuple([group.first + len(group.ends) for group in active])
             rates = self._known.get(key)
             if rates is None:
                 self._renew()
@@ -268,12 +281,11 @@ class Flows(Generic[_Token]):
         self._level = level
 
     def _apart(self) -> None:
-        """Each group has its own rate from now on."""
-        if self._level:
-            for group in self._active:
-                group.service += self._risen
-            self._level = self._risen = 0
-            self._next.clear()
+        """Groups that had one rate have their own from now on."""
+        for group in self._active:
+            group.service += self._risen
+        self._level = self._risen = 0
+        self._next.clear()
 
     def _using(self) -> dict[int, int]:
         """What is used of each resource, in the units of ``capacities``."""
