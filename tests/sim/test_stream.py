@@ -33,6 +33,7 @@ def test_a_stream_of_runs_is_the_stream_laid_out(seed: int) -> None:
     some: list[Any] = [(0, None, name) for name in "ab"]
     sizes = [rng.choice((0, 1, 2, 5, 50)) for _ in range(rng.randint(1, 5))]
     runs = [(rng.choices(some, (9, 1), k=size), rng.choice((0, 1, 2, 7))) for size in sizes]
+    runs += rng.choices(runs, k=rng.choice((0, 3, 12)))
     stream = Stream(runs)
     flat = [item for items, times in runs for _ in range(times) for item in items]
     assert list(stream) == flat

@@ -59,11 +59,16 @@ class Convoys:
         do the same until then.  Where they don't, they are to part.
         """
         queue.go_to(queue.position)
-        parts = [items[at : at + _COMPARED] for items, at in self._places(queue)]
-        alike = min([same(parts[0], part) for part in parts])
+        items, at = queue.items, queue.at
+        others = [(o, there) for o, there in self._places(queue) if o is not items or there != at]
+        if not others:
+            queue.stop = len(items)
+            return at < queue.stop
+        parts = [o[there : there + _COMPARED] for o, there in (*others, (items, at))]
+        alike = min([same(parts[-1], part) for part in parts])
         if not alike and any(parts):
             self.parting.append(queue)
-        queue.stop = queue.at + alike
+        queue.stop = at + alike
         return alike > 0
 
     def _places(self, queue: Queue) -> Iterator[tuple[list[Item], int]]:

@@ -66,13 +66,15 @@ class Group(Generic[_Token]):
         "held",
         "limit",
         "most",
+        "number",
         "rate",
         "service",
         "uses",
     )
 
     def __init__(self, number: int, limit: int, uses: tuple[tuple[int, int], ...]) -> None:
-        #: What tells it with none of its transfers from others; with more, from itself.
+        self.number = number
+        #: With the number of its transfers added, what tells it from others and from itself.
         self.first = number << 32
         self.limit = limit
         together: dict[int, int] = {}

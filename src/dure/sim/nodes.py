@@ -81,8 +81,11 @@ class Loop(Node):
         self.needs = names_of(start) | names_of(stop) | (inside - {self.name})
         self.listed = any(node.listed for node in self.body)
         # Phases leave nothing behind that a later one hangs on.
-        apart = all(isinstance(node, Phase) for node in self.body)
-        self.alike = self.name not in inside and (apart or not self.listed)
+        phases = [node for node in self.body if isinstance(node, Phase)]
+        self.apart = len(phases) == len(self.body)
+        self.alike = self.name not in inside and (self.apart or not self.listed)
+        for phase in phases if self.outermost and self.apart else ():
+            phase.whole = True
 
     def trace(self, env: Env) -> None:
         turns = range(self.start(env), self.stop(env), self.step)
@@ -97,16 +100,19 @@ class Loop(Node):
 
     def _repeat(self, env: Env, turns: range) -> None:
         """All turns from the first."""
+        more = len(turns) - 1
         if self.outermost:
             self.streams.close()
-        before = [len(stream) for stream in self.out]
+        before, runs = [len(stream) for stream in self.out], self.streams.runs
         env[self.name] = turns[0]
         for node in self.body:
             node.trace(env)
         if self.outermost:
-            self.streams.close(len(turns))
+            if self.apart:
+                self.streams.repeat(runs, more)
+            else:
+                self.streams.close(len(turns))
             return
-        more = len(turns) - 1
         self._check(more * (sum(map(len, self.out)) - sum(before)))
         for stream, start in zip(self.out, before, strict=True):
             if len(stream) > start:
@@ -128,10 +134,13 @@ def _least(node: Node) -> int:
 
 
 class Phase(Node):
-    """A phase: every queue of the program begins and ends it."""
+    """A phase: every queue of the program begins and ends it.  A ``whole`` one is a run of its own,
+    which many cores, and turns of a loop, may have in common.
+    """
 
     def __init__(self, streams: Streams, op: Op) -> None:
-        self.out, self.lists = streams.out, streams.lists
+        self.streams, self.out, self.lists = streams, streams.out, streams.lists
+        self.whole = not streams.depth
         ahead: tuple[str, ...] = op.attr("ahead")
         self.begins: list[Item] = [
             (BEGIN, op, op.attr("lag") if name in ahead else 0) for name in streams.queues
@@ -152,12 +161,16 @@ class Phase(Node):
     def trace(self, env: Env) -> None:
         for buffer in self.buffers:
             self.lists.reset(buffer)
+        if self.whole:
+            self.streams.close()
         for stream, begin in zip(self.out, self.begins, strict=True):
             stream.append(begin)
         for node in self.body:
             node.trace(env)
         for stream in self.out:
             stream.append(self.end)
+        if self.whole:
+            self.streams.close()
 
 
 class Branch(Node):

@@ -289,6 +289,8 @@ class Replay:
         """Execute a queue's instructions until one can't be yet."""
         items, at, stop, time = queue.items, queue.at, queue.stop, queue.time
         record = self.record
+        number: int
+        change: int
         semaphores = self.semaphores[queue.core]
         while True:
             if at >= stop:

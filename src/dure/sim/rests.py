@@ -174,18 +174,18 @@ class Rests:
         """Equal for phases that are alike."""
         found: list[bytes] = []
         place = 0
-        for core, queues in enumerate(self.replay.queues):
+        for queues in self.replay.queues:
             own = spans[place : place + len(queues)]
             place += len(queues)
-            where = (core, *((id(items), first, last) for items, first, last in own))
+            where = tuple([(id(items), first, last) for items, first, last in own])
             digest = self._keys.get(where)
             if digest is None:
-                digest = self._keys[where] = self._digest(core, own)
+                digest = self._keys[where] = self._digest(own)
             found.append(digest)
         return tuple(found)
 
-    def _digest(self, core: int, spans: Sequence[_Span]) -> bytes:
-        initial = [semaphore.initial for semaphore in self.replay.semaphores[core]]
+    def _digest(self, spans: Sequence[_Span]) -> bytes:
+        initial = [semaphore.initial for semaphore in self.replay.semaphores[0]]
         order: dict[int, int] = {}
         digest = blake2b(digest_size=16)
         for items, first, last in spans:

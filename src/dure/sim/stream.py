@@ -9,8 +9,11 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import compress, count
 from operator import is_not
+from typing import TypeAlias
 
 from dure.sim.items import Item
+
+_Run: TypeAlias = tuple[list[Item], int]
 
 #: Instructions that are compared at first; then twice as many, as long as they are the same.
 _FIRST, _LAST = 32, 8192
@@ -21,7 +24,7 @@ class Stream:
     instructions are one object.
     """
 
-    def __init__(self, runs: Iterable[tuple[list[Item], int]]) -> None:
+    def __init__(self, runs: Iterable[_Run]) -> None:
         self.runs = [run for run in runs if run[0] and run[1]]
         #: The position of the first instruction of each run.
         self.starts: list[int] = []
@@ -40,8 +43,8 @@ class Stream:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """Equal for streams of the same program that are the same."""
-        return tuple([(times, *map(id, items)) for items, times in self.runs])
+        """Equal for streams whose runs are the same lists, as often."""
+        return tuple([(times, id(items)) for items, times in self.runs])
 
     def at(self, position: int) -> tuple[list[Item], int]:
         """The items of the run that a position is in, and its place in them; of the end, the last
@@ -64,6 +67,10 @@ class Stream:
         stop = min(self._count, second + most)
         while second < stop:
             number = bisect_right(self.starts, second) - 1
+            common = self._common(first, second, number, stop)
+            if common:
+                first, second = first + common, second + common
+                continue
             (items, times), begin = self.runs[number], self.starts[number]
             if first >= begin and (second - first) % len(items) == 0:
                 # Both are in one run, whole turns apart.
@@ -78,7 +85,25 @@ class Stream:
             if found < part:
                 return second - start + found
             first, second, size = first + part, second + part, min(2 * size, _LAST)
-        return second - start
+        return min(second, stop) - start
+
+    def _common(self, first: int, second: int, number: int, stop: int) -> int:
+        """How many instructions from two positions on are those of equal runs, one after another;
+        ``number`` is the run of the second, and at ``stop`` it is enough.
+        """
+        runs, starts = self.runs, self.starts
+        other = bisect_right(starts, first) - 1
+        if number == other or first - starts[other] != second - starts[number]:
+            return 0
+        last = number
+        while last < len(runs) and starts[last] < stop and _equal(runs[other], runs[last]):
+            other, last = other + 1, last + 1
+        end = starts[last] if last < len(runs) else self._count
+        return end - second if last > number else 0
+
+
+def _equal(first: _Run, second: _Run) -> bool:
+    return first[0] is second[0] and first[1] == second[1]
 
 
 def same(first: Sequence[Item], second: Sequence[Item]) -> int:

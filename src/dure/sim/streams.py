@@ -48,6 +48,9 @@ class Streams:
         #: Loops and phases around what is made ready, and the runs that are laid out already.
         self.depth = 0
         self._runs: list[list[tuple[list[Item], int]]] = []
+        self._closed = 0
+        #: Runs of all cores that were traced, by their first instruction and length.
+        self._lists: dict[tuple[int, int], list[list[Item]]] = {}
         self._views: dict[Value, tuple[Value, tuple[Expr, ...]]] = {}
         self.sites = Sites(frozenset(s.name for s in function.program_ids))
         #: Whether transfers hang on what index lists hold.
@@ -69,6 +72,7 @@ class Streams:
         """
         self.out[:] = [[] for _ in self.queues]
         self._runs = [[] for _ in self.queues]
+        self._closed = 0
         self.lists.clear()
         env = dict(core)
         for node in self._nodes if nodes is None else nodes:
@@ -77,15 +81,38 @@ class Streams:
         return [Stream(runs) for runs in self._runs]
 
     def close(self, times: int = 1) -> None:
-        """What was traced since the last call is a run of each queue."""
+        """What was traced since the last call is a run of each queue; those of several cores that
+        are equal are one list.
+        """
         for runs, items in zip(self._runs, self.out, strict=True):
-            runs.append((items, times))
+            if items:
+                runs.append((self._once(items), times))
+                self._closed += len(items)
         self.out[:] = [[] for _ in self.queues]
+
+    @property
+    def runs(self) -> list[int]:
+        """How many runs each queue has."""
+        return [len(runs) for runs in self._runs]
+
+    def repeat(self, since: Sequence[int], more: int) -> None:
+        """The runs that came since there were so many are executed so many times more."""
+        for runs, start in zip(self._runs, since, strict=True):
+            runs += runs[start:] * more
+
+    def _once(self, items: list[Item]) -> list[Item]:
+        """The first list that was equal to this one."""
+        alike = self._lists.setdefault((id(items[0]), len(items)), [])
+        for known in alike:
+            if known == items:
+                return known
+        alike.append(items)
+        return items
 
     @property
     def laid_out(self) -> int:
         """Instructions traced so far, equal turns once."""
-        return sum(map(len, self.out)) + sum(len(i) for runs in self._runs for i, _ in runs)
+        return sum(map(len, self.out)) + self._closed
 
     def follows(self, buffer: Value) -> bool:
         """Whether what a buffer holds is an index list that must be followed."""

@@ -40,6 +40,9 @@ from dure.sim.streams import Streams
 
 Bound: TypeAlias = Literal["compute", "memory", "link", "latency"]
 
+#: Instructions, and how often each is there.
+_Counted: TypeAlias = Sequence[tuple[Item, int]]
+
 #: The least part of the time that bounds a program.
 BOUND = 0.6
 
@@ -167,8 +170,8 @@ def simulate(
     stuck = replay.stuck()
     if stuck:
         raise deadlock(stuck, streams.queues, names)
-    known: dict[int, Item] = {}
-    tally = [_Tally(queues, known) for queues in traced]
+    counts: dict[int, _Counted] = {}
+    tally = [_Tally(queues, counts) for queues in traced]
     launch = duration(chip, chip.launch)
     total = makespan + launch
     busiest = _busiest(replay.queues)
@@ -194,11 +197,11 @@ def simulate(
 
 
 class _Tally:
-    """What a core's streams amount to, whenever it happens; ``known`` are instructions of all
-    cores by their identities.
+    """What a core's streams amount to, whenever it happens; ``counts`` are of runs that were
+    counted for a core, by their identities.
     """
 
-    def __init__(self, queues: Sequence[Stream], known: dict[int, Item]) -> None:
+    def __init__(self, queues: Sequence[Stream], counts: dict[int, _Counted]) -> None:
         self.engines: Counter[str] = Counter()
         self.flops = 0
         self.home = Fraction()
@@ -208,27 +211,35 @@ class _Tally:
         self.sent: Counter[int] = Counter()
         self.homes: dict[str, Fraction] = {}
         for queue in queues:
-            counts: Counter[int] = Counter()
-            for run, turns in queue.runs:
-                found = Counter(map(id, run))
-                if not found.keys() <= known.keys():
-                    known |= zip(map(id, run), run, strict=True)
-                for key, count in found.items():
-                    counts[key] += count * turns
-            for key, times in counts.items():
-                kind, op, more = known[key]
-                if kind == COMPUTE:
-                    cost: ComputeCost = more
-                    for name, ps in cost.engines.items():
-                        self.engines[name] += ps * times
-                    self.flops += op.definition.cost(op).flops * times
-                elif kind == MOVE:
-                    transfer: Transfer = more
-                    self.bytes[transfer.dma] += transfer.bytes * times
-                    self.sent[transfer.relation] += transfer.bytes * times
-                    before = self.homes.get(transfer.dma, Fraction())
-                    self.homes[transfer.dma] = before + transfer.home * times
+            turns: Counter[int] = Counter()
+            for run, times in queue.runs:
+                turns[id(run)] += times
+                if id(run) not in counts:
+                    counts[id(run)] = _counted(run)
+            for run, times in turns.items():
+                for item, count in counts[run]:
+                    self._add(item, count * times)
         self.home = sum(self.homes.values(), Fraction())
+
+    def _add(self, item: Item, times: int) -> None:
+        kind, op, more = item
+        if kind == COMPUTE:
+            cost: ComputeCost = more
+            for name, ps in cost.engines.items():
+                self.engines[name] += ps * times
+            self.flops += op.definition.cost(op).flops * times
+        elif kind == MOVE:
+            transfer: Transfer = more
+            self.bytes[transfer.dma] += transfer.bytes * times
+            self.sent[transfer.relation] += transfer.bytes * times
+            before = self.homes.get(transfer.dma, Fraction())
+            self.homes[transfer.dma] = before + transfer.home * times
+
+
+def _counted(run: Sequence[Item]) -> _Counted:
+    """The instructions of a run, and how often each is there."""
+    items = dict(zip(map(id, run), run, strict=True))
+    return [(items[key], count) for key, count in Counter(map(id, run)).items()]
 
 
 class _Ways:
