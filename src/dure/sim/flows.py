@@ -270,8 +270,14 @@ class Flows(Generic[_Token]):
             self.log.append((self.now, self._using()))
 
     def _set(self, rates: Sequence[int]) -> None:
+        """Each group has its own rate, and with that its next end."""
+        soonest = -1
         for group, rate in zip(self._active, rates, strict=True):
             group.rate = rate
+            wait = -((group.service - group.ends[0][0]) // rate)
+            if wait < soonest or soonest < 0:
+                soonest = wait
+        self._wait = soonest
 
     def _rise(self, level: int, others: Sequence[Group[_Token]]) -> None:
         """All groups have one rate from now on; ``others`` are those that changed."""
