@@ -11,15 +11,21 @@ from brute_force import brute_force
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import Program, copy_program, matmul_program, toy_chip
+from test_rests import MIXTURE
 
 from dure.errors import IRError
 from dure.ir.core import Function, Value
+from dure.models.batch import Batch
+from dure.models.chip_answer import step_answer
+from dure.models.chip_step import chip_step
 from dure.sim import nodes, streams
 from dure.sim.cost import Costs
+from dure.sim.expand import core_ids
 from dure.sim.stream import Stream
 from dure.sim.streams import Streams
 from dure.sim.timing import simulate
 from dure.sim.whole_lists import whole_lists
+from dure.targets import chip
 
 CHIP = toy_chip()
 #: No page lies behind the one before it.
@@ -108,3 +114,16 @@ def test_lists_whose_entries_are_all_there(
     monkeypatch.setattr(streams, "whole_lists", none)
     followed = simulate(function, CHIP, indices=indices)
     assert (found.ps, found.bytes, found.events) == (followed.ps, followed.bytes, followed.events)
+
+
+@pytest.mark.parametrize("name", ["rngd", "mtia-v2"])
+def test_phases_that_cores_have_in_common(name: str) -> None:
+    """Each core executes what it does where it alone is traced."""
+    on = chip(name)
+    program = step_answer(chip_step(MIXTURE, Batch("decode", 3, 40)), on).program
+    together = Streams(program.function, on, Costs(on), program.indices)
+    for core in [*core_ids(program.function)][::5]:
+        alone = Streams(program.function, on, Costs(on), program.indices)
+        for one, other in zip(together.trace(core), alone.trace(core), strict=True):
+            assert list(one) == list(other)
+    assert len(together.trace({s.name: 0 for s in program.function.program_ids})[0].runs) > 3

@@ -17,7 +17,8 @@ from dure.ir.expr_code import Evaluator, compile_expr, names_of
 from dure.machine.group import Group
 from dure.sim.footprint import Reach
 from dure.sim.items import BEGIN, END, MOVE, Item, Transfer, engine_of, refusal, transfer_maker
-from dure.sim.sites import Env
+from dure.sim.sites import Env, SiteKey
+from dure.sim.stream import Run
 from dure.sim.whole_lists import all_there
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ class Loop(Node):
             node.trace(env)
         if self.outermost:
             if self.apart:
-                self.streams.repeat(runs, more)
+                self.streams.append(self.streams.since(runs), more)
             else:
                 self.streams.close(len(turns))
             return
@@ -146,6 +147,7 @@ class Phase(Node):
             (BEGIN, op, op.attr("lag") if name in ahead else 0) for name in streams.queues
         ]
         self.end: Item = (END, op, 0)
+        first = len(streams.sites.watched)
         before, streams.by_lists = streams.by_lists, False
         streams.depth += 1
         self.body = streams.region(op.regions[0])
@@ -157,20 +159,41 @@ class Phase(Node):
         self.buffers = [inner.result for inner in op.regions[0].ops if inner.name == "buffer"]
         # What is read inside is nobody else's.
         self.needs = frozenset[str]().union(*(node.needs for node in self.body)) - streams.read
+        cores = {symbol.name for symbol in streams.function.program_ids}
+        #: The sites in it, where nothing else makes a difference to it; what was executed by those.
+        self.sites: tuple[SiteKey, ...] | None = None
+        if not self.listed and self.needs <= cores:
+            self.sites = tuple(dict.fromkeys(streams.sites.watched[first:]))
+        self.known: dict[tuple[int, ...], list[list[Run]]] = {}
 
     def trace(self, env: Env) -> None:
         for buffer in self.buffers:
             self.lists.reset(buffer)
-        if self.whole:
-            self.streams.close()
+        if not self.whole:
+            self._lay_out(env)
+            return
+        streams = self.streams
+        streams.close()
+        if self.sites is None:
+            self._lay_out(env)
+            streams.close()
+            return
+        key = streams.sites.tables(env, self.sites)
+        if key in self.known:
+            streams.append(self.known[key])
+            return
+        before = streams.runs
+        self._lay_out(env)
+        streams.close()
+        self.known[key] = streams.since(before)
+
+    def _lay_out(self, env: Env) -> None:
         for stream, begin in zip(self.out, self.begins, strict=True):
             stream.append(begin)
         for node in self.body:
             node.trace(env)
         for stream in self.out:
             stream.append(self.end)
-        if self.whole:
-            self.streams.close()
 
 
 class Branch(Node):

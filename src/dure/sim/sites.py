@@ -12,7 +12,7 @@ all sites execute the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -23,6 +23,8 @@ from dure.ir.expr_code import Evaluator, compile_expr, names_of
 Env: TypeAlias = dict[str, int]
 #: Sets a symbol in the environment; once for each of its values there.
 Turns: TypeAlias = Callable[[Env], Iterator[None]]
+#: What tells a site from others.
+SiteKey: TypeAlias = tuple[object, ...]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -41,7 +43,9 @@ class Sites:
     def __init__(self, cores: frozenset[str]) -> None:
         self._cores = cores
         self._around: list[_Step] = []
-        self._sites: dict[tuple[object, ...], tuple[tuple[_Step, ...], Evaluator]] = {}
+        self._sites: dict[SiteKey, tuple[tuple[_Step, ...], Evaluator]] = {}
+        #: Sites in the order of the program, which may come to one several times.
+        self.watched: list[SiteKey] = []
 
     def __bool__(self) -> bool:
         return bool(self._sites)
@@ -101,7 +105,9 @@ class Sites:
                 names |= step.needs
                 reads |= step.reads
         steps.reverse()
-        self._sites.setdefault((*map(id, steps), *exprs, *more), (tuple(steps), value))
+        key = (*map(id, steps), *exprs, *more)
+        self._sites.setdefault(key, (tuple(steps), value))
+        self.watched.append(key)
 
     def _varies(self, names: frozenset[str]) -> bool:
         """Whether cores can differ in what hangs on these symbols."""
@@ -119,10 +125,13 @@ class Sites:
 
     # --- asking them -----------------------------------------------------------------------------
 
-    def tables(self, core: Mapping[str, int]) -> tuple[int, ...]:
-        """All sites' tables for one core, one after another with their lengths."""
+    def tables(
+        self, core: Mapping[str, int], watched: Iterable[SiteKey] | None = None
+    ) -> tuple[int, ...]:
+        """All sites' tables, or these ones', for one core, one after another with their lengths."""
         found: list[int] = []
-        for steps, value in self._sites.values():
+        for key in self._sites if watched is None else watched:
+            steps, value = self._sites[key]
             table: list[int] = []
             _fill(steps, 0, value, dict(core), table)
             found.append(len(table))

@@ -13,7 +13,8 @@ from typing import TypeAlias
 
 from dure.sim.items import Item
 
-_Run: TypeAlias = tuple[list[Item], int]
+#: Instructions, and how often they are executed.
+Run: TypeAlias = tuple[list[Item], int]
 
 #: Instructions that are compared at first; then twice as many, as long as they are the same.
 _FIRST, _LAST = 32, 8192
@@ -24,7 +25,7 @@ class Stream:
     instructions are one object.
     """
 
-    def __init__(self, runs: Iterable[_Run]) -> None:
+    def __init__(self, runs: Iterable[Run]) -> None:
         self.runs = [run for run in runs if run[0] and run[1]]
         #: The position of the first instruction of each run.
         self.starts: list[int] = []
@@ -102,7 +103,7 @@ class Stream:
         return end - second if last > number else 0
 
 
-def _equal(first: _Run, second: _Run) -> bool:
+def _equal(first: Run, second: Run) -> bool:
     return first[0] is second[0] and first[1] == second[1]
 
 

@@ -22,7 +22,7 @@ from dure.sim.items import COMPUTE, SIGNAL, WAIT, Item, refusal
 from dure.sim.lists import Lists
 from dure.sim.nodes import Branch, Loop, Move, Node, Phase, Plain, Rotate, Scalar
 from dure.sim.sites import Sites
-from dure.sim.stream import Stream
+from dure.sim.stream import Run, Stream
 from dure.sim.whole_lists import whole_lists
 
 
@@ -47,7 +47,7 @@ class Streams:
         self.whole = whole_lists(function, self.lists.indices) if indices else frozenset[Value]()
         #: Loops and phases around what is made ready, and the runs that are laid out already.
         self.depth = 0
-        self._runs: list[list[tuple[list[Item], int]]] = []
+        self._runs: list[list[Run]] = []
         self._closed = 0
         #: Runs of all cores that were traced, by their first instruction and length.
         self._lists: dict[tuple[int, int], list[list[Item]]] = {}
@@ -95,10 +95,14 @@ class Streams:
         """How many runs each queue has."""
         return [len(runs) for runs in self._runs]
 
-    def repeat(self, since: Sequence[int], more: int) -> None:
-        """The runs that came since there were so many are executed so many times more."""
-        for runs, start in zip(self._runs, since, strict=True):
-            runs += runs[start:] * more
+    def since(self, runs: Sequence[int]) -> list[list[Run]]:
+        """The runs of each queue that came since it had so many."""
+        return [own[start:] for own, start in zip(self._runs, runs, strict=True)]
+
+    def append(self, more: Sequence[Sequence[Run]], times: int = 1) -> None:
+        """Each queue goes on with these runs, so many times."""
+        for runs, own in zip(self._runs, more, strict=True):
+            runs.extend([*own] * times)
 
     def _once(self, items: list[Item]) -> list[Item]:
         """The first list that was equal to this one."""
