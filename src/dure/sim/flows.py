@@ -148,7 +148,7 @@ class Flows(Generic[_Token]):
             group.service = -self._risen
             group.begun = self._started
             self._active.append(group)
-        finish = self.service(group) + units
+        finish = group.service + self._risen + units
         heappush(group.ends, (finish, self._started, token))
         self._other[group] = None
         self._changed = True

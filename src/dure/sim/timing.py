@@ -14,10 +14,10 @@ another (*latency*).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from itertools import islice
+from itertools import chain, islice
 from math import ceil
 from pathlib import PurePath
 from typing import Literal, TypeAlias
@@ -39,9 +39,6 @@ from dure.sim.stream import Stream
 from dure.sim.streams import Streams
 
 Bound: TypeAlias = Literal["compute", "memory", "link", "latency"]
-
-#: Instructions, and how often each is there.
-_Counted: TypeAlias = Sequence[tuple[Item, int]]
 
 #: The least part of the time that bounds a program.
 BOUND = 0.6
@@ -170,8 +167,7 @@ def simulate(
     stuck = replay.stuck()
     if stuck:
         raise deadlock(stuck, streams.queues, names)
-    counts: dict[int, _Counted] = {}
-    tally = [_Tally(queues, counts) for queues in traced]
+    tally = _tallies(traced)
     launch = duration(chip, chip.launch)
     total = makespan + launch
     busiest = _busiest(replay.queues)
@@ -197,31 +193,24 @@ def simulate(
 
 
 class _Tally:
-    """What a core's streams amount to, whenever it happens; ``counts`` are of runs that were
-    counted for a core, by their identities.
-    """
+    """What instructions amount to, whenever they are executed."""
 
-    def __init__(self, queues: Sequence[Stream], counts: dict[int, _Counted]) -> None:
+    def __init__(self) -> None:
         self.engines: Counter[str] = Counter()
         self.flops = 0
-        self.home = Fraction()
         #: Bytes by DMA engine, and those at the home memory.
         self.bytes: Counter[str] = Counter()
+        self.homes: dict[str, Fraction] = {}
         #: Bytes by the relation of the device that takes them.
         self.sent: Counter[int] = Counter()
-        self.homes: dict[str, Fraction] = {}
-        for queue in queues:
-            turns: Counter[int] = Counter()
-            for run, times in queue.runs:
-                turns[id(run)] += times
-                if id(run) not in counts:
-                    counts[id(run)] = _counted(run)
-            for run, times in turns.items():
-                for item, count in counts[run]:
-                    self._add(item, count * times)
-        self.home = sum(self.homes.values(), Fraction())
 
-    def _add(self, item: Item, times: int) -> None:
+    @property
+    def home(self) -> Fraction:
+        """All bytes at the home memory."""
+        return sum(self.homes.values(), Fraction())
+
+    def add(self, item: Item, times: int) -> None:
+        """An instruction, so many times."""
         kind, op, more = item
         if kind == COMPUTE:
             cost: ComputeCost = more
@@ -232,14 +221,40 @@ class _Tally:
             transfer: Transfer = more
             self.bytes[transfer.dma] += transfer.bytes * times
             self.sent[transfer.relation] += transfer.bytes * times
-            before = self.homes.get(transfer.dma, Fraction())
-            self.homes[transfer.dma] = before + transfer.home * times
+            self._home(transfer.dma, transfer.home * times)
+
+    def gather(self, other: _Tally, times: int) -> None:
+        """All of another, so many times."""
+        self.flops += other.flops * times
+        for name, ps in other.engines.items():
+            self.engines[name] += ps * times
+        for name, count in other.bytes.items():
+            self.bytes[name] += count * times
+            self._home(name, other.homes[name] * times)
+        for relation, count in other.sent.items():
+            self.sent[relation] += count * times
+
+    def _home(self, name: str, count: Fraction) -> None:
+        self.homes[name] = self.homes.get(name, Fraction()) + count
 
 
-def _counted(run: Sequence[Item]) -> _Counted:
-    """The instructions of a run, and how often each is there."""
-    items = dict(zip(map(id, run), run, strict=True))
-    return [(items[key], count) for key, count in Counter(map(id, run)).items()]
+def _tallies(traced: Iterable[Sequence[Stream]]) -> list[_Tally]:
+    """The tallies of cores; runs that they have in common are looked through once."""
+    known: dict[int, _Tally] = {}
+    found: list[_Tally] = []
+    for queues in traced:
+        turns: Counter[int] = Counter()
+        for run, times in chain.from_iterable(queue.runs for queue in queues):
+            turns[id(run)] += times
+            if id(run) not in known:
+                known[id(run)] = own = _Tally()
+                items = dict(zip(map(id, run), run, strict=True))
+                for key, count in Counter(map(id, run)).items():
+                    own.add(items[key], count)
+        found.append(whole := _Tally())
+        for run, times in turns.items():
+            whole.gather(known[run], times)
+    return found
 
 
 class _Ways:
