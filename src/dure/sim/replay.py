@@ -125,18 +125,16 @@ class Flight:
 
     queue: Queue
     transfer: Transfer
+    signals: list[tuple[int, int, int | Op]]
     start: int = 0
     end: int | None = None
     group: Group[Flight] | None = None
     finish: int = 0
-    signals: list[tuple[int, int, int | Op]] = field(
-        default_factory=list["tuple[int, int, int | Op]"]
-    )
     record: Happened | None = None
 
     def of(self, queue: Queue) -> Flight:
         """The same transfer of another queue."""
-        return Flight(queue, self.transfer, self.start, self.end, None, 0, self.signals.copy())
+        return Flight(queue, self.transfer, self.signals.copy(), self.start, self.end)
 
 
 @dataclass(eq=False, slots=True)
@@ -175,7 +173,7 @@ class _Semaphore:
 class Replay:
     """All core classes' streams, run together.
 
-    ``groups(core class, transfer)`` gives the :class:`Group` that a transfer flows in;
+    ``groups`` has the :class:`Group` that a transfer flows in;
     ``outstanding`` is by DMA engine; ``contention`` is there where a memory has any;
     ``serial`` are DMA engines whose transfers flow one after another; ``devices`` are the classes';
     ``apart`` replays each class by itself, whatever it does.
@@ -394,7 +392,7 @@ class Replay:
             queue.held = True
             return -1
         free = time + transfer.issue
-        flight = Flight(queue, transfer)
+        flight = Flight(queue, transfer, [])
         if self.record:
             flight.record = self._happened(queue, item, time, free)
         if transfer.units:
