@@ -12,6 +12,7 @@ a positive divisor.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
@@ -541,10 +542,12 @@ _RELATIONS: dict[Relation, Callable[[int, int], bool]] = {
 }
 
 
+@functools.lru_cache(maxsize=4096)
 def proves(condition: Expr) -> bool:
     """Whether ``condition`` holds for every value of its symbols inside their bounds.
 
-    Sound, not complete: False means *not proved*.
+    Sound, not complete: False means *not proved*.  Code asks the same again and again: answers are
+    remembered.
     """
     # Imported here: proofs are built on expressions.
     from dure.ir.proofs import proved

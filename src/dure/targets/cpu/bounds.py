@@ -10,8 +10,8 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from dure.ir.expr import as_expr
-from dure.targets.cpu.memory import Place, proves
+from dure.ir.expr import as_expr, proves
+from dure.targets.cpu.memory import Place
 from dure.targets.cpu.writer import Reg, Writer, integer
 
 

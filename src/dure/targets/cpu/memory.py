@@ -7,21 +7,16 @@ or scatter, so that every layout works and the usual ones are fast.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from dure.ir import expr
 from dure.ir.dtypes import DType
-from dure.ir.expr import Const, Expr, IntLike, Sum, as_expr, symbols
+from dure.ir.expr import Const, Expr, IntLike, Sum, as_expr, proves, symbols
 from dure.ir.layout import Digit, Layout
 from dure.runtime.memory import LINE_BYTES
 from dure.targets.cpu.numbers import memory_type
 from dure.targets.cpu.writer import Reg, Writer, integer, lanes_of, vector_type
-
-#: Loops ask the same of the same places again and again.
-proves = functools.lru_cache(maxsize=4096)(expr.proves)
 
 
 @dataclass(frozen=True)
