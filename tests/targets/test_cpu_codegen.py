@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import numpy as np
 import pytest
 from cpu_kernels import POOL, check, symbolic
@@ -13,6 +15,7 @@ from dure.ir.dtypes import DTYPES
 from dure.ir.expr import const, evaluate
 from dure.ir.interpret import bind_sizes
 from dure.ir.types import TensorType
+from dure.runtime.pool import Pool
 from dure.targets.cpu.launch import compile_kernel
 
 RNG = np.random.default_rng(7)
@@ -392,3 +395,26 @@ def test_what_nothing_stored_needs_reads_nothing(shape: tuple[int, int]) -> None
     same = symbolic(x, "x")
     consts = {"bm": 8, "bn": 2}
     check(with_a_dead_sum, [x, np.zeros_like(x)], consts, types=[same, same])
+
+
+@dure.kernel
+def triangle(x: dl.Tensor, y: dl.Tensor):
+    """Row i is the sum of as many of x as its number."""
+    i = dl.program_id(0)
+    total = dl.zeros((1,), dl.float32)
+    for k in dl.range(i + 1):
+        total = total + dl.load(x, (k,), (1,))
+    dl.store(y, (i,), total)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 7, 8, 11, 64])
+@pytest.mark.parametrize("workers", [1, 2, 3, 5])
+def test_instances_of_different_lengths_are_all_run(count: int, workers: int) -> None:
+    """Workers take them from both ends."""
+    x, y = np.arange(count, dtype=np.float32), np.full(count, np.nan, np.float32)
+    kinds = [symbolic(x, "x"), symbolic(y, "y")]
+    function = triangle.specialize(kinds, {})
+    with closing(Pool(workers)) as pool:
+        kernel = compile_kernel(function, None, pool)
+        kernel.run([x.ctypes.data, y.ctypes.data], [count] * len(function.symbols), workers)
+    np.testing.assert_array_equal(y, np.cumsum(x))

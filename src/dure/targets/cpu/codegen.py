@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from dure.errors import KernelError
 from dure.ir.core import Function, Op, walk
 from dure.ir.dtypes import DType
+from dure.ir.expr import symbols
 from dure.runtime.host import HostFeatures
 from dure.targets.cpu.body import BodyEmitter
 from dure.targets.cpu.locations import Locations
@@ -134,7 +135,41 @@ def _instances(w: Writer, function: Function, body: BodyEmitter) -> None:
         body.region(function.body)
         return []
 
-    w.loop(begin, end, 1, instance)
+    def run(number: Reg, _: list[Reg]) -> list[Reg]:
+        first, last = (
+            w.select(w.compare("icmp eq", number, integer(0)), front, back)
+            for front, back in zip(*spans, strict=True)
+        )
+        w.loop(first, last, 1, instance)
+        return []
+
+    if not _uneven(function):
+        w.loop(begin, end, 1, instance)
+        return
+    spans = _mirrored(w, begin, end, total)
+    w.loop(integer(0), integer(2), 1, run)
+
+
+def _uneven(function: Function) -> bool:
+    """Whether instances walk loops of different lengths, as causal attention does."""
+    own = set(function.program_ids)
+    loops = (op for op in walk(function.body) if op.name == "for")
+    return any(own & {*symbols(op.attr("start")), *symbols(op.attr("stop"))} for op in loops)
+
+
+def _mirrored(w: Writer, begin: Reg, end: Reg, total: Reg) -> tuple[tuple[Reg, Reg], ...]:
+    """A worker's instances where later ones take longer, or shorter: a run from the front, and as
+    many from the back.
+
+    They are counted from both ends in turns; ``begin`` to ``end`` is the worker's part of that.
+    """
+    one, two = integer(1), integer(2)
+
+    def half(number: Reg) -> Reg:
+        return w.floordiv(number, two)
+
+    front = half(w.add(begin, one)), half(w.add(end, one))
+    return front, (w.sub(total, half(end)), w.sub(total, half(begin)))
 
 
 def _combines(op: Op) -> bool:

@@ -23,6 +23,7 @@ from dure.targets.cpu.dots import KRange, block_dot, plain_dot
 from dure.targets.cpu.memory import Extent
 from dure.targets.cpu.packing import packed_layout
 from dure.targets.cpu.paneldots import PanelDot, takes_panels
+from dure.targets.cpu.tileproducts import TileProduct, takes_products
 from dure.targets.cpu.values import (
     BlockTile,
     Buffer,
@@ -63,7 +64,7 @@ def dot(body: BodyEmitter, op: Op) -> None:
             return
     left, right = _plain(body, op.operands[0], a), _plain(body, op.operands[1], b)
     rows_columns = (extents[-2], extents[-1])
-    if not _takes_panels(body, rows_columns, right):
+    if _copying(body, left, right, rows_columns) is None:
         left, right = _left(body, op.operands[0], left), _right(body, op.operands[1], right)
     if len(extents) == 2:
         _multiply(body, left, right, target, rows_columns, k, (), fresh)
@@ -78,9 +79,15 @@ def dot(body: BodyEmitter, op: Op) -> None:
     body.owned.add(op.result)
 
 
-def _takes_panels(body: BodyEmitter, extents: tuple[Extent, Extent], right: Tile) -> bool:
+def _copying(
+    body: BodyEmitter, left: Tile, right: Tile, extents: tuple[Extent, Extent]
+) -> type[PanelDot] | None:
+    """The micro-kernel that copies both operands, where one suits them."""
+    columns = extents[1].static
+    if takes_products(body.e.host, left.dtype, right.dtype):
+        return TileProduct
     turned = not lies_along(right, right.type.rank - 1, body.e.lanes)
-    return takes_panels(body.e.lanes, extents[0].static, extents[1].static, turned)
+    return PanelDot if takes_panels(body.e.lanes, extents[0].static, columns, turned) else None
 
 
 def _multiply(
@@ -94,8 +101,9 @@ def _multiply(
     fresh: bool,
 ) -> None:
     """The dot of two matrices by the micro-kernel that suits their extents."""
-    if _takes_panels(body, extents, right):
-        PanelDot(body.e, left, right, target, extents, batch).run(k, fresh)
+    copying = _copying(body, left, right, extents)
+    if copying is not None:
+        copying(body.e, left, right, target, extents, batch).run(k, fresh)
     else:
         plain_dot(body.e, left, right, target, extents, k, batch, fresh)
 
@@ -308,6 +316,8 @@ def _fits(body: BodyEmitter, left: _Walk, right: _Walk, op: Op) -> bool:
             and as_expr(right.load.attr("index")[0]) * right.load.attr("step")[0] % lanes
             is as_expr(0)
         )
+    if takes_products(body.e.host, a.dtype, b.dtype):
+        return True
     n_axis = 0 if right.transposed else 1
     layout = right_ref.layout
     assert isinstance(layout, Layout) and isinstance(b.dtype, DType)

@@ -39,9 +39,11 @@ class Operation(enum.Enum):
     NEIGHBOURING_SHORTS = enum.auto()
     #: Neighbours of 32 bits of two vectors, added.
     NEIGHBOURING_WORDS = enum.auto()
-    #: Products of signed bytes of two tile registers, added to 32 bits in a third; what says how
-    #: large tiles are, and ends their use; and what clears, loads and stores one.
+    #: Products of signed bytes of two tile registers, added to 32 bits in a third, and of bfloat16
+    #: numbers, to float32; what says how large tiles are, and ends their use; and what clears,
+    #: loads and stores one.
     TILES_OF_SIGNED_BYTES = enum.auto()
+    TILES_OF_BFLOAT16 = enum.auto()
     TILE_SIZES = enum.auto()
     TILE_RELEASE = enum.auto()
     TILE_ZERO = enum.auto()
@@ -80,6 +82,7 @@ TABLE = (
     Row(Operation.NEIGHBOURING_SHORTS, "neon", 128, "llvm.aarch64.neon.saddlp.v4i32.v8i16"),
     Row(Operation.NEIGHBOURING_WORDS, "neon", 128, "llvm.aarch64.neon.addp.v4i32"),
     Row(Operation.TILES_OF_SIGNED_BYTES, "amx-int8", 512, "llvm.x86.tdpbssd"),
+    Row(Operation.TILES_OF_BFLOAT16, "amx-bf16", 512, "llvm.x86.tdpbf16ps"),
     Row(Operation.TILE_SIZES, "amx-tile", 512, "llvm.x86.ldtilecfg"),
     Row(Operation.TILE_RELEASE, "amx-tile", 512, "llvm.x86.tilerelease"),
     Row(Operation.TILE_ZERO, "amx-tile", 512, "llvm.x86.tilezero"),

@@ -71,6 +71,11 @@ class PanelDot:
     Any tile can be an operand: an element of ``b`` is computed once, one of ``a`` once a dot.
     """
 
+    #: Steps of K whose columns are placed together.
+    together = 1
+    #: The left operand where it lies, if it is read there.
+    placed: Buffer | None = None
+
     def __init__(
         self,
         e: Emitter,
@@ -87,28 +92,27 @@ class PanelDot:
         #: Where the batch ends, for those who compare bounds.
         self.behind = [e.w.add(at, integer(1)) for at in batch]
         self.axis = len(batch) + 1
-        self.cuts = blocking(e.host, e.lanes)
         self.static = (extents[0].static, extents[1].static)
+        self.cuts = self._blocking()
+        self.lanes = min(e.lanes, self.cuts.width)
         self.rows, self.columns = (e.w.index(x.bound) for x in extents)
         self.last = last_vector(e, extents[1], self.cuts.width)
         self.panels = e.w.floordiv(
             e.w.add(self.columns, integer(self.cuts.width - 1)), integer(self.cuts.width)
         )
 
+    def _blocking(self) -> Blocking:
+        return blocking(self.e.host, self.e.lanes)
+
     def run(self, k: KRange, fresh: bool) -> None:
         """Write the dot over this part of K; ``fresh`` starts from zero and does not read ``c``."""
         w, e, cuts = self.w, self.e, self.cuts
         mark = e.mark()
         length = w.sub(k.stop, k.start).literal
-        self.depth = cuts.depth if length is None else min(length, cuts.depth)
-        whole = length == self.depth
-        self.placed = self._in_place()
-        if self.placed is None:
-            self.pitch = self.depth
-            self.left = e.allocate(_SIZE * min(self.static[0], cuts.rows) * self.depth)
-        else:
-            self.pitch = self.placed.strides()[-2]
-        self.right = e.allocate(_SIZE * self.static[1] // cuts.width * self._panel)
+        whole = length is not None and length <= cuts.depth
+        self.depth = length if length is not None and whole else cuts.depth
+        self.k, self.fresh, self.whole = k, fresh, whole
+        self._allocate(min(self.static[0], cuts.rows), self.static[1] // cuts.width)
         if fresh and not whole:
             self._clear()
 
@@ -122,7 +126,7 @@ class PanelDot:
                     self._copy_rows(row, count, first, depth)
                 else:
                     self.left = self.placed.at(e, [*self.batch, row, first])
-                self._multiply(row, count, depth, fresh and whole)
+                self._multiply(row, count, first, depth)
                 return []
 
             stop = self.rows if self.static[0] > cuts.rows else integer(1)
@@ -131,6 +135,16 @@ class PanelDot:
 
         w.loop(k.start, k.stop, self.depth, cut)
         e.release(mark)
+
+    def _allocate(self, rows: int, panels: int) -> None:
+        """Make room for copies of so many rows and panels."""
+        self.placed = self._in_place()
+        if self.placed is None:
+            self.pitch = self.depth
+            self.left = self.e.allocate(_SIZE * rows * self.depth)
+        else:
+            self.pitch = self.placed.strides()[-2]
+        self.right = self.e.allocate(_SIZE * panels * self._panel)
 
     def _in_place(self) -> Buffer | None:
         """The left operand, if rows of it lie in the arena as they are multiplied."""
@@ -147,14 +161,15 @@ class PanelDot:
         return (-(-self.depth // self.e.lanes) * self.e.lanes + 1) * self.cuts.width
 
     def _clear(self) -> None:
-        w, nothing = self.w, zero(self.c.stored, self.e.lanes)
+        """Zeros in all accumulators that are read before they are written."""
+        w, nothing = self.w, zero(self.c.stored, self.lanes)
 
         def row(i: Reg, _: list[Reg]) -> list[Reg]:
             def column(j: Reg, _: list[Reg]) -> list[Reg]:
                 self.c.put(self.e, nothing, [*self.batch, i, j], self.axis)
                 return []
 
-            w.loop(integer(0), w.mul(self.panels, integer(self.cuts.width)), self.e.lanes, column)
+            w.loop(integer(0), w.mul(self.panels, integer(self.cuts.width)), self.lanes, column)
             return []
 
         w.loop(integer(0), self.rows, 1, row)
@@ -166,13 +181,8 @@ class PanelDot:
         w = self.w
 
         def one(i: Reg, _: list[Reg]) -> list[Reg]:
-            start = w.offset(self.left, w.mul(i, integer(_SIZE * self.depth)))
-
-            def put(k: Reg, vector: Reg) -> None:
-                w.store(vector, w.offset(start, w.mul(k, integer(_SIZE))), _SIZE)
-
             index = [*self.batch, w.add(row, i), first]
-            read_along(self.e, self.a, index, self.axis, depth, put)
+            read_along(self.e, self.a, index, self.axis, depth, lambda k, v: self._put_row(i, k, v))
             return []
 
         bounds = self._bounds(self.a, self.axis)
@@ -183,24 +193,34 @@ class PanelDot:
         """Panels of the right operand, in each the columns of one step of K side by side."""
         w, e, width = self.w, self.e, self.cuts.width
         stop = [*self.behind, w.add(first, depth), w.mul(self.panels, integer(width))]
-        if lies_along(self.b, self.axis, e.lanes):
+        if lies_along(self.b, self.axis, self.lanes):
             bounds = self._bounds(self.b, self.axis)
             last = None if bounds.open else self.last
 
-            def step(k: Reg, _: list[Reg]) -> list[Reg]:
-                def panel(p: Reg, _: list[Reg]) -> list[Reg]:
-                    for lane in range(0, width, e.lanes):
-                        column = w.add(w.mul(p, integer(width)), integer(lane))
-                        if lane and last is not None:
-                            column = w.minimum(column, last)
-                        index = [*self.batch, w.add(first, k), column]
-                        self._put(p, k, integer(lane), self.b.vector(e, index, self.axis, e.lanes))
+            def steps(count: int) -> Callable[[Reg, list[Reg]], list[Reg]]:
+                def step(k: Reg, _: list[Reg]) -> list[Reg]:
+                    def panel(p: Reg, _: list[Reg]) -> list[Reg]:
+                        for lane in range(0, width, self.lanes):
+                            column = w.add(w.mul(p, integer(width)), integer(lane))
+                            if lane and last is not None:
+                                column = w.minimum(column, last)
+                            places = [w.add(w.add(first, k), integer(n)) for n in range(count)]
+                            index = [[*self.batch, place, column] for place in places]
+                            vectors = [self.b.vector(e, i, self.axis, self.lanes) for i in index]
+                            self._put(p, k, integer(lane), vectors)
+                        return []
+
+                    w.loop(integer(0), self.panels, 1, panel)
                     return []
 
-                w.loop(integer(0), self.panels, 1, panel)
-                return []
+                return step
 
-            bounds.either(stop, lambda: w.loop(integer(0), depth, 1, step))
+            def copy() -> None:
+                whole = w.sub(depth, w.mod(depth, self.together))
+                w.loop(integer(0), whole, self.together, steps(self.together))
+                w.loop(whole, depth, 1, steps(1))
+
+            bounds.either(stop, copy)
             return
 
         stop[-1] = self.columns
@@ -209,14 +229,22 @@ class PanelDot:
         def guard(write: Callable[[], object]) -> None:
             bounds.either(stop, write)
 
-        def turned(lanes: Reg, _: list[Reg]) -> list[Reg]:
-            column = w.mul(lanes, integer(e.lanes))
+        def turned(number: Reg, _: list[Reg]) -> list[Reg]:
+            column = w.mul(number, integer(e.lanes))
             counts = w.sub(self.columns, column), depth
-            panel, lane = w.floordiv(lanes, integer(_VECTORS)), w.mod(lanes, _VECTORS)
+            panel = w.floordiv(column, integer(width))
+            lane = w.mod(column, width)
+            held: list[Reg] = []
+
+            def put(k: Reg, vector: Reg) -> None:
+                held.append(vector)
+                if len(held) == self.together:
+                    self._put(panel, w.sub(k, integer(self.together - 1)), lane, held)
+                    held.clear()
+
             read_turned(
                 *(e, self.b, [*self.batch, first, column], (self.axis, self.axis - 1)),
-                *(counts, self.depth, guard),
-                lambda k, vector: self._put(panel, k, w.mul(lane, integer(e.lanes)), vector),
+                *(counts, self.depth, guard, put),
             )
             return []
 
@@ -226,7 +254,15 @@ class PanelDot:
     def _bounds(self, operand: Tile, axis: int) -> Bounds:
         return Bounds(self.w, operand.accesses(range(self.axis + 1)), axis, self.e.lanes)
 
-    def _put(self, panel: Reg, k: Reg, lane: Reg, vector: Reg) -> None:
+    def _put_row(self, i: Reg, k: Reg, vector: Reg) -> None:
+        """Place elements of a copied row, from step ``k`` on."""
+        w = self.w
+        start = w.offset(self.left, w.mul(i, integer(_SIZE * self.depth)))
+        w.store(vector, w.offset(start, w.mul(k, integer(_SIZE))), _SIZE)
+
+    def _put(self, panel: Reg, k: Reg, lane: Reg, vectors: Sequence[Reg]) -> None:
+        """Place a vector of a panel's columns, of step ``k`` and those after it."""
+        (vector,) = vectors
         w = self.w
         at = w.add(w.mul(panel, integer(self._panel)), w.mul(k, integer(self.cuts.width)))
         at = w.mul(w.add(at, lane), integer(_SIZE))
@@ -234,7 +270,7 @@ class PanelDot:
 
     # -- products ---------------------------------------------------------------------------------
 
-    def _multiply(self, row: Reg, count: Reg, depth: Reg, fresh: bool) -> None:
+    def _multiply(self, row: Reg, count: Reg, first: Reg, depth: Reg) -> None:
         """All panels, one after another, times the copied rows in register blocks."""
         w = self.w
 
@@ -246,7 +282,7 @@ class PanelDot:
                 stop = w.sub(count, w.mod(w.sub(count, start), height))
 
                 def block(i: Reg, _: list[Reg], height: int = height) -> list[Reg]:
-                    self._block(row, i, height, p, depth, fresh)
+                    self._block(row, i, height, p, depth)
                     return []
 
                 w.loop(start, stop, height, block)
@@ -255,7 +291,7 @@ class PanelDot:
 
         w.loop(integer(0), self.panels, 1, panel)
 
-    def _block(self, row: Reg, i: Reg, height: int, panel: Reg, depth: Reg, fresh: bool) -> None:
+    def _block(self, row: Reg, i: Reg, height: int, panel: Reg, depth: Reg) -> None:
         w, e, width = self.w, self.e, self.cuts.width
         left = w.offset(self.left, w.mul(i, integer(_SIZE * self.pitch)))
         right = w.offset(self.right, w.mul(panel, integer(_SIZE * self._panel)))
@@ -266,7 +302,8 @@ class PanelDot:
             for lane in range(0, width, e.lanes)
         ]
         nothing = zero(self.c.stored, e.lanes)
-        initial = [nothing if fresh else self.c.vector(e, p, self.axis, e.lanes) for p in places]
+        zeros = self.fresh and self.whole
+        initial = [nothing if zeros else self.c.vector(e, p, self.axis, e.lanes) for p in places]
         element = "float" if self.c.stored.is_float else "i32"
 
         def step(k: Reg, totals: list[Reg]) -> list[Reg]:

@@ -24,7 +24,7 @@ from dure.targets.cpu.values import Buffer, Emitter
 from dure.targets.cpu.writer import Reg, integer, vector_type
 
 #: Rows of a tile register, bytes of each, and int32 lanes of a row.
-ROWS, _LINE, _LANES = 16, 64, 16
+ROWS, LINE, LANES = 16, 64, 16
 #: Rows that are scaled at once: a compiler that loads the sums of more spills them again.
 _AT_ONCE = 4
 #: Tile registers: sums of low and of high codes, activations' codes of both, and weights'.
@@ -38,7 +38,7 @@ def takes_tiles(
 
     ``rows`` and ``columns`` are the most that there may be of them.
     """
-    if not has(host, Operation.TILES_OF_SIGNED_BYTES) or rows < ROWS or columns % _LANES:
+    if not has(host, Operation.TILES_OF_SIGNED_BYTES) or rows < ROWS or columns % LANES:
         return False
     if any(a.row_bytes(plane.name) is None for plane in a.tile.format.planes):
         return False
@@ -68,8 +68,8 @@ class TileDot:
         self.planes = ("code",) if a.high is None else ("code", a.high)
         self.roles = ("scale", "offset") if b.format.factors("offset") else ("scale",)
         #: Bytes of an unpacked chunk: codes, then factors; of a chunk's sums; of a row of shifts.
-        self.chunk_bytes = CHUNK * _LANES + self.halves * len(self.roles) * _LINE
-        self.sum_bytes = len(self.planes) * self.halves * ROWS * _LINE
+        self.chunk_bytes = CHUNK * LANES + self.halves * len(self.roles) * LINE
+        self.sum_bytes = len(self.planes) * self.halves * ROWS * LINE
         self.shift_bytes = 4 * self.chunks * self.halves
 
     def run(self, rows: Extent, columns: Extent, fresh: bool) -> Reg:
@@ -77,8 +77,8 @@ class TileDot:
         w, e = self.w, self.e
         used = w.index(rows.bound)
         whole = w.sub(used, w.mod(used, ROWS))
-        panels = w.floordiv(w.add(w.index(columns.bound), integer(_LANES - 1)), integer(_LANES))
-        self.unpacked = e.allocate(columns.static // _LANES * self.chunks * self.chunk_bytes)
+        panels = w.floordiv(w.add(w.index(columns.bound), integer(LANES - 1)), integer(LANES))
+        self.unpacked = e.allocate(columns.static // LANES * self.chunks * self.chunk_bytes)
         self.sums = e.allocate(2 * self.sum_bytes)
         self.shifts = e.allocate(rows.static * self.shift_bytes if len(self.roles) > 1 else 0)
 
@@ -98,22 +98,16 @@ class TileDot:
 
     def _configure(self) -> None:
         """Tell the machine the rows of each tile register, and the bytes of a row."""
-        sums, left, right = (ROWS, _LINE), (ROWS, self.width), (self.width // GROUP, _LINE)
-        shapes = [sums, sums, left, left, right, *[(0, 0)] * 11]
-        bytes_wide, tall = [wide for _, wide in shapes], [rows for rows, _ in shapes]
-        words = struct.unpack("<16i", struct.pack("<2B14x16H16B", 1, 0, *bytes_wide, *tall))
-        text = ", ".join(f"i32 {word}" for word in words)
-        at = self.e.allocate(_LINE)
-        self.w.store(Reg(vector_type("i32", len(words)), f"<{text}>"), at)
-        self._call(Operation.TILE_SIZES, at)
+        sums, left, right = (ROWS, LINE), (ROWS, self.width), (self.width // GROUP, LINE)
+        self._call(Operation.TILE_SIZES, configuration(self.e, [sums, sums, left, left, right]))
 
     # -- operands ---------------------------------------------------------------------------------
 
     def _unpack_panel(self, number: Reg, _: list[Reg]) -> list[Reg]:
         """Copy a panel's codes, as signed bytes around zero, and its factors."""
         w, e, b = self.w, self.e, self.b
-        panel = b.panel(e, w.mul(number, integer(_LANES)))
-        least = w.constant("i8", zero_of(b.format, signed=True), GROUP * _LANES)
+        panel = b.panel(e, w.mul(number, integer(LANES)))
+        least = w.constant("i8", zero_of(b.format, signed=True), GROUP * LANES)
 
         def chunk(place: Reg, _: list[Reg]) -> list[Reg]:
             block = b.block(e, panel, w.floordiv(place, integer(b.chunks)))
@@ -123,12 +117,12 @@ class TileDot:
                 codes = b.code(e, block, inside, group, signed=True)
                 if zero_of(b.format, signed=True):
                     codes = w.binary("sub", w.cast("bitcast", codes, least.type), least)
-                w.store(codes, w.offset(at, integer(group * _LINE)), _LINE)
+                w.store(codes, w.offset(at, integer(group * LINE)), LINE)
             for half in range(self.halves):
                 for role in self.roles:
                     factor = b.factor(e, role, block, inside, half)
                     assert factor is not None
-                    w.store(factor, self._factor(at, role, half), _LINE)
+                    w.store(factor, self._factor(at, role, half), LINE)
             return []
 
         return w.loop(self.start, self.stop, 1, chunk)
@@ -141,15 +135,15 @@ class TileDot:
 
     def _factor(self, chunk: Reg, role: str, half: int) -> Reg:
         number = half * len(self.roles) + self.roles.index(role)
-        return self.w.offset(chunk, integer(CHUNK * _LANES + number * _LINE))
+        return self.w.offset(chunk, integer(CHUNK * LANES + number * LINE))
 
     def _shift_rows(self, rows: Reg) -> None:
         """What meets the weights' offsets: the sum of a row's part of a chunk, times its scale."""
         w = self.w
-        whole = w.sub(self.stop, w.mod(w.sub(self.stop, self.start), _LANES))
+        whole = w.sub(self.stop, w.mod(w.sub(self.stop, self.start), LANES))
 
         def row(i: Reg, _: list[Reg]) -> list[Reg]:
-            for first, end, lanes in ((self.start, whole, _LANES), (whole, self.stop, 1)):
+            for first, end, lanes in ((self.start, whole, LANES), (whole, self.stop, 1)):
 
                 def places(place: Reg, _: list[Reg], lanes: int = lanes) -> list[Reg]:
                     self._shift_places(i, place, lanes)
@@ -212,10 +206,10 @@ class TileDot:
     ) -> list[Reg]:
         """Sixteen rows of a panel: ``at`` a row and a panel, as is the block that follows."""
         w, e = self.w, self.e
-        row, column = at[0], w.mul(at[1], integer(_LANES))
+        row, column = at[0], w.mul(at[1], integer(LANES))
         places = [[w.add(row, integer(i)), column] for i in range(ROWS)]
-        nothing = Reg(vector_type("float", _LANES), "zeroinitializer")
-        initial = [nothing if fresh else self.c.vector(e, p, 1, _LANES) for p in places]
+        nothing = Reg(vector_type("float", LANES), "zeroinitializer")
+        initial = [nothing if fresh else self.c.vector(e, p, 1, LANES) for p in places]
 
         def step(place: Reg, carried: list[Reg]) -> list[Reg]:
             now, other = carried[0], w.sub(integer(self.sum_bytes), carried[0])
@@ -233,17 +227,17 @@ class TileDot:
     def _multiply(self, at: tuple[Reg, Reg], place: Reg, sums: Reg) -> None:
         """The products of a chunk, to this half of the sums' buffer."""
         w, a, (row, panel) = self.w, self.a, at
-        codes, line = self._chunk(panel, place), integer(_LINE)
+        codes, line = self._chunk(panel, place), integer(LINE)
         for half in range(self.halves):
             entry = w.add(w.mul(place, integer(CHUNK)), integer(half * self.width))
-            weights = w.offset(codes, integer(half * self.width * _LANES))
-            self._call(Operation.TILE_LOAD, _tile(_RIGHT), weights, line)
+            weights = w.offset(codes, integer(half * self.width * LANES))
+            self._call(Operation.TILE_LOAD, tile(_RIGHT), weights, line)
             for number, plane in enumerate(self.planes):
-                total, left = _tile(_LOW + number), _tile(_LEFT + number)
+                total, left = tile(_LOW + number), tile(_LEFT + number)
                 rows, step = a.address(self.e, plane, row, entry), integer(a.row_bytes(plane) or 0)
                 self._call(Operation.TILE_ZERO, total)
                 self._call(Operation.TILE_LOAD, left, rows, step)
-                self._call(Operation.TILES_OF_SIGNED_BYTES, total, left, _tile(_RIGHT))
+                self._call(Operation.TILES_OF_SIGNED_BYTES, total, left, tile(_RIGHT))
                 self._call(Operation.TILE_STORE, total, self._sum(sums, half, number, 0), line)
 
     def _call(self, operation: Operation, *arguments: Reg) -> None:
@@ -251,7 +245,7 @@ class TileDot:
 
     def _sum(self, sums: Reg, half: int, plane: int, row: int) -> Reg:
         """Where a row of a product lies."""
-        inside = ((half * len(self.planes) + plane) * ROWS + row) * _LINE
+        inside = ((half * len(self.planes) + plane) * ROWS + row) * LINE
         return self.w.offset(self.w.offset(self.sums, sums), integer(inside))
 
     def _scaled(
@@ -261,34 +255,48 @@ class TileDot:
         w, e, (row, panel) = self.w, self.e, at
         chunk, running = self._chunk(panel, place), list(totals)
         scales, step = self.a.address(e, "d", row, place), self.a.row_bytes("d") or 0
-        kind = vector_type("float", _LANES)
+        kind = vector_type("float", LANES)
         for half in range(self.halves):
-            scale, *offset = (w.load(kind, self._factor(chunk, r, half), _LINE) for r in self.roles)
+            scale, *offset = (w.load(kind, self._factor(chunk, r, half), LINE) for r in self.roles)
             shifts = self._shift(row, place, half)
             for i in range(ROWS):
                 if i % _AT_ONCE == 0:
                     w.do('fence syncscope("singlethread") acq_rel')
                 one = w.load("float", w.offset(scales, integer(i * step)), 4)
-                both = w.binary("fmul", scale, w.splat(one, _LANES))
+                both = w.binary("fmul", scale, w.splat(one, LANES))
                 value = w.cast("sitofp", self._exact(sums, half, i), kind)
                 running[i] = e.math.fma(value, both, running[i])
                 for factor in offset:
                     one = w.load("float", w.offset(shifts, integer(i * self.shift_bytes)), 4)
-                    running[i] = e.math.fma(factor, w.splat(one, _LANES), running[i])
+                    running[i] = e.math.fma(factor, w.splat(one, LANES), running[i])
         return running
 
     def _exact(self, sums: Reg, half: int, row: int) -> Reg:
         """The exact sum of a row of the block, for each lane."""
-        w, kind = self.w, vector_type("i32", _LANES)
+        w, kind = self.w, vector_type("i32", LANES)
         low, *high = (
-            w.load(kind, self._sum(sums, half, plane, row), _LINE)
+            w.load(kind, self._sum(sums, half, plane, row), LINE)
             for plane in range(len(self.planes))
         )
         for part in high:
-            low = w.binary("add", low, w.binary("shl", part, w.constant("i32", 8, _LANES)))
+            low = w.binary("add", low, w.binary("shl", part, w.constant("i32", 8, LANES)))
         return low
 
 
-def _tile(number: int) -> Reg:
+def configuration(e: Emitter, shapes: Sequence[tuple[int, int]]) -> Reg:
+    """Where it says, as the machine reads it, how many rows each tile has and how many bytes a row.
+
+    The rows are the bytes from the 48th on.
+    """
+    shapes = [*shapes, *[(0, 0)] * (16 - len(shapes))]
+    bytes_wide, tall = [wide for _, wide in shapes], [rows for rows, _ in shapes]
+    words = struct.unpack("<16i", struct.pack("<2B14x16H16B", 1, 0, *bytes_wide, *tall))
+    text = ", ".join(f"i32 {word}" for word in words)
+    at = e.allocate(LINE)
+    e.w.store(Reg(vector_type("i32", len(words)), f"<{text}>"), at)
+    return at
+
+
+def tile(number: int) -> Reg:
     """A tile register, as instructions name it."""
     return Reg("i8", str(number))
