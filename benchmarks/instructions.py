@@ -24,6 +24,7 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from instruction_cases import CASES, Build
 
@@ -142,7 +143,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     # What asks for the host is given the level too.
     os.environ["DURE_CPU_LEVEL"] = LEVEL
-    document = json.loads(BUDGET.read_text("utf-8")) if BUDGET.exists() else {"counts": {}}
+    document: dict[str, Any] = (
+        json.loads(BUDGET.read_text("utf-8")) if BUDGET.exists() else {"counts": {}}
+    )
     budgets: dict[str, int] = document["counts"]
     names = [n for n in CASES if not arguments.only or any(w in n for w in arguments.only)]
     tools = toolchain("x86-64")
@@ -153,6 +156,7 @@ def main(argv: list[str] | None = None) -> int:
         ordered = {name: counts[name] for name in CASES if name in counts}
         written = {"level": LEVEL, "llvm": llvm_version(), "counts": ordered}
         BUDGET.write_text(json.dumps(written, indent=1) + "\n", "utf-8")
+        print("`python benchmarks/all.py page` puts them into docs/performance.md")
         return 0
     wrong = verdict(rows, document.get("llvm", "another version"))
     if wrong:

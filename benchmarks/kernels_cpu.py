@@ -11,20 +11,17 @@ ends with 1 where one of dure's doesn't.  ``benchmarks/README.md`` says how ever
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from peers.kernels.measure import Settings, measure
-from peers.kernels.report import table
-from peers.machine import describe, kind
-
-RESULTS = Path(__file__).resolve().parent / "results"
+from peers.machine import kind
+from peers.results import RESULTS, stamp, write
+from report.kernels_cpu import table
 
 
 def run(arguments: argparse.Namespace) -> bool:
@@ -38,30 +35,21 @@ def run(arguments: argparse.Namespace) -> bool:
         smallest=arguments.smallest,
         only=tuple(arguments.only),
     )
-    machine = describe()
-    path = arguments.out
+    document = stamp()
+    path: Path | None = arguments.out
     if path is None and not settings.smallest:
-        path = RESULTS / f"kernels_cpu-{kind(machine)}.json"
-    head = {
-        "schema": 1,
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": machine,
-        "load_average_at_start": os.getloadavg() if hasattr(os, "getloadavg") else None,
-        "settings": {
-            "rounds": settings.rounds,
-            "threads": settings.threads,
-            "burst_seconds": settings.seconds,
-            "realtime": settings.realtime,
-            "smallest": settings.smallest,
-            "operands": "random numbers, made afresh for every burst",
-        },
+        path = RESULTS / f"kernels_cpu-{kind(document['machine'])}.json"
+    document["settings"] = {
+        "rounds": settings.rounds,
+        "threads": settings.threads,
+        "burst_seconds": settings.seconds,
+        "realtime": settings.realtime,
+        "smallest": settings.smallest,
+        "operands": "random numbers, made afresh for every burst",
     }
-    document: dict[str, Any] = head
     for found in measure(settings):
-        document = {**head, **found}
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        document |= found
+        write(path, document)
     print(table(document))
     if path is not None:
         print(f"written: {path}", file=sys.stderr)
@@ -82,7 +70,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     run.add_argument("--out", type=Path)
     run.add_argument(
         "--peers-python",
-        default=os.environ.get("DURE_BENCH_PEERS_PYTHON", sys.executable),
+        default=os.environ.get("DURE_BENCH_KERNEL_PEERS_PYTHON", sys.executable),
         help="the Python that has torch",
     )
     render = commands.add_parser("table", help="print the Markdown table of result files")

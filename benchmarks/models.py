@@ -1,6 +1,6 @@
 """Whole models on every chip, in simulation: what their steps attain, and what it takes to know.
 
-    python benchmarks/models.py [--json FILE] [--targets tpu-v6e rngd ...] [--large]
+    python benchmarks/models.py [--json FILE] [--targets tpu-v6e rngd ...] [--large | --smallest]
 
 For each chip Llama 3.1 8B in 16 bits (on one device where it fits; on ATOM, which it doesn't fit,
 int8 weights for the decode and two devices for the prefill): a decode step of one sequence at 1,024
@@ -8,7 +8,8 @@ positions as a part of its attainable ceiling, and a prefill of 2,048 tokens as 
 published peak, or of the sustained rate where one was measured.  Seconds from the config to the
 timed step are CPU seconds of this host, each question in a process of its own, with the largest
 memory of that process; ``simulate_s`` is the timing of the finished program.  ``--large`` adds
-Llama 3.1 70B and 405B on as many devices as hold them.
+Llama 3.1 70B and 405B on as many devices as hold them; ``--smallest`` takes one layer of SmolLM2
+instead of all, to see that it runs.
 
 ``onnxim``: one decode layer of the 8B at 2,048 positions, timed in ``simulate_s``, beside the 273
 CPU seconds that ONNXim, a cycle-stepped simulator, takes for one (measured on another host of the
@@ -18,7 +19,6 @@ same kind).
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import resource
 import time
@@ -27,9 +27,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from peers.machine import describe
+from peers.results import stamp, write
+from report.markdown import head, line
+from report.models import COLUMNS, row
 
-import dure
+from dure.errors import DureError
 from dure.models.attainable import ceiling
 from dure.models.batch import Batch
 from dure.models.chip_devices import Devices, answer_on
@@ -56,21 +58,30 @@ class Question:
 
 
 def main() -> None:
-    """Ask, print a table, and write the result."""
+    """Ask, print a table row by row, and write the result."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--json", type=Path, help="where the result goes")
     arguments.add_argument("--targets", nargs="+", default=chip_names())
-    arguments.add_argument("--large", action="store_true", help="70B and 405B too")
+    which = arguments.add_mutually_exclusive_group()
+    which.add_argument("--large", action="store_true", help="70B and 405B too")
+    which.add_argument("--smallest", action="store_true", help="one layer of a small model")
     chosen = arguments.parse_args()
-    found: dict[str, Any] = {}
+    result = stamp()
+    chips: dict[str, Any] = {}
+    result["chips"] = chips
+    print(head(COLUMNS, words=3), flush=True)
     for target in chosen.targets:
-        found[target] = {}
-        for name, question in _questions(target, chosen.large):
-            made = found[target][name] = _alone(question)
-            print(f"{target:10} {name:22} {_text(made)}", flush=True)
-    result = {"dure": dure.__version__, "machine": describe(), "chips": found}
-    if chosen.json is not None:
-        chosen.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        chips[target] = {}
+        asked = _smallest(target) if chosen.smallest else _questions(target, chosen.large)
+        for name, question in asked:
+            made = chips[target][name] = _alone(question)
+            print(line(row(target, name, made)), flush=True)
+    write(chosen.json, result)
+
+
+def _smallest(target: str) -> list[tuple[str, Question]]:
+    step = Question(target, "smollm2-135m", Batch("decode", 1, 1024), layers=1)
+    return [("a layer of SmolLM2", step)]
 
 
 def _questions(target: str, large: bool) -> list[tuple[str, Question]]:
@@ -107,7 +118,7 @@ def _answer(question: Question) -> dict[str, Any]:
     step = chip_step(config, question.batch, "bf16", question.model, weights=question.weights)
     try:
         found = answer_on(step, target, Devices(question.chips))
-    except dure.DureError as error:
+    except DureError as error:
         return {"error": f"{error.what}: {error.rule}"}
     seconds = time.process_time() - started
     limits = ceiling(target, "bf16")
@@ -125,20 +136,9 @@ def _answer(question: Question) -> dict[str, Any]:
         "memory_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         "confidence": found.confidence.status,
     }
-    if question.layers:
+    if question.layers and question.model == _MODEL:
         made["onnxim"] = {"cpu_s": _ONNXIM_S, "times_faster": _ONNXIM_S / found.sim_s}
     return made
-
-
-def _text(made: dict[str, Any]) -> str:
-    if "error" in made:
-        return str(made["error"])[:120]
-    more = f"  {made['onnxim']['times_faster']:,.0f} x ONNXim" if "onnxim" in made else ""
-    return (
-        f"x{made['chips']:<3} {made['ns'] / 1e6:9.3f} ms  {made['fraction']:.3f} of "
-        f"{made['fraction_of']}  compile {made['config_to_time_s']:.1f} s  simulate "
-        f"{made['simulate_s']:.2f} s  {made['memory_bytes'] / 1e9:.2f} GB{more}"
-    )
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
-"""How far an engine's numbers are from ``transformers`` running the same weights dequantized.
+r"""How far an engine's numbers are from ``transformers`` running the same weights dequantized.
 
 Reads a text, cuts its first tokens into windows that each start afresh (BOS in front where the
 file's ``tokenizer.ggml.add_bos_token`` says so), and compares the logits after every token: how
 often the most probable token is the same, the mean Kullback-Leibler divergence KL(reference ||
 engine) in nats, and both perplexities (every text token but a window's first is scored).
 
-    python benchmarks/quality.py smollm2.gguf --engine dure --reference-python REF/bin/python
-    python benchmarks/quality.py smollm2.gguf --engine llama.cpp --peers-python PEERS/bin/python
+    python benchmarks/quality.py [MODEL ...] [--engines dure llama.cpp] [--json FILE] \
+        --reference-python REF/bin/python --peers-python PEERS/bin/python
 
+An engine or a reference that isn't installed is reported as absent.  ``--smallest`` takes a few
+tokens of the first model, to see that it runs.  The exit status is 1 where one fails.
 The reference's logits are computed once and kept in ``--cache``, ``FILE-WINDOW.npz``.
 """
 
@@ -15,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import sys
 import tempfile
@@ -31,8 +32,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from peers.client import Peer, PeerError
 from peers.engines import ENGINES, Interpreters, resolve_model
+from peers.results import stamp, write
+from report.quality import table
 
 PROSE = Path(__file__).resolve().parent / "data" / "prose.txt"
+MODELS = ["smollm2", "gemma3-270m"]
 CHUNK = 64
 """Rows compared at once: 64 rows of a vocabulary of 262,144 in float64 are 134 MB."""
 
@@ -125,9 +129,11 @@ def compute_reference(model: Path, text: str, arguments: argparse.Namespace) -> 
     with start_worker("transformers", model, arguments) as worker:
         tokens = worker.ask("tokenize", text=text)["ids"]
         if len(tokens) < window * count:
-            raise SystemExit(f"the text has {len(tokens)} tokens, {window * count} are wanted")
+            raise PeerError(f"the text has {len(tokens)} tokens, {window * count} are wanted")
         ids = np.array(tokens[: window * count], np.int32).reshape(count, window)
-        rows, top, losses = [], [], []
+        rows: list[np.ndarray] = []
+        top: list[np.ndarray] = []
+        losses: list[np.ndarray] = []
         for index, line in enumerate(ids):
             print(f"reference: window {index + 1} of {count}", file=sys.stderr)
             logits = window_logits(worker, line, bos)
@@ -162,17 +168,20 @@ def load_reference(model: Path, text: str, arguments: argparse.Namespace) -> Ref
 def compare(worker: Peer, model: Path, reference: Reference, engine: str) -> Quality:
     """Run the engine over the reference's windows and measure the difference."""
     windows, window = reference.ids.shape
-    agreed, divergences, losses = 0, [], []
+    agreed = 0
+    divergences: list[np.ndarray] = []
+    losses: list[np.ndarray] = []
     for index, ids in enumerate(reference.ids):
         logits = window_logits(worker, ids, reference.bos)
         if not np.isfinite(logits).all():
-            raise SystemExit(f"{engine}: logits of window {index + 1} are not all finite")
+            raise PeerError(f"logits of window {index + 1} are not all finite")
         first = index * window
         agreed += int((logits.argmax(-1) == reference.top[first : first + window]).sum())
         losses.append(next_losses(logits, ids))
         for start in range(0, window, CHUNK):
-            ours = log_softmax(logits[start : start + CHUNK])
-            rows = reference.log_probabilities[first + start : first + start + CHUNK]
+            stop = min(start + CHUNK, window)
+            ours = log_softmax(logits[start:stop])
+            rows = reference.log_probabilities[first + start : first + stop]
             theirs = log_softmax(rows)
             divergences.append((np.exp(theirs) * (theirs - ours)).sum(-1))
     kl = np.concatenate(divergences)
@@ -214,33 +223,68 @@ def start_worker(name: str, model: Path, arguments: argparse.Namespace) -> Peer:
     return worker
 
 
+def measure(name: str, text: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """A model's row for each engine; one that fails says why, alone where it is the reference."""
+    model = resolve_model(name)
+    try:
+        reference = load_reference(model, text, arguments)
+    except PeerError as error:
+        return [failure(model, "transformers", error)]
+    rows: list[dict[str, Any]] = []
+    for engine in arguments.engines:
+        try:
+            with start_worker(engine, model, arguments) as worker:
+                rows.append(asdict(compare(worker, model, reference, engine)))
+        except PeerError as error:
+            rows.append(failure(model, engine, error))
+    return rows
+
+
+def failure(model: Path, engine: str, error: PeerError) -> dict[str, Any]:
+    """The row of an engine that said nothing."""
+    print(f"{engine}: {error}", file=sys.stderr)
+    return {"model": model.stem, "engine": engine, "absent": error.absent, "error": str(error)}
+
+
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("model", help="a GGUF file, or a name of dure's catalogue")
-    parser.add_argument("--engine", default="dure", choices=["dure", "llama.cpp", "transformers"])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("models", nargs="*", help="GGUF files, or names of dure's catalogue")
+    parser.add_argument(
+        "--engines",
+        nargs="+",
+        default=["dure", "llama.cpp"],
+        choices=["dure", "llama.cpp", "transformers"],
+        metavar="ENGINE",
+    )
     parser.add_argument("--text", type=Path, default=PROSE)
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cache", default=str(Path.home() / ".cache" / "dure-benchmarks"))
+    parser.add_argument("--json", type=Path, help="where the result goes")
+    parser.add_argument("--smallest", action="store_true", help="a few tokens of the first model")
     Interpreters.add_options(parser)
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    arguments.models = arguments.models or MODELS
+    if arguments.smallest:
+        arguments.models, arguments.tokens, arguments.window = arguments.models[:1], 64, 32
+    return arguments
 
 
-def main() -> None:
-    """Print the comparison as one JSON object."""
+def main() -> int:
+    """Compare, write the result after every model, print a table; the exit status."""
     arguments = parse()
-    model = resolve_model(arguments.model)
     text = arguments.text.read_text(encoding="utf-8")
-    try:
-        reference: Any = load_reference(model, text, arguments)
-        with start_worker(arguments.engine, model, arguments) as worker:
-            result = compare(worker, model, reference, arguments.engine)
-    except PeerError as error:
-        raise SystemExit(f"{arguments.engine}: {error}") from error
-    print(json.dumps(asdict(result), indent=2))
+    document = stamp()
+    rows: list[dict[str, Any]] = []
+    document["rows"] = rows
+    for name in arguments.models:
+        rows += measure(name, text, arguments)
+        write(arguments.json, document)
+    print(table(document))
+    return 1 if any("error" in row and not row["absent"] for row in rows) else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

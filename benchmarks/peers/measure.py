@@ -53,7 +53,7 @@ def measures(threads: int, generated: int, context: int) -> list[Measure]:
 
 @dataclass(frozen=True)
 class Settings:
-    """How to measure.  ``processors`` are the cores to pin to, best first."""
+    """How to measure.  ``bandwidth`` says whether the memory's is read in the same rounds."""
 
     engines: list[str]
     rounds: int
@@ -64,6 +64,7 @@ class Settings:
     cache: Path
     interpreters: Interpreters
     starts: int
+    bandwidth: bool = True
 
     @property
     def processors(self) -> list[int]:
@@ -82,7 +83,7 @@ def measure_model(model: Path, settings: Settings) -> dict[str, Any]:
     try:
         for engine in settings.engines:
             results[engine], workers[engine] = _start(engine, model, settings)
-        _, probes = _start("bandwidth", model, settings)
+        probes = _start("bandwidth", model, settings)[1] if settings.bandwidth else {}
         workers["bandwidth"] = probes
         live = [engine for engine in settings.engines if workers[engine]]
         for number in range(settings.rounds + 1):

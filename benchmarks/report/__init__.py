@@ -1,0 +1,1 @@
+"""Result files for people: a script's table, and its chart where it has one."""
