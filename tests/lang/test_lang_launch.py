@@ -16,6 +16,7 @@ import pytest
 
 import dure
 import dure.lang as dl
+from dure import library
 from dure.compiler.tiles import TileMachine, estimate, live_bytes, ranked
 from dure.errors import KernelError
 from dure.ir.core import Function
@@ -390,6 +391,37 @@ def test_the_estimate_sees_edges_and_idle_workers() -> None:
     assert seconds(64, 32) < seconds(64, 64), "one instance leaves a worker idle"
     assert seconds(32, 64) < seconds(32, 64, c_0=65), "a tile beyond the edge costs"
     assert seconds(32, 32) < seconds(1, 32), "narrow tiles use the multipliers badly"
+
+
+def test_the_estimate_sees_copies_of_what_lies_turned() -> None:
+    sizes = dict.fromkeys(("a_0", "a_1", "b_0", "b_1", "c_0", "c_1"), 256)
+
+    def seconds(kernel: Any, bm: int) -> float:
+        function = kernel.specialize(matrices(), {"bm": bm, "bn": 64, "bk": 64})
+        return estimate(function, sizes, MACHINE).seconds
+
+    turned, plain = (
+        [seconds(kernel, bm) for bm in (16, 128)] for kernel in (library.matmul, library.matmul_kn)
+    )
+    assert turned[0] / plain[0] > turned[1] / plain[1] > 1, "they serve all rows of a tile"
+
+
+def test_the_estimate_of_instances_that_get_longer() -> None:
+    """Two of them take as long as two of the mean length."""
+
+    @dure.kernel
+    def rising(x: dl.Tensor, y: dl.Tensor, bm: dl.const):
+        i = dl.program_id(0)
+        total = dl.zeros((bm, 64), dl.float32)
+        for k in dl.range(i * 8, i * 8 + 8 * (i + 1)):
+            total = total + dl.load(x, (k, 0), (bm, 64))
+        dl.store(y, (i, 0), total)
+
+    types = [TensorType((symbol(f"{n}_0"), symbol(f"{n}_1")), dl.float32) for n in "xy"]
+    function = rising.specialize(types, {"bm": 8})
+    sizes = {"x_0": 512, "x_1": 64, "y_1": 64}
+    one, two = (estimate(function, {**sizes, "y_0": rows}, MACHINE).seconds for rows in (8, 16))
+    assert one < two < 2 * one
 
 
 def test_live_bytes_of_a_matmul() -> None:

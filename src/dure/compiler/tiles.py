@@ -66,22 +66,33 @@ class Estimate:
 
 def estimate(function: Function, sizes: Mapping[str, int], machine: TileMachine) -> Estimate:
     """The estimated time of a whole launch with these sizes."""
-    instances = 1
-    for extent in function.grid:
-        instances *= max(0, evaluate(extent, sizes))
-    work = _Work(machine, dict(sizes))
+    extents = [max(0, evaluate(extent, sizes)) for extent in function.grid]
     live = live_bytes(function.body)
-    for extent, own in zip(function.grid, function.program_ids, strict=True):
-        work.known[own.name] = max(0, evaluate(extent, sizes) - 1) // 2
+    # Where an even number of instances get longer and longer, none of them is the mean.
+    middles = {tuple((extent - 1 + up) // 2 for extent in extents) for up in (0, 1)}
+    one = sum(_instance(function, sizes, machine, live, middle) for middle in middles)
+    turns = math.ceil(math.prod(extents) / machine.workers)
+    return Estimate(one / len(middles) * turns, live)
+
+
+def _instance(
+    function: Function,
+    sizes: Mapping[str, int],
+    machine: TileMachine,
+    live: int,
+    number: Sequence[int],
+) -> float:
+    """Seconds of the instance of this number along each axis of the grid."""
+    work = _Work(machine, dict(sizes))
+    for place, own in zip(number, function.program_ids, strict=True):
+        work.known[own.name] = max(0, place)
     work.region(function.body, 1)
     tensors = sum(_tensor_bytes(p.value.tensor, sizes) for p in function.params)
     first = sum(max(moved) for moved in work.moved.values())
     again = sum(sum(moved) for moved in work.moved.values()) - first
-    one = work.seconds + work.ops * machine.op_seconds
-    one += first / machine.bandwidth(tensors) + again / machine.bandwidth(first)
-    one += work.carried / machine.bandwidth(live)
-    turns = math.ceil(instances / machine.workers)
-    return Estimate(one * turns, live)
+    seconds = work.seconds + work.ops * machine.op_seconds
+    seconds += first / machine.bandwidth(tensors) + again / machine.bandwidth(first)
+    return seconds + work.carried / machine.bandwidth(live)
 
 
 def _tensor_bytes(kind: TensorType, sizes: Mapping[str, int]) -> float:
@@ -106,6 +117,7 @@ class _Work:
         self.ops = 0.0
         self.moved: dict[Value, list[float]] = {}
         self._views: dict[Value, Value] = {}
+        self._makers: dict[Value, Op] = {}
         self._inside_out = False
 
     def region(self, region: Region, times: float) -> None:
@@ -131,6 +143,9 @@ class _Work:
                 self.region(region, times / 2)
             return
         cost = op.definition.cost(op)
+        self._makers.update(dict.fromkeys(op.results, op))
+        if op.name == "dot":
+            self.seconds += times * self._turned(op.operands[1])
         if op.name == "view":
             self._views[op.result] = self._views.get(op.operands[0], op.operands[0])
         if op.name in ("load", "store"):
@@ -139,6 +154,16 @@ class _Work:
             self.seconds += times * self._runs(op) * self.machine.run_seconds
         self.ops += 0 if _is_fused(op) else times
         self.seconds += times * cost.flops / self._rate(op)
+
+    def _turned(self, right: Value) -> float:
+        """Seconds that a dot's right operand takes to be copied where it lies turned: it is read,
+        exchanged in halves, quarters, and so on to single lanes, and written.
+        """
+        maker = self._makers.get(right)
+        if maker is None or maker.name != "transpose":
+            return 0.0
+        passes = 2 + math.log2(self.machine.lanes)
+        return right.tile.elements * passes / self.machine.vector_flops
 
     def _runs(self, op: Op) -> int:
         """Runs of addresses that begin unforeseen: those of a tile with more rows than are followed
