@@ -93,7 +93,7 @@ function criticalPath(chip) {
     bar(order.map(([what, ps]) => [ps / chip.total, PATH[what], says[what]])),
     legend(order.map(([what, ps]) => [PATH[what], `${says[what]} ${percent(ps / chip.total)}`])),
     grid([["", (p) => [make("span", { class: "swatch", style: `background:${PATH[p.what]}` }),
-      p.name ? `${p.name}${p.what === "compute" ? "" : `: ${says[p.what]}`}` : says[p.what]]],
+      p.name ? `${p.name}${p.what === "compute" ? "" : `: ${says[p.what]}`}` : says[p.what]], "wide"],
       ["LINE", (p) => make("code", {}, p.place)],
       ["TIME", (p) => time(p.time), "right"], ["SHARE", (p) => percent(p.time / chip.total), "right"]],
     chip.path.slice(0, 7)));
