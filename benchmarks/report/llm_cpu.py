@@ -16,16 +16,32 @@ COLOURS = {
     "openvino": "#5f8f6a",
     "onnxruntime": "#b98b3e",
 }
+#: Measure -> goal and floor, as times the best peer's.
+GOALS = {
+    "decode_1_thread": (1.8, 1.5),
+    "decode": (2.0, 1.6),
+    "decode_batch_8": (3.5, 2.5),
+}
+#: The same of a prompt of 512 tokens, by what the host multiplies bytes with.
+PREFILL_GOALS = {"amx_int8": (2.5, 1.2), "avx512_vnni": (1.7, 1.2), "avx_vnni": (1.7, 1.2)}
 
 
 def table(document: dict[str, Any]) -> str:
     """The machine, then for each model medians, ratios to the best peer and the bandwidth."""
     rounds = document["settings"]["rounds"]
     head = f"{markdown.place(document)}; medians of {rounds} interleaved rounds."
-    return "\n\n".join([head, *(_model(name, data) for name, data in document["models"].items())])
+    goals = _goals(document["machine"]["flags"])
+    models = [_model(name, data, goals) for name, data in document["models"].items()]
+    return "\n\n".join([head, *models])
 
 
-def _model(name: str, data: dict[str, Any]) -> str:
+def _goals(flags: list[str]) -> dict[str, tuple[float, float]]:
+    """The goals of a host with these instructions."""
+    prefill = next((goal for flag, goal in PREFILL_GOALS.items() if flag in flags), None)
+    return GOALS if prefill is None else {**GOALS, "prefill_512": prefill}
+
+
+def _model(name: str, data: dict[str, Any], goals: dict[str, tuple[float, float]]) -> str:
     columns = [*data["measures"], "first_token"]
     labels = [*data["measures"].values(), "start to first token"]
     rows: list[list[str]] = []
@@ -37,6 +53,9 @@ def _model(name: str, data: dict[str, Any]) -> str:
         cells = (_cell(column, result["medians"].get(column)) for column in columns)
         rows.append([result["label"], *cells])
     rows += _ratios(data["engines"], columns)
+    if len(data["engines"]) > 1:
+        texts = {column: f"{goal:.1f}x [{floor:.1f}x]" for column, (goal, floor) in goals.items()}
+        rows.append(["*goal [floor]*", *(texts.get(column, "") for column in columns)])
     parts = [
         f"**{name}** ({data['file_bytes'] / 1e6:.0f} MB), tokens/s",
         markdown.table(["engine", *labels], rows),
