@@ -157,13 +157,16 @@ class _Work:
 
     def _turned(self, right: Value) -> float:
         """Seconds that a dot's right operand takes to be copied where it lies turned: it is read,
-        exchanged in halves, quarters, and so on to single lanes, and written.
+        exchanged in halves, quarters, and so on to single lanes, and written to the level that
+        holds the copy.
         """
         maker = self._makers.get(right)
         if maker is None or maker.name != "transpose":
             return 0.0
-        passes = 2 + math.log2(self.machine.lanes)
-        return right.tile.elements * passes / self.machine.vector_flops
+        count, machine = right.tile.elements, self.machine
+        passes = 2 + math.log2(machine.lanes)
+        copied = 4 * count
+        return count * passes / machine.vector_flops + 2 * copied / machine.bandwidth(copied)
 
     def _runs(self, op: Op) -> int:
         """Runs of addresses that begin unforeseen: those of a tile with more rows than are followed

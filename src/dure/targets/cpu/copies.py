@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from dure.targets.cpu.memory import fetch
 from dure.targets.cpu.numbers import register_type
 from dure.targets.cpu.values import (
     Buffer,
@@ -22,6 +23,8 @@ from dure.targets.cpu.values import (
 )
 from dure.targets.cpu.writer import Reg, Writer, integer, vector_type
 
+#: Bytes of a row that are asked for ahead, at most: prefetchers follow longer ones.
+_FETCHED = 512
 #: Bytes of an element in a register that is copied.
 _SIZE = 4
 #: (distance from the first, vector) -> nothing
@@ -85,6 +88,18 @@ def read_along(
     w.loop(whole, count, 1, read(1))
 
 
+def _fetch_next(e: Emitter, tile: Tile, place: Sequence[Reg], across: int, count: int) -> None:
+    """Ask for the row that the next square of registers has in place of this one.
+
+    While a square is turned no load waits for memory.
+    """
+    ahead = list(place)
+    ahead[across] = e.w.add(place[across], integer(e.lanes))
+    source = tile.loaded_from(ahead)
+    if source is not None:
+        fetch(e.w, source, 0, min(count * tile.dtype.bits // 8, _FETCHED))
+
+
 def read_turned(
     e: Emitter,
     tile: Tile,
@@ -111,6 +126,7 @@ def read_turned(
         start = w.offset(rows, w.mul(lane, integer(pitch)))
         place = list(index)
         place[across] = w.add(index[across], lane)
+        _fetch_next(e, tile, place, across, most)
 
         def keep(step: Reg, vector: Reg) -> None:
             w.store(vector, w.offset(start, w.mul(step, integer(_SIZE))), _SIZE)
