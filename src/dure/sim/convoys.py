@@ -14,7 +14,7 @@ Classes come together when all have begun, and whenever a phase is complete.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from heapq import heapify
 from itertools import groupby
 from operator import attrgetter
@@ -79,24 +79,27 @@ class Convoys:
 
     # --- where followers are ---------------------------------------------------------------------
 
-    def catch_up(self) -> None:
-        """Followers' queues are where their leaders' are, and were busy as long."""
+    def catch_up(self, cores: Iterable[int] | None = None) -> None:
+        """Followers' queues are where their leaders' are, and were busy as long; of these classes,
+        or of all.
+        """
         now = self.replay.flows.now
-        for queue, other in self._followers():
+        for queue, other in self._followers(cores):
             other.go_to(queue.position + other.ahead)
             other.busy = busy_until(queue, now) + other.more
 
-    def moved(self) -> None:
+    def moved(self, cores: Iterable[int] | None = None) -> None:
         """Followers' queues are elsewhere than their leaders took them."""
         now = self.replay.flows.now
-        for queue, other in self._followers():
+        for queue, other in self._followers(cores):
             other.ahead = other.position - queue.position
             other.more = other.busy - busy_until(queue, now)
 
-    def _followers(self) -> Iterator[tuple[Queue, Queue]]:
+    def _followers(self, cores: Iterable[int] | None) -> Iterator[tuple[Queue, Queue]]:
         """Each follower's queues, after its leader's."""
         queues = self.replay.queues
-        for core, leader in enumerate(self.leader):
+        for core in range(len(self.leader)) if cores is None else cores:
+            leader = self.leader[core]
             if core != leader:
                 yield from zip(queues[leader], queues[core], strict=True)
 
@@ -171,6 +174,7 @@ class Convoys:
             parts: dict[int, list[int]] = {}
             for follower, place in zip(queues[0].cores, self._places(queues[0]), strict=True):
                 parts.setdefault(_next(*place), []).append(follower)
+            assert len(parts) > 1, "a convoy that goes on alike parts"
             self._part(core, list(parts.values()))
             leaders = [cores[0] for cores in parts.values()]
             found += [self.replay.queues[c][queue.number] for c in leaders for queue in queues]
@@ -185,7 +189,8 @@ class Convoys:
 
     def _part(self, leader: int, parts: Sequence[Sequence[int]]) -> None:
         """A convoy goes on in parts, of which the first is the leader's."""
-        self.catch_up()
+        all_cores = [core for cores in parts for core in cores]
+        self.catch_up(all_cores)
         flowing = self._take(leader)
         for cores in parts[1:]:
             twins = self._copy(leader, cores[0])
@@ -193,7 +198,7 @@ class Convoys:
             self._flow([(left, twins[flight]) for left, flight in flowing])
         self._lead(parts[0])
         self._flow(flowing)
-        self.moved()
+        self.moved(all_cores)
 
     def _copy(self, core: int, other: int) -> dict[Flight, Flight]:
         """All that is under way of a class is, from now on, also of another; gives the other's
@@ -233,6 +238,8 @@ class Convoys:
             self.leader[core] = cores[0]
         for queue in self.replay.queues[cores[0]]:
             queue.cores = tuple(cores)
+            # It follows nobody any more.
+            queue.ahead = queue.more = 0
             queue.go_to(queue.position)
 
     def _take(self, core: int) -> _Flowing:
