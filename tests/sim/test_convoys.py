@@ -15,7 +15,7 @@ from dure.models.batch import Batch, Phase
 from dure.models.chip_answer import step_answer
 from dure.models.chip_step import chip_step
 from dure.sim.convoys import Convoys
-from dure.sim.replay import Replay
+from dure.sim.replay import Queue, Replay
 from dure.sim.timing import Timing, simulate
 from dure.targets import chip
 
@@ -97,3 +97,17 @@ def test_steps(name: str, phase: Phase, sizes: list[int]) -> None:
     assert max(sizes) > 1
     lists = answer.program.indices
     same(found, simulate(answer.program.function, chip(name), indices=lists, record=True))
+
+
+def test_who_leads_follows_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A class that had followed another, too."""
+    further, led = Convoys.further, list[int]()
+
+    def spy(self: Convoys, queue: Queue) -> bool:
+        assert not queue.ahead and not queue.more
+        led.append(queue.core)
+        return further(self, queue)
+
+    monkeypatch.setattr(Convoys, "further", spy)
+    step_answer(chip_step(MIXTURE, Batch("decode", 2, 40)), chip("rngd"))
+    assert len({*led}) > 1
