@@ -80,7 +80,9 @@ def cover(
 
     start, rest = 0, n.static
     used = w.index(n.bound)
-    for count in dict.fromkeys((vectors, 1)):
+    # Narrow tiles take fewer vectors at once, but not single ones, whose additions wait for another.
+    for place in range(vectors.bit_length() - 1, -1, -1):
+        count = 1 << place
         width = count * lanes
         main = rest - rest % width
         if not main:
