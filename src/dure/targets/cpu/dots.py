@@ -12,8 +12,10 @@ from dataclasses import dataclass
 
 from dure.ir import dtypes
 from dure.ir.dtypes import BlockFormat, DType
+from dure.runtime.memory import LINE_BYTES
 from dure.targets.cpu.blockdots import ActivationRows, Panels, chunk_step
 from dure.targets.cpu.bounds import Bounds
+from dure.targets.cpu.copies import lies_along
 from dure.targets.cpu.exactdots import exact_dot
 from dure.targets.cpu.memory import Extent, fetch
 from dure.targets.cpu.packing import CHUNK
@@ -148,9 +150,10 @@ def plain_dot(
         initial = [nothing if fresh else c.vector(e, p, axis, lanes) for p in places]
 
         def step(at: Reg, totals: list[Reg]) -> list[Reg]:
-            source = b.loaded_from([*batch, at, column]) if once else None
-            if source is not None:
-                fetch(w, source, FAR_AHEAD, 1)
+            for first in columns[:: _vectors_a_line(b, axis, lanes)] if once else ():
+                source = b.loaded_from([*batch, at, first])
+                if source is not None:
+                    fetch(w, source, FAR_AHEAD, 1)
             left = [
                 w.splat(
                     operand(e, a, [*batch, w.add(row, integer(i)), at], axis, 1, accumulator),
@@ -175,6 +178,12 @@ def plain_dot(
     last = None if bounds.open else last_vector(e, extents[1], vectors * e.lanes)
     stop = [*(w.add(at, integer(1)) for at in batch), k.stop, integer(extents[1].static)]
     bounds.either(stop, lambda: cover(e, *extents, vectors, block))
+
+
+def _vectors_a_line(tile: Tile, axis: int, lanes: int) -> int:
+    """How many vectors along an axis lie in a line of the cache."""
+    size = lanes * max(8, tile.dtype.bits) // 8
+    return max(1, LINE_BYTES // size) if lies_along(tile, axis, LINE_BYTES * lanes // size) else 1
 
 
 def _reads_once(e: Emitter, rows: Extent) -> bool:
