@@ -32,6 +32,28 @@ def test_what_was_computed_is_used_again() -> None:
     assert w.load("i64", Reg("ptr", "%p")) != w.load("i64", Reg("ptr", "%p"))
 
 
+def test_what_is_kept_is_loaded_once() -> None:
+    """In loops inside too; and again behind it, where it may be another."""
+    w, p = Writer(), Reg("ptr", "%p")
+    found: list[Reg] = []
+
+    def read() -> None:
+        found.append(w.load("i64", p))
+
+    def body(i: Reg, _: list[Reg]) -> list[Reg]:
+        read()
+        found.append(w.load("i64", w.offset(p, i)))
+        return []
+
+    with w.kept(read):
+        w.loop(integer(0), integer(9), 1, body)
+        assert w.load("float", p) != w.load("float", p)
+    read()
+    first, again, other, behind = found
+    assert first == again
+    assert len({first, other, behind}) == 3
+
+
 @pytest.mark.parametrize(
     ("text", "pure"),
     [

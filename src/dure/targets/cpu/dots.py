@@ -82,7 +82,7 @@ def cover(
 
     start, rest = 0, n.static
     used = w.index(n.bound)
-    # Narrow tiles take fewer vectors at once, but not single ones, whose additions wait for another.
+    # Narrow tiles take fewer vectors at once, but not single ones, whose sums wait for each other.
     for place in range(vectors.bit_length() - 1, -1, -1):
         count = 1 << place
         width = count * lanes
@@ -153,7 +153,7 @@ def plain_dot(
             for first in columns[:: _vectors_a_line(b, axis, lanes)] if once else ():
                 source = b.loaded_from([*batch, at, first])
                 if source is not None:
-                    fetch(w, source, FAR_AHEAD, 1)
+                    fetch(w, source, FAR_AHEAD, 1, cache=2)
             left = [
                 w.splat(
                     operand(e, a, [*batch, w.add(row, integer(i)), at], axis, 1, accumulator),
@@ -169,7 +169,14 @@ def plain_dot(
                     found[i, j] = multiply_add(e, left[i], right, total)
             return [found[i, j] for i in range(height) for j in range(vectors)]
 
-        for place, total in zip(places, w.loop(k.start, k.stop, 1, step, initial), strict=True):
+        def entries() -> None:
+            """Of index lists, which would be read again for every step."""
+            for one in columns:
+                b.loaded_from([*batch, k.start, one])
+
+        with w.kept(entries):
+            totals = w.loop(k.start, k.stop, 1, step, initial)
+        for place, total in zip(places, totals, strict=True):
             c.put(e, total, place, axis)
 
     axis = len(batch) + 1

@@ -373,11 +373,15 @@ def gather(w: Writer, element: str, addresses: Reg, lanes: int, mask: Reg | None
     return w.call(type, name, addresses, Reg("i32", "1"), where, Reg(type, "zeroinitializer"))
 
 
-def fetch(w: Writer, address: Reg, first: int, count: int) -> None:
-    """Ask for ``count`` bytes from ``first`` bytes behind an address on, which need not exist."""
-    read, near, data = (Reg("i32", value) for value in ("0", "3", "1"))
+def fetch(w: Writer, address: Reg, first: int, count: int, cache: int = 1) -> None:
+    """Ask for ``count`` bytes from ``first`` bytes behind an address on, which need not exist.
+
+    They come to the nearest ``cache`` or to the second: that takes more requests at a time, and a
+    load that misses waits for none of them.
+    """
+    read, place, data = (Reg("i32", value) for value in ("0", str(4 - cache), "1"))
     for line in range(first, first + count, LINE_BYTES):
-        w.call("void", "llvm.prefetch.p0", w.offset(address, integer(line)), read, near, data)
+        w.call("void", "llvm.prefetch.p0", w.offset(address, integer(line)), read, place, data)
 
 
 def scatter(w: Writer, value: Reg, addresses: Reg, mask: Reg | None) -> None:

@@ -72,6 +72,8 @@ class Writer:
         self.declarations: dict[str, str] = {}
         self.block = "entry"
         self._count = 0
+        #: Whether loads are remembered.
+        self._keeps = False
         self.symbols: dict[Symbol, Reg] = {}
         #: What is written comes from here; ``locations`` keeps it where somebody asks for it.
         self.span: Span | None = None
@@ -87,7 +89,7 @@ class Writer:
     def emit(self, type: str, text: str) -> Reg:
         """``%new = text``, or what computed the same before."""
         pure = is_pure(text)
-        known = self._scopes.find(text) if pure else None
+        known = self._scopes.find(text)
         if known is not None:
             return Reg(type, known)
         name, lines = "%" + self.fresh(), None
@@ -95,8 +97,20 @@ class Writer:
             lines = self._scopes.place(text, name)
         else:
             self._scopes.define(name)
+            if self._keeps and text.startswith("load "):
+                self._scopes.keep(text, name)
         (self._lines if lines is None else lines).append(f"  {name} = {text}{self._location()}")
         return Reg(type, name)
+
+    @contextmanager
+    def kept(self, read: Callable[[], object]) -> Generator[None]:
+        """Inside, what ``read`` loads is loaded no more: nothing there writes to it."""
+        self._scopes.enter()
+        self._keeps = True
+        read()
+        self._keeps = False
+        yield
+        self._scopes.leave()
 
     def do(self, text: str) -> None:
         """An instruction without a result."""
