@@ -12,8 +12,8 @@ Llama 3.1 70B and 405B on as many devices as hold them; ``--smallest`` takes one
 instead of all, to see that it runs.
 
 ``onnxim``: one decode layer of the 8B at 2,048 positions, timed in ``simulate_s``, beside the 273
-CPU seconds that ONNXim, a cycle-stepped simulator, takes for one (measured on another host of the
-same kind).
+CPU seconds that ONNXim, a cycle-stepped simulator, takes for one (measured on another host: a
+ratio as far as the two are alike).
 """
 
 from __future__ import annotations
