@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from small_models import DECODERS, arguments, small
 
+from dure.ir.core import op_definition
 from dure.ir.dtypes import DType
 from dure.ir.tensor.shards import run_shards
 from dure.library import chip_lowering_attention
@@ -122,6 +125,29 @@ def test_choices_of_many_tokens_are_counted(name: str, devices: int) -> None:
     assert "counted_places" in {call.kernel.__name__ for call in calls}
 
 
+@contextmanager
+def undecided() -> Generator[set[int]]:
+    """The tokens for which an expert that wasn't chosen is as good as one that was: rounding
+    decides, and what comes of it is another result.
+    """
+    found, definition = set[int](), op_definition("route")
+    semantics = definition.semantics
+    assert semantics is not None
+
+    def spy(attrs: Mapping[str, Any], logits: Any, *more: Any) -> Any:
+        ordered = -np.sort(-np.asarray(logits, np.float64), axis=1)
+        last = ordered[:, attrs["k"] - 1 : attrs["k"] + 1]
+        found.update(np.flatnonzero(last[:, 0] - last[:, -1] < 0.01).tolist())
+        return semantics(attrs, logits, *more)
+
+    # A definition is frozen, for programs; here it is listened to.
+    object.__setattr__(definition, "semantics", spy)
+    try:
+        yield found
+    finally:
+        object.__setattr__(definition, "semantics", semantics)
+
+
 def run_step(
     name: str,
     model: str,
@@ -149,9 +175,13 @@ def run_step(
     ]
     found = run_devices(step, answer.program, chip(name), arrays)
     rows = [[own[p.value.name].copy() for p in step.program.params] for own in arrays]
-    wanted = run_shards(step.program, rows, step.sizes)
+    with undecided() as tokens:
+        wanted = run_shards(step.program, rows, step.sizes)
     top = max(float(np.abs(w[0]).max()) for w in wanted)
     for got, expected in zip(found, wanted, strict=True):
         logits = np.asarray(expected[0], np.float64)
-        assert np.abs(got["logits"].astype(np.float64) - logits).max() < 0.05 * top
+        off = np.abs(got["logits"].astype(np.float64) - logits).max(axis=1)
+        if phase == "decode":
+            off = np.delete(off, [*tokens])
+        assert len(off) and off.max() < 0.05 * top
     return [part.built.call for part in answer.parts]
