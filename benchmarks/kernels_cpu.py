@@ -19,8 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from peers.kernels.measure import Settings, measure
-from peers.machine import kind
-from peers.results import RESULTS, stamp, write
+from peers.results import place, stamp, write
 from report.kernels_cpu import table
 
 
@@ -36,9 +35,7 @@ def run(arguments: argparse.Namespace) -> bool:
         only=tuple(arguments.only),
     )
     document = stamp()
-    path: Path | None = arguments.out
-    if path is None and not settings.smallest:
-        path = RESULTS / f"kernels_cpu-{kind(document['machine'])}.json"
+    path = place("kernels_cpu", document, arguments.out, settings.smallest)
     document["settings"] = {
         "rounds": settings.rounds,
         "threads": settings.threads,

@@ -21,9 +21,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from peers.engines import Interpreters, resolve_model
-from peers.machine import kind
 from peers.measure import Settings, measure_model
-from peers.results import RESULTS, stamp, write
+from peers.results import place, stamp, write
 from report.llm_cpu import chart, table
 
 BENCHMARKED = ["dure", "llama.cpp", "llama.cpp-q4_0", "openvino", "onnxruntime"]
@@ -45,9 +44,7 @@ def run(arguments: argparse.Namespace) -> bool:
         bandwidth=not smallest,
     )
     document = stamp()
-    path: Path | None = arguments.out
-    if path is None and not smallest:
-        path = RESULTS / f"llm_cpu-{kind(document['machine'])}.json"
+    path = place("llm_cpu", document, arguments.out, smallest)
     document["settings"] = {
         "rounds": settings.rounds,
         "threads": settings.threads,

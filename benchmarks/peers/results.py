@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import dure
-from peers.machine import describe
+from peers.machine import describe, kind
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 """Where results are committed."""
@@ -24,6 +24,15 @@ def stamp() -> dict[str, Any]:
         "machine": describe(),
         "load_average_at_start": os.getloadavg() if hasattr(os, "getloadavg") else None,
     }
+
+
+def place(script: str, document: dict[str, Any], asked: Path | None, smallest: bool) -> Path | None:
+    """Where a script's result goes: where it is asked for, else to this host's among the committed
+    ones; that of the smallest sizes nowhere.
+    """
+    if asked is not None or smallest:
+        return asked
+    return RESULTS / f"{script}-{kind(document['machine'])}.json"
 
 
 def write(path: Path | None, document: dict[str, Any]) -> None:

@@ -54,6 +54,23 @@ def test_what_is_kept_is_loaded_once() -> None:
     assert len({first, other, behind}) == 3
 
 
+def test_what_follows_on_a_kept_loop_stays_behind_it() -> None:
+    """In a loop around both: what is computed of the inner loop's results isn't moved before it."""
+    w, found = Writer(), list[Reg]()
+
+    def outer(i: Reg, _: list[Reg]) -> list[Reg]:
+        with w.kept(lambda: w.load("i64", Reg("ptr", "%p"))):
+            found.extend(w.loop(integer(0), B, 1, lambda j, c: [w.add(c[0], j)], [integer(0)]))
+        found.append(w.mul(found[0], A))
+        return []
+
+    w.loop(integer(0), B, 1, outer)
+    lines = lines_of(w)
+    result, used = found
+    phi = next(n for n, line in enumerate(lines) if line.startswith(f"{result.name} = phi"))
+    assert phi < position(w, used)
+
+
 @pytest.mark.parametrize(
     ("text", "pure"),
     [

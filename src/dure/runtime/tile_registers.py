@@ -11,10 +11,12 @@ import ctypes
 import functools
 import mmap
 import os
+import platform
 import signal
 import struct
 import sys
 import warnings
+from collections.abc import Sequence
 
 #: ``arch_prctl``, its request for a feature of this process and those after it, and the feature.
 _ARCH_PRCTL, _REQUEST, _TILE_DATA = 158, 0x1023, 18
@@ -31,7 +33,7 @@ _ROWS, _LINE, _TILES = 16, 64, 3
 @functools.cache
 def tiles_work() -> bool:
     """Ask for the registers and try them; False wherever that isn't Linux on x86-64."""
-    if sys.platform != "linux" or not hasattr(os, "fork"):
+    if sys.platform != "linux" or platform.machine() != "x86_64":
         return False
     return _granted() and _executed()
 
@@ -51,19 +53,28 @@ def _executed() -> bool:
     code.write(_CODE)
     start = ctypes.addressof(ctypes.c_char.from_buffer(code))
     run = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(start)
-    data = ctypes.create_string_buffer(_configuration(), 2 * _LINE + _ROWS * _LINE)
+    whole = configuration([(_ROWS, _LINE)] * _TILES)
+    data = ctypes.create_string_buffer(whole, 2 * _LINE + _ROWS * _LINE)
     with warnings.catch_warnings():
         # The child runs nothing that another thread could have locked.
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child == 0:
-        signal.signal(signal.SIGILL, signal.SIG_DFL)
-        os._exit(run(ctypes.addressof(data)))
-    return os.waitpid(child, 0)[1] == 0
+        try:
+            signal.signal(signal.SIGILL, signal.SIG_DFL)
+            os._exit(run(ctypes.addressof(data)))
+        finally:
+            # The rest of the program is the parent's, whatever is wrong here.
+            os._exit(1)
+    try:
+        return os.waitpid(child, 0)[1] == 0
+    except ChildProcessError:
+        # The process ignores how its children end, so that nothing is proved.
+        return False
 
 
-def _configuration() -> bytes:
-    """What ``ldtilecfg`` reads: whole tiles."""
-    widths, heights = [_LINE] * _TILES, [_ROWS] * _TILES
-    rest = [0] * (16 - _TILES)
+def configuration(shapes: Sequence[tuple[int, int]]) -> bytes:
+    """What ``ldtilecfg`` reads: each tile's rows (from the 48th byte on) and bytes of a row."""
+    rest = [0] * (16 - len(shapes))
+    heights, widths = [rows for rows, _ in shapes], [wide for _, wide in shapes]
     return struct.pack("<2B14x16H16B", 1, 0, *widths, *rest, *heights, *rest)

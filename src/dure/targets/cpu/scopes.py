@@ -72,10 +72,6 @@ class Scopes:
         """A name that an instruction with effects, or a loop, gives."""
         self._defined[name] = self.now
 
-    def keep(self, text: str, name: str) -> None:
-        """What is loaded by ``text`` stays the same in this scope."""
-        self.now.known[text] = name
-
     def find(self, text: str) -> str | None:
         """The name of what computes the same, if one can be used here."""
         scope: Scope | None = self.now

@@ -15,6 +15,7 @@ import struct
 from collections.abc import Sequence
 
 from dure.ir.dtypes import BlockFormat
+from dure.runtime import tile_registers
 from dure.runtime.host import HostFeatures
 from dure.targets.cpu.blockdots import ActivationRows, Panels, zero_of
 from dure.targets.cpu.instructions import Operation, has, intrinsic
@@ -88,7 +89,7 @@ class TileDot:
             w.loop(integer(0), panels, 1, self._unpack_panel)
             self._configure()
             self._blocks(whole, panels, fresh)
-            self._call(Operation.TILE_RELEASE)
+            on_tiles(self.e, Operation.TILE_RELEASE)
 
         some = w.compare("icmp slt", integer(0), whole)
         for least, most in ((integer(0), panels), (self.start, self.stop)):
@@ -99,7 +100,9 @@ class TileDot:
     def _configure(self) -> None:
         """Tell the machine the rows of each tile register, and the bytes of a row."""
         sums, left, right = (ROWS, LINE), (ROWS, self.width), (self.width // GROUP, LINE)
-        self._call(Operation.TILE_SIZES, configuration(self.e, [sums, sums, left, left, right]))
+        on_tiles(
+            self.e, Operation.TILE_SIZES, configuration(self.e, [sums, sums, left, left, right])
+        )
 
     # -- operands ---------------------------------------------------------------------------------
 
@@ -231,17 +234,16 @@ class TileDot:
         for half in range(self.halves):
             entry = w.add(w.mul(place, integer(CHUNK)), integer(half * self.width))
             weights = w.offset(codes, integer(half * self.width * LANES))
-            self._call(Operation.TILE_LOAD, tile(_RIGHT), weights, line)
+            on_tiles(self.e, Operation.TILE_LOAD, tile(_RIGHT), weights, line)
             for number, plane in enumerate(self.planes):
                 total, left = tile(_LOW + number), tile(_LEFT + number)
                 rows, step = a.address(self.e, plane, row, entry), integer(a.row_bytes(plane) or 0)
-                self._call(Operation.TILE_ZERO, total)
-                self._call(Operation.TILE_LOAD, left, rows, step)
-                self._call(Operation.TILES_OF_SIGNED_BYTES, total, left, tile(_RIGHT))
-                self._call(Operation.TILE_STORE, total, self._sum(sums, half, number, 0), line)
-
-    def _call(self, operation: Operation, *arguments: Reg) -> None:
-        self.w.call("void", intrinsic(self.e.host, operation), *arguments)
+                on_tiles(self.e, Operation.TILE_ZERO, total)
+                on_tiles(self.e, Operation.TILE_LOAD, left, rows, step)
+                on_tiles(self.e, Operation.TILES_OF_SIGNED_BYTES, total, left, tile(_RIGHT))
+                on_tiles(
+                    self.e, Operation.TILE_STORE, total, self._sum(sums, half, number, 0), line
+                )
 
     def _sum(self, sums: Reg, half: int, plane: int, row: int) -> Reg:
         """Where a row of a product lies."""
@@ -288,13 +290,16 @@ def configuration(e: Emitter, shapes: Sequence[tuple[int, int]]) -> Reg:
 
     The rows are the bytes from the 48th on.
     """
-    shapes = [*shapes, *[(0, 0)] * (16 - len(shapes))]
-    bytes_wide, tall = [wide for _, wide in shapes], [rows for rows, _ in shapes]
-    words = struct.unpack("<16i", struct.pack("<2B14x16H16B", 1, 0, *bytes_wide, *tall))
+    words = struct.unpack("<16i", tile_registers.configuration(shapes))
     text = ", ".join(f"i32 {word}" for word in words)
     at = e.allocate(LINE)
     e.w.store(Reg(vector_type("i32", len(words)), f"<{text}>"), at)
     return at
+
+
+def on_tiles(e: Emitter, operation: Operation, *arguments: Reg) -> None:
+    """An instruction of tile registers."""
+    e.w.call("void", intrinsic(e.host, operation), *arguments)
 
 
 def tile(number: int) -> Reg:

@@ -19,10 +19,10 @@ from math import gcd
 from dure.ir import dtypes
 from dure.ir.dtypes import ElementType
 from dure.runtime.host import HostFeatures
-from dure.targets.cpu.instructions import Operation, has, intrinsic
+from dure.targets.cpu.instructions import Operation, has
 from dure.targets.cpu.memory import fetch
 from dure.targets.cpu.paneldots import Blocking, PanelDot
-from dure.targets.cpu.tiledots import LANES, LINE, ROWS, configuration, tile
+from dure.targets.cpu.tiledots import LANES, LINE, ROWS, configuration, on_tiles, tile
 from dure.targets.cpu.writer import Reg, integer, lanes_of, vector_type
 
 #: Steps of K in a tile, those that lie side by side in the right one, and bytes of a tile.
@@ -174,7 +174,7 @@ class TileProduct(PanelDot):
                 return []
 
             w.loop(integer(0), self.panels, 1, panel)
-            self._call(Operation.TILE_RELEASE)
+            on_tiles(self.e, Operation.TILE_RELEASE)
 
         if self.static[0] >= ROWS:
             spans = ((integer(0), pairs, _ACROSS), (pairs, whole, 1))
@@ -190,7 +190,7 @@ class TileProduct(PanelDot):
         height = w.cast("trunc", rows, "i8")
         for number in range(_RIGHT):
             w.store(height, w.offset(at, integer(48 + number)))
-        self._call(Operation.TILE_SIZES, at)
+        on_tiles(self.e, Operation.TILE_SIZES, at)
 
     def _tiles(self, row: Reg, i: Reg, panel: Reg, below: int) -> None:
         """``below`` blocks of rows times a panel."""
@@ -202,24 +202,24 @@ class TileProduct(PanelDot):
 
         def zeros() -> None:
             for number in numbers:
-                self._call(Operation.TILE_ZERO, number)
+                on_tiles(self.e, Operation.TILE_ZERO, number)
 
         def every(operation: Operation) -> None:
             for number, place in zip(numbers, buffer, strict=True):
-                self._call(operation, number, *place)
+                on_tiles(self.e, operation, number, *place)
 
         def step(number: Reg, _: list[Reg]) -> list[Reg]:
             k = w.mul(number, integer(_STEPS))
             for c in range(across):
                 at = self._right_at(panel, k, integer(c * LANES))
-                self._call(Operation.TILE_LOAD, tile(_RIGHT + c), at, integer(LINE))
+                on_tiles(self.e, Operation.TILE_LOAD, tile(_RIGHT + c), at, integer(LINE))
             for r in range(below):
                 at = self._left_at(w.add(i, integer(r * ROWS)), k)
                 fetch(w, at, _AHEAD * _TILE, _TILE)
-                self._call(Operation.TILE_LOAD, tile(_LEFT + r), at, integer(LINE))
+                on_tiles(self.e, Operation.TILE_LOAD, tile(_LEFT + r), at, integer(LINE))
             for accumulator, (r, c) in zip(numbers, grid, strict=True):
                 operands = accumulator, tile(_LEFT + r), tile(_RIGHT + c)
-                self._call(Operation.TILES_OF_BFLOAT16, *operands)
+                on_tiles(self.e, Operation.TILES_OF_BFLOAT16, *operands)
             return []
 
         def read() -> None:
@@ -241,6 +241,3 @@ class TileProduct(PanelDot):
         column = w.add(w.mul(panel, integer(self.cuts.width)), integer(across * LANES))
         pitch = integer(_SIZE * self.c.strides()[-2])
         return self.c.at(self.e, [*self.batch, at, column]), pitch
-
-    def _call(self, operation: Operation, *arguments: Reg) -> None:
-        self.w.call("void", intrinsic(self.e.host, operation), *arguments)

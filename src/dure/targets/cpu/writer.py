@@ -72,8 +72,8 @@ class Writer:
         self.declarations: dict[str, str] = {}
         self.block = "entry"
         self._count = 0
-        #: Whether loads are remembered.
-        self._keeps = False
+        #: The loads that are being remembered, if any are.
+        self._keeping: list[str] | None = None
         self.symbols: dict[Symbol, Reg] = {}
         #: What is written comes from here; ``locations`` keeps it where somebody asks for it.
         self.span: Span | None = None
@@ -97,20 +97,21 @@ class Writer:
             lines = self._scopes.place(text, name)
         else:
             self._scopes.define(name)
-            if self._keeps and text.startswith("load "):
-                self._scopes.keep(text, name)
+            if self._keeping is not None and text.startswith("load "):
+                self._keeping.append(text)
+                self._scopes.now.known[text] = name
         (self._lines if lines is None else lines).append(f"  {name} = {text}{self._location()}")
         return Reg(type, name)
 
     @contextmanager
     def kept(self, read: Callable[[], object]) -> Generator[None]:
         """Inside, what ``read`` loads is loaded no more: nothing there writes to it."""
-        self._scopes.enter()
-        self._keeps = True
+        loads = self._keeping = []
         read()
-        self._keeps = False
+        self._keeping = None
         yield
-        self._scopes.leave()
+        for text in loads:
+            del self._scopes.now.known[text]
 
     def do(self, text: str) -> None:
         """An instruction without a result."""
