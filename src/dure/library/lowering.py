@@ -28,8 +28,15 @@ from dure.library.norm import layer_norm, rms_norm, softmax
 from dure.library.rope import kv_write, rope, rope_kv_write
 from dure.library.sampling import argmax, top_k
 
-#: (most rows, bm, bn) of the variants of a matmul; the last one takes any number of rows.
-MATMUL_VARIANTS: tuple[tuple[int, int, int], ...] = ((1, 1, 32), (8, 8, 32), (0, 64, 64))
+#: (most rows, bm, most of bn) of the variants of a matmul; the last one takes any number of rows.
+#: What a tile copies to multiply it many times (rows to panels, panels to rows) is copied for every
+#: tile: large ones do so less often, as long as there are several for each worker.
+MATMUL_VARIANTS: tuple[tuple[int, int, int], ...] = (
+    (1, 1, 32),
+    (8, 8, 32),
+    (128, 64, 64),
+    (0, 128, 256),
+)
 #: Keys of one piece of attention, the same for prefill and decode.
 ATTENTION_PIECE = 64
 #: Runs into which the keys of a token fall, each summed by itself.
@@ -56,6 +63,15 @@ def block_of(extent: Expr, least: int = 1, most: int = 256) -> int:
     if dividing < _QUANTUM:
         return max(least, min(most, 128, power_of_two(max(size, 1))))
     return max(least, min(most, dividing))
+
+
+def even_block(extent: Expr, most: int) -> int:
+    """A tile size of at most ``most`` for walking ``extent`` in tiles as even as they can be."""
+    size = static_extent(extent)
+    if not size:
+        return most
+    pieces = -(-size // most)
+    return -(-size // (pieces * _QUANTUM)) * _QUANTUM
 
 
 def _axes(op: Op, position: int, expected: int) -> TensorType:
@@ -102,15 +118,21 @@ def launch(kernel: Any, values: Sequence[Value | None], **consts: object) -> lis
 
 
 def _row_variants(
-    kernel: Any, values: Sequence[Value | None], rows: Expr, consts: Mapping[str, object]
+    op: Op,
+    kernel: Any,
+    values: Sequence[Value | None],
+    rows: Expr,
+    consts: Mapping[str, object],
 ) -> list[Launch]:
     """A launch with the variants of :data:`MATMUL_VARIANTS` that ``rows`` can need."""
     variants: list[Variant] = []
-    for most, bm, bn in MATMUL_VARIANTS:
+    columns = op.result.tensor.shape[-1]
+    for most, bm, widest in MATMUL_VARIANTS:
         guard = compare("<=", rows, most) if most else const(1)
         if isinstance(guard, Const) and not guard.value:
             continue
-        function = _specialize(kernel, _types(values), {**consts, "bm": bm, "bn": bn})
+        tile = {"bm": bm, "bn": even_block(columns, widest)}
+        function = _specialize(kernel, _types(values), {**consts, **tile})
         variants.append(Variant(function, guard))
         if isinstance(guard, Const):
             break
@@ -143,7 +165,7 @@ def lower_linear(op: Op, context: LoweringContext) -> list[Launch]:
     if op.attr("residual"):
         stages.append(epilogue.residual(1 if op.attr("bias") else 0))
     consts = {"bk": k_block(x.tensor, w.tensor), "epilogue": epilogue.compose(stages)}
-    return _row_variants(matmul, [x, w, op.result, *rest], rows, consts)
+    return _row_variants(op, matmul, [x, w, op.result, *rest], rows, consts)
 
 
 @lowers("gated_linear")
@@ -153,7 +175,7 @@ def lower_gated_linear(op: Op, context: LoweringContext) -> list[Launch]:
     rows = _axes(op, 0, 2).shape[0]
     block = max(k_block(x.tensor, gate.tensor), k_block(x.tensor, up.tensor))
     consts = {"bk": block, "activation": _activation(op.attr("activation"))}
-    return _row_variants(gated_linear, [x, gate, up, op.result], rows, consts)
+    return _row_variants(op, gated_linear, [x, gate, up, op.result], rows, consts)
 
 
 @lowers("batched_matmul")
@@ -161,7 +183,7 @@ def lower_batched_matmul(op: Op, context: LoweringContext) -> list[Launch]:
     """(B, M, K) times (B, K, N)."""
     a, b = op.operands
     consts = {"bk": block_of(a.tensor.shape[2]), "transposed": False}
-    return _row_variants(batched_matmul, [a, b, op.result], a.tensor.shape[1], consts)
+    return _row_variants(op, batched_matmul, [a, b, op.result], a.tensor.shape[1], consts)
 
 
 @lowers("conv2d")
