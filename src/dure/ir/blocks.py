@@ -45,20 +45,23 @@ class Blocks:
 def quantize(values: Array, format: BlockFormat) -> Blocks:
     """Symmetric quantization along the last axis, ``format.block`` values a scale.
 
-    ``scale = max|x| / top`` in float32, ``code = round_half_even(x * (top / max|x|))``, zero where
-    the block is all zeros; ``top`` is 127, or 127 * 256 for 16-bit codes (with 127, the rule of
-    GGML's ``quantize_row_q8_0``, with ties to even).
+    ``scale = max|x| / top`` in float32, ``code = round_half_even(x * (top / max|x|))``; ``top`` is
+    127, or 127 * 256 for 16-bit codes (with 127, the rule of GGML's ``quantize_row_q8_0``, with
+    ties to even).  Codes are zero where ``top / max|x|`` isn't a finite number above 0: in blocks
+    of zeros, or of numbers next to them, and in those with infinity or NaN, whose scale says so.
     """
     top = np.float32(ACTIVATION_FORMATS.get(format, 127))
     shape = values.shape
     blocks = values.astype(np.float32).reshape(*shape[:-1], shape[-1] // format.block, format.block)
     largest = np.abs(blocks).max(axis=-1, initial=0)
     scale = (largest / top).astype(np.float32)
-    with np.errstate(divide="ignore"):
-        inverse = np.where(largest > 0, top / largest, 0).astype(np.float32)
-    code = np.rint(blocks * inverse[..., None]).astype(np.int32).reshape(shape)
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        inverse = (top / largest).astype(np.float32)[..., None]
+        usable = (inverse > 0) & (inverse < np.inf)
+        code = np.where(usable, np.rint(blocks * inverse), 0).astype(np.int32).reshape(shape)
+        kept = scale.astype(format.plane("d").dtype.numpy)
     low = code.astype(np.int8)
-    planes: dict[str, Array] = {"d": scale, "code": low}
+    planes: dict[str, Array] = {"d": kept, "code": low}
     if format is int16_block32:
         # The low byte is signed: what it lacks, the high byte has.
         planes["high"] = ((code - low) >> 8).astype(np.int8)

@@ -8,9 +8,7 @@ of a lane are one 32-bit group.
 
 from __future__ import annotations
 
-import functools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dure.ir import dtypes
@@ -20,7 +18,7 @@ from dure.ir.layout import Layout, PlaneLayouts
 from dure.targets.cpu.exactdots import ExactDot, Products
 from dure.targets.cpu.memory import Extent
 from dure.targets.cpu.packing import CHUNK, GROUP
-from dure.targets.cpu.values import BlockBuffer, BlockTile, Buffer, Emitter, LoadedBlocks
+from dure.targets.cpu.values import BlockBuffer, BlockTile, Emitter, LoadedBlocks
 from dure.targets.cpu.writer import Reg, integer, vector_type
 
 
@@ -342,94 +340,3 @@ def _fill_panels(e: Emitter, tile: BlockTile, panels: Panels, columns: Extent, l
         return []
 
     w.loop(integer(0), w.index(columns.bound), 1, column)
-
-
-def quantize(e: Emitter, source: Buffer, target: BlockBuffer, rows: Reg) -> None:
-    """The rows of a float tile to int8 blocks, as :func:`dure.ir.blocks.quantize` does."""
-    w, length = e.w, source.type.shape[-1]
-    format = target.format
-    lanes = min(e.lanes, 16)
-    pieces = format.block // lanes
-    ints = vector_type("i32", lanes)
-    flat = source.reshaped((source.type.elements // length, length))
-    planes = {
-        n: p.reshaped((flat.type.shape[0], p.type.shape[-1])) for n, p in target.planes.items()
-    }
-
-    def larger(a: Reg, b: Reg) -> Reg:
-        return w.select(w.compare("icmp sgt", a, b), a, b)
-
-    def body(row: Reg, block: Reg) -> None:
-        start = w.mul(block, integer(format.block))
-        values = [
-            flat.vector(e, [row, w.add(start, integer(i * lanes))], 1, lanes) for i in range(pieces)
-        ]
-        # Magnitudes are in the order of their bits, in which NaN comes after infinity: a maximum of
-        # floats would lose it.
-        sizes = [w.cast("bitcast", e.math.absolute(value), ints) for value in values]
-        top = w.cast("bitcast", reduce_lanes(e, functools.reduce(larger, sizes), larger), "float")
-        code_limit = float(dtypes.ACTIVATION_FORMATS.get(format, 127))
-        largest_code = e.math.constant(top, code_limit)
-        scale = w.binary("fdiv", top, largest_code)
-        inverse = w.binary("fdiv", largest_code, top)
-        # Zeros, and magnitudes so small that they have no finite reciprocal, are zeros; so are the
-        # codes of NaN and infinity, whose scale says what they are.
-        usable = w.compare("fcmp olt", inverse, e.math.constant(top, math.inf))
-        inverse = w.select(usable, inverse, e.math.constant(top, 0.0))
-        planes["d"].put(e, scale, [row, block], 1)
-        per_sum = next((p.per for p in format.planes if p.role == "sum"), 0)
-        running: Reg | None = None
-        for i, value in enumerate(values):
-            scaled = e.math.rint(w.binary("fmul", value, w.splat(inverse, lanes)))
-            whole = w.cast("fptosi", bounded(e, scaled, code_limit), ints)
-            place = [row, w.add(start, integer(i * lanes))]
-            low = w.cast("trunc", whole, vector_type("i8", lanes))
-            planes["code"].put(e, low, place, 1)
-            if "high" in planes:
-                rest = w.binary("sub", whole, w.cast("sext", low, ints))
-                high = w.binary("ashr", rest, w.constant("i32", 8, lanes))
-                planes["high"].put(e, w.cast("trunc", high, vector_type("i8", lanes)), place, 1)
-            if per_sum:
-                running = whole if running is None else w.binary("add", running, whole)
-                if (i + 1) * lanes % per_sum == 0:
-                    total = reduce_lanes(e, running, lambda a, b: w.binary("add", a, b))
-                    entry = w.add(
-                        w.mul(block, integer(format.block // per_sum)),
-                        integer(i * lanes // per_sum),
-                    )
-                    planes["sum"].put(e, total, [row, entry], 1)
-                    running = None
-
-    def each(row: Reg, _: list[Reg]) -> list[Reg]:
-        def inner(block: Reg, _: list[Reg]) -> list[Reg]:
-            body(row, block)
-            return []
-
-        w.loop(integer(0), integer(length // format.block), 1, inner)
-        return []
-
-    w.loop(integer(0), rows, 1, each)
-
-
-def bounded(e: Emitter, value: Reg, limit: float) -> Reg:
-    """``value`` within [-limit, limit], and 0 for NaN: what a plain conversion to integers takes.
-
-    (LLVM's saturating conversion of vectors becomes a branch a lane.)
-    """
-    w = e.w
-    for relation, number in (("ogt", limit), ("olt", -limit)):
-        end = e.math.constant(value, number)
-        value = w.select(w.compare(f"fcmp {relation}", value, end), end, value)
-    ordered = w.compare("fcmp ord", value, value)
-    return w.select(ordered, value, e.math.constant(value, 0.0))
-
-
-def reduce_lanes(e: Emitter, value: Reg, combine: Callable[[Reg, Reg], Reg]) -> Reg:
-    """All lanes of a vector to one, by halves."""
-    lanes = int(value.type[1:].split(" ", 1)[0])
-    while lanes > 1:
-        half = lanes // 2
-        low = e.w.shuffle(value, range(half))
-        high = e.w.shuffle(value, range(half, lanes))
-        value, lanes = combine(low, high), half
-    return value

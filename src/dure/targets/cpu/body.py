@@ -19,11 +19,11 @@ from dure.ir.expr import Expr, as_expr, maximum, minimum
 from dure.ir.layout import AnyLayout, Layout, PlaneLayouts
 from dure.ir.types import TensorType, default_layout
 from dure.targets.cpu import carries, contraction, elementwise, reductions
-from dure.targets.cpu.blockdots import quantize
 from dure.targets.cpu.bounds import Access
 from dure.targets.cpu.copies import lies_along
 from dure.targets.cpu.demand import Demands, unit_axes
 from dure.targets.cpu.memory import Axis, Extent, Place, in_scope
+from dure.targets.cpu.quantizing import quantize
 from dure.targets.cpu.values import (
     AnyTile,
     BlockBuffer,

@@ -14,7 +14,7 @@ from dure.ir import dtypes
 from dure.ir.core import Op, Region
 from dure.ir.dtypes import DType
 from dure.targets.cpu import elementwise
-from dure.targets.cpu.blockdots import reduce_lanes
+from dure.targets.cpu.lanes import reduce_lanes
 from dure.targets.cpu.memory import Extent
 from dure.targets.cpu.numbers import register_type
 from dure.targets.cpu.values import Buffer, Emitter, Tile, constant, lane_axis

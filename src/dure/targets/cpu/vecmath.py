@@ -118,6 +118,14 @@ class VectorMath:
         small = w.compare("fcmp olt", size, magic)
         return w.select(small, self.with_sign(rounded, self.sign_of(x)), x)
 
+    def nearest(self, x: Reg) -> Reg:
+        """The nearest 32-bit integer, ties to even, of a float32 number that has one."""
+        kind = vector_type("i32", lanes_of(x.type))
+        if not self.rounding:
+            return self.w.cast("fptosi", self.rint(x), kind)
+        suffix = "i32.f32" if kind == "i32" else f"v{lanes_of(x.type)}i32.v{lanes_of(x.type)}f32"
+        return self.w.call(kind, f"llvm.lrint.{suffix}", x)
+
     def floor(self, x: Reg) -> Reg:
         """The largest integer not above ``x``."""
         if self.rounding:
