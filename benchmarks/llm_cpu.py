@@ -1,6 +1,7 @@
 """dure against the CPU's other LLM engines: one run, interleaved bursts, medians, fresh prompts.
 
     python benchmarks/llm_cpu.py run --models smollm2.gguf --peers-python PEERS/bin/python
+    python benchmarks/llm_cpu.py run --models smollm2 --context 4096 --only decode --starts 0
     python benchmarks/llm_cpu.py run --smallest
     python benchmarks/llm_cpu.py table benchmarks/results/llm_cpu-*.json
     python benchmarks/llm_cpu.py chart benchmarks/results/FILE.json chart.svg
@@ -25,6 +26,8 @@ from peers.measure import Settings, measure_model
 from peers.results import place, stamp, write
 from report.llm_cpu import chart, table
 
+#: Tokens of a prompt before decoding; a result of others has a file of its own.
+CONTEXT = 128
 BENCHMARKED = ["dure", "llama.cpp", "llama.cpp-q4_0", "openvino", "onnxruntime"]
 
 
@@ -42,9 +45,12 @@ def run(arguments: argparse.Namespace) -> bool:
         interpreters=Interpreters(arguments.peers_python, arguments.reference_python),
         starts=1 if smallest else arguments.starts,
         bandwidth=not smallest,
+        only=tuple(arguments.only),
     )
     document = stamp()
     path = place("llm_cpu", document, arguments.out, smallest)
+    if path is not None and arguments.out is None and arguments.context != CONTEXT:
+        path = path.with_stem(f"{path.stem}-context-{arguments.context}")
     document["settings"] = {
         "rounds": settings.rounds,
         "threads": settings.threads,
@@ -79,8 +85,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     measure.add_argument("--rounds", type=int, default=7)
     measure.add_argument("--threads", type=int, default=2)
     measure.add_argument("--generated", type=int, default=64)
-    measure.add_argument("--context", type=int, default=128)
+    measure.add_argument("--context", type=int, default=CONTEXT)
     measure.add_argument("--starts", type=int, default=3, help="processes timed to a first token")
+    measure.add_argument("--only", nargs="+", default=[], metavar="MEASURE", help="such as decode")
     measure.add_argument("--smallest", action="store_true", help="a few tokens of one model")
     measure.add_argument("--realtime", action="store_true", help="run before all other processes")
     measure.add_argument("--cache", default=str(Path.home() / ".cache" / "dure-benchmarks"))

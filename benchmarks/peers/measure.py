@@ -65,6 +65,13 @@ class Settings:
     interpreters: Interpreters
     starts: int
     bandwidth: bool = True
+    only: tuple[str, ...] = ()
+
+    @property
+    def wanted(self) -> list[Measure]:
+        """What is measured: of all measures those that are named, where some are."""
+        every = measures(self.threads, self.generated, self.context)
+        return [measure for measure in every if not self.only or measure.name in self.only]
 
     @property
     def processors(self) -> list[int]:
@@ -76,7 +83,7 @@ class Settings:
 
 def measure_model(model: Path, settings: Settings) -> dict[str, Any]:
     """Every sample and median of every engine on one model; engines that fail say why."""
-    wanted = measures(settings.threads, settings.generated, settings.context)
+    wanted = settings.wanted
     results: dict[str, Any] = {}
     workers: dict[str, dict[int, Peer]] = {}
     bandwidths: dict[str, list[float]] = {}
@@ -165,7 +172,8 @@ def _start(engine: str, model: Path, settings: Settings) -> tuple[dict[str, Any]
     group: dict[int, Peer] = {}
     try:
         path = form_of(model, ENGINES[engine].form, settings.cache, settings.interpreters)
-        for threads in {1: None, settings.threads: None}:
+        wanted = {measure.threads for measure in settings.wanted}
+        for threads in sorted(wanted if engine != "bandwidth" else {1, settings.threads}):
             worker = _load(engine, path, threads, settings)
             group[threads] = worker
             result["versions"] = worker.answer["versions"]
@@ -187,7 +195,7 @@ def _load(engine: str, path: Path, threads: int, settings: Settings) -> Peer:
             "load",
             model=str(path),
             threads=threads,
-            sequences=8,
+            sequences=max(m.arguments.get("sequences", 1) for m in settings.wanted),
             context=max(1024, settings.context + settings.generated + 8),
             processors=settings.processors[:threads],
             realtime=settings.realtime,
@@ -243,6 +251,8 @@ def _bandwidth(
 
 def _first_tokens(engine: str, model: Path, settings: Settings, results: dict[str, Any]) -> None:
     """Seconds from starting a process to the first token after a 16-token prompt, files cached."""
+    if not settings.starts:
+        return
     path = form_of(model, ENGINES[engine].form, settings.cache, settings.interpreters)
     samples: list[float] = []
     for _ in range(settings.starts):

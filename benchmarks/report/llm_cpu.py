@@ -22,15 +22,20 @@ GOALS = {
     "decode": (2.0, 1.6),
     "decode_batch_8": (3.5, 2.5),
 }
+#: The same of decoding after a prompt of so many tokens and more.
+LONG, LONG_GOALS = 4096, {"decode": (1.5, 1.2)}
 #: The same of a prompt of 512 tokens, by what the host multiplies bytes with.
 PREFILL_GOALS = {"amx_int8": (2.5, 1.2), "avx512_vnni": (1.7, 1.2), "avx_vnni": (1.7, 1.2)}
 
 
 def table(document: dict[str, Any]) -> str:
     """The machine, then for each model medians, ratios to the best peer and the bandwidth."""
-    rounds = document["settings"]["rounds"]
-    head = f"{markdown.place(document)}; medians of {rounds} interleaved rounds."
-    goals = _goals(document["machine"]["flags"])
+    rounds, context = (document["settings"][name] for name in ("rounds", "context"))
+    head = (
+        f"{markdown.place(document)}; medians of {rounds} interleaved rounds, decoding after "
+        f"prompts of {context:,} tokens."
+    )
+    goals = LONG_GOALS if context >= LONG else _goals(document["machine"]["flags"])
     models = [_model(name, data, goals) for name, data in document["models"].items()]
     return "\n\n".join([head, *models])
 
@@ -42,8 +47,10 @@ def _goals(flags: list[str]) -> dict[str, tuple[float, float]]:
 
 
 def _model(name: str, data: dict[str, Any], goals: dict[str, tuple[float, float]]) -> str:
-    columns = [*data["measures"], "first_token"]
-    labels = [*data["measures"].values(), "start to first token"]
+    measures = dict(data["measures"])
+    if any("first_token" in result.get("medians", {}) for result in data["engines"].values()):
+        measures["first_token"] = "start to first token"
+    columns, labels = list(measures), list(measures.values())
     rows: list[list[str]] = []
     for result in data["engines"].values():
         if "medians" not in result:
