@@ -238,6 +238,24 @@ def test_a_busy_python_thread_does_not_hold_steps_up(steps: dict[str, int]) -> N
     team.close()
 
 
+def test_the_gil_comes_back_soon_while_a_step_runs(steps: dict[str, int]) -> None:
+    team, context, before = Pool(2), Context(), sys.getswitchinterval()
+    context.words[64, 0] = 20_000
+    seen: set[float] = set()
+    thread = threading.Thread(target=team.run, args=(steps["meet"], context.address))
+    try:
+        sys.setswitchinterval(0.003)
+        thread.start()
+        while thread.is_alive():
+            seen.add(sys.getswitchinterval())
+        thread.join()
+        assert min(seen) == pytest.approx(1e-4)
+        assert sys.getswitchinterval() == pytest.approx(0.003)
+    finally:
+        sys.setswitchinterval(before)
+    team.close()
+
+
 def test_calls_from_several_threads_are_serialized(steps: dict[str, int]) -> None:
     pools = [Pool(2), Pool(3)]
     contexts = [Context() for _ in range(4)]

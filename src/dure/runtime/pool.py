@@ -4,7 +4,8 @@ A *step* is a native function ``void step(ptr context, i64 worker, i64 workers, 
 Every worker of the pool runs it once with its own number; the thread that calls :meth:`Pool.run`
 is worker 0. Inside a step the workers meet at barriers
 (:func:`dure.runtime.pool_code.barrier_ir`).  The GIL is released for the whole step, and helpers
-sleep and wake without it, so that a busy Python thread slows no step.
+sleep and wake without it, so that a busy Python thread slows no step; what a caller waits until it
+has the GIL again is the interpreter's switch interval, which is short while a step runs.
 
 Helpers are pinned to cores of their own where there are enough; the caller's own set of cores is
 left as it is.  A helper that has nothing to do stays awake for up to ``DURE_SPIN_US``
@@ -37,6 +38,9 @@ _BARRIER_SPIN_MICROSECONDS = 200
 _LEAST_SPIN_MICROSECONDS = 20
 _CROWDED_SPIN_MICROSECONDS = 1
 _CROWDED_YIELDS = 4
+#: Until another thread gives the GIL back to the caller of a step, in seconds; Python's own 5 ms
+#: are longer than many a step.
+_SWITCH_SECONDS = 1e-4
 
 
 @dataclass(frozen=True)
@@ -103,9 +107,12 @@ class Pool:
         with _steps:
             helpers = self._helpers or self._start()
             helpers.running = True
+            interval = sys.getswitchinterval()
+            sys.setswitchinterval(min(interval, _SWITCH_SECONDS))
             try:
                 helpers.native.launch(helpers.state.address, step, context, count)
             finally:
+                sys.setswitchinterval(interval)
                 helpers.running = False
 
     @property
