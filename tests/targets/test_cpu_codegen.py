@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -418,3 +419,29 @@ def test_instances_of_different_lengths_are_all_run(count: int, workers: int) ->
         kernel = compile_kernel(function, None, pool)
         kernel.run([x.ctypes.data, y.ctypes.data], [count] * len(function.symbols), workers)
     np.testing.assert_array_equal(y, np.cumsum(x))
+
+
+@dure.kernel
+def doubled(x: dl.Tensor, y: dl.Tensor, block: dl.const):
+    i = dl.program_id(0)
+    dl.store(y, (i,), dl.load(x, (i,), (block,)) * 2)
+
+
+def test_a_kernel_that_was_compiled_is_written_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DURE_CACHE_DIR", str(tmp_path))
+    x, y = np.arange(37, dtype=np.float32), np.zeros(37, np.float32)
+    kinds = [symbolic(x, "x")] * 2
+    kernel = doubled.specialize(kinds, {"block": 16})
+    first = compile_kernel(kernel, pool=POOL)
+    # Another one of the same name isn't taken for it.
+    other = doubled.specialize(kinds, {"block": 32})
+    assert compile_kernel(other, pool=POOL).symbol != first.symbol
+    monkeypatch.setattr("dure.targets.cpu.launch.emit_kernel", None)
+    again = compile_kernel(kernel, pool=POOL)
+    again.run([x.ctypes.data, y.ctypes.data], [37])
+    np.testing.assert_array_equal(y, 2 * x)
+    assert again.symbol == first.symbol
+    with pytest.raises(TypeError):
+        compile_kernel(kernel, pool=POOL, recorded=True)

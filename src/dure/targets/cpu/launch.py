@@ -11,11 +11,13 @@ import numpy.typing as npt
 
 from dure.errors import UsageError
 from dure.ir.core import Function
-from dure.runtime.cache import compile_cached
+from dure.ir.printer import print_function
+from dure.runtime.cache import object_cache
 from dure.runtime.host import HostFeatures, host_features
-from dure.runtime.llvm import LoadedModule, OptLevel, load_object
+from dure.runtime.llvm import LoadedModule, OptLevel, compile_module, load_object
 from dure.runtime.memory import Buffer
 from dure.runtime.pool import Pool, shared_pool
+from dure.targets.cpu.artifact import program_key
 from dure.targets.cpu.codegen import KernelCode, emit_kernel, module_text
 
 #: The step that runs one kernel: its context holds args, sizes, arena and the arena's bytes a
@@ -64,7 +66,7 @@ class CompiledKernel:
     ``recorded`` is the step that also keeps its times in ``lines``; 0 unless compiled with it.
     """
 
-    code: KernelCode
+    symbol: str
     module: LoadedModule
     pool: Pool
     arena: Buffer
@@ -88,7 +90,7 @@ class CompiledKernel:
         """
         if not self.recorded:
             raise UsageError(
-                f"the kernel '{self.code.symbol}' keeps no times",
+                f"the kernel '{self.symbol}' keeps no times",
                 rule="a kernel that records is compiled so",
                 fix="compile it with recorded=True",
             )
@@ -122,19 +124,49 @@ def compile_kernel(
     opt: OptLevel = OptLevel.O1,
     recorded: bool = False,
 ) -> CompiledKernel:
-    """Compile a tile kernel for this host (or a lower level of it).
+    """Compile a tile kernel for this host (or a lower level of it), through the object cache.
 
     ``recorded`` adds a second step to it, whose workers keep their times (:meth:`record`).
     Raises :class:`dure.errors.KernelError` where it cannot be compiled.
     """
     host = host or host_features()
     pool = pool or shared_pool()
-    code = emit_kernel(function, host)
-    text, stride = kernel_module(code, recorded=recorded)
-    module = load_object(compile_cached(text, host, opt))
-    arena, lines = Buffer(stride * pool.workers), Buffer(8 * _LINE * pool.workers, alignment=128)
+    cache = object_cache()
+    text = f"recorded={recorded} {opt}\n{print_function(function)}" if cache is not None else ""
+    key = program_key(text, host) if cache is not None else ""
+    found = cache.get(key) if cache is not None else None
+    binary = _Binary.from_bytes(found) if found is not None else None
+    if binary is None:
+        code = emit_kernel(function, host)
+        text, stride = kernel_module(code, recorded=recorded)
+        binary = _Binary(code.symbol, stride, compile_module(text, host, opt))
+        if cache is not None:
+            cache.put(key, binary.to_bytes())
+    module = load_object(binary.object_code)
+    arena = Buffer(binary.stride * pool.workers)
+    lines = Buffer(8 * _LINE * pool.workers, alignment=128)
+    step = module.address("dure_step")
     watched = module.address("dure_recorded") if recorded else 0
-    return CompiledKernel(code, module, pool, arena, module.address("dure_step"), watched, lines)
+    return CompiledKernel(binary.symbol, module, pool, arena, step, watched, lines)
+
+
+@dataclass(frozen=True)
+class _Binary:
+    """What is kept of a compiled kernel: its name, a worker's bytes of scratch, and its object."""
+
+    symbol: str
+    stride: int
+    object_code: bytes
+
+    def to_bytes(self) -> bytes:
+        """One block: the name and the scratch in a line, then the object."""
+        return f"{self.symbol} {self.stride}\n".encode() + self.object_code
+
+    @staticmethod
+    def from_bytes(data: bytes) -> _Binary:
+        head, _, object_code = data.partition(b"\n")
+        symbol, stride = head.decode().split()
+        return _Binary(symbol, int(stride), object_code)
 
 
 def kernel_module(code: KernelCode, *, recorded: bool = False) -> tuple[str, int]:
