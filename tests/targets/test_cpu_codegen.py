@@ -263,6 +263,21 @@ def test_reshape() -> None:
 
 
 @dure.kernel
+def cut_anew(x: dl.Tensor, w: dl.Tensor, y: dl.Tensor):
+    total = dl.zeros((4, 512), dl.float32)
+    for k in dl.range(dl.cdiv(x.shape[1], 16)):
+        total = dl.dot(dl.load(x, (0, k), (4, 16)), dl.load(w, (k, 0), (16, 512)), total)
+    dl.store(y, (0, 0, 0), total.reshape((8, 4, 64)) + 1.0)
+
+
+def test_rows_that_lie_apart_are_cut_anew() -> None:
+    x, w = np.rint(4 * randoms(4, 40)), np.rint(4 * randoms(40, 512))
+    y = np.zeros((8, 4, 64), np.float32)
+    found = check(cut_anew, [x, w, y], {})[2]
+    np.testing.assert_array_equal(found, (x @ w).reshape(8, 4, 64) + 1)
+
+
+@dure.kernel
 def running(x: dl.Tensor, y: dl.Tensor, z: dl.Tensor, bn: dl.const):
     i = dl.program_id(0)
     top = dl.full((1, bn), -1e30, dl.float32)

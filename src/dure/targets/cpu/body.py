@@ -225,6 +225,9 @@ class BodyEmitter:
     def _op_reshape(self, op: Op) -> None:
         source, kind = self.tile(op.operands[0]), op.result.tile
         kept = unit_axes(source.type.shape, kind.shape)
+        if isinstance(source, Buffer) and not source.reshapes(kind.shape):
+            apart, source = source, self.e.buffer(source.type.shape, source.stored)
+            self.copy(apart, source, self.extents(op.operands[0]))
         if isinstance(source, Buffer):
             self.tiles[op.result] = source.reshaped(kind.shape)
         elif kept is not None:

@@ -345,7 +345,7 @@ def _whole_dot(body: BodyEmitter, op: Op, place: int, left: _Walk, right: _Walk)
     kind = argument.tile
     assert isinstance(kind.dtype, DType)
     tile = body.tile(initial)
-    target = body.e.buffer(kind.shape, kind.dtype)
+    target = body.e.buffer(kind.shape, kind.dtype, apart=True)
     fresh = isinstance(tile, Full) and _is_zero(tile)
     if not fresh:
         body.copy(tile, target, body.extents(argument))
