@@ -178,6 +178,11 @@ class BodyEmitter:
         self.owned.add(value)
         return target
 
+    def dies(self, value: Value) -> bool:
+        """Whether a value's buffer is nobody else's, and its one use, which is now, the last."""
+        once = self.uses.get(value, 0) == 1 and value not in self.inner_uses
+        return once and value in self.owned
+
     def copy(self, source: Tile, target: Buffer, extents: Sequence[Extent]) -> None:
         """Compute the used part of a tile into a buffer."""
         axis = lane_axis(source.type.shape)
@@ -490,8 +495,12 @@ class BodyEmitter:
             kind = argument.tile
             if not isinstance(kind.dtype, DType):
                 self.refuse(op, f"a loop carries a block-quantized tile ({kind})", "dequantize it")
-            target = self.e.buffer(kind.shape, kind.dtype)
-            self.copy(self.tile(initial), target, self.extents(argument))
+            tile = self.tile(initial)
+            if isinstance(tile, Buffer) and self.dies(initial):
+                target = tile
+            else:
+                target = self.e.buffer(kind.shape, kind.dtype)
+                self.copy(tile, target, self.extents(argument))
             carried.append(target)
             self.tiles[argument] = target
             self.owned.add(argument)
