@@ -247,7 +247,7 @@ def ranked(
 
     ``specialize`` compiles the kernel with values for ``open_names``; a KernelError means that they
     don't fit.  One size after another is varied, first in steps of four and by the tensors' extents
-    that are no powers of two, then by two and a half; a dot's are doubled on while that repays.
+    that are no powers of two, then by two and a half; a dot's that became the largest are doubled on while that repays.
     Raises the last error if none fits.
     """
     extents = {size for size in sizes.values() if 1 < size <= _LARGEST and size & (size - 1)}
@@ -275,12 +275,13 @@ def ranked(
             options = [(*best[:place], s, *best[place + 1 :]) for s in sorted({now, *near})]
             # Among equals the larger tile: fewer instances, and fewer starts of ops.
             best = min(reversed(options), key=cost)
-    # The larger a dot, the less of it is brought and copied: it grows as long as that repays.
+    # The larger a dot, the less of it is brought and copied: what is as large as has been tried
+    # grows as long as that repays.
     grown = None
     while best != grown and math.isfinite(cost(best)) and _multiplies(function_of(best)):
         grown = best
         for place, now in enumerate(best):
-            if 2 * now <= _LARGEST:
+            if 2 * _COARSE[-1] <= now <= _LARGEST // 2:
                 best = min(best, (*best[:place], 2 * now, *best[place + 1 :]), key=cost)
     ordered = sorted(tried.items(), key=lambda entry: entry[1])
     found = [(c, dict(zip(open_names, v, strict=True))) for v, c in ordered]
