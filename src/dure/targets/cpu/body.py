@@ -389,7 +389,7 @@ class BodyEmitter:
             if combine:
                 old = self.e.convert.widen(place.load(index, axis, lanes, mask), tile.dtype)
                 new = elementwise.apply(self.e, combine, tile.dtype, [old, new])
-            place.store(self.e.convert.narrow(new, tile.dtype), index, axis, mask)
+            place.store(self.e.convert.exact(new, tile.dtype), index, axis, mask)
 
         if not own:
             body([], 1)
