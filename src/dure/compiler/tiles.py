@@ -247,7 +247,8 @@ def ranked(
 
     ``specialize`` compiles the kernel with values for ``open_names``; a KernelError means that they
     don't fit.  One size after another is varied, first in steps of four and by the tensors' extents
-    that are no powers of two, then by two and a half; a dot's that became the largest are doubled on while that repays.
+    that are no powers of two, then by two and a half; a dot's that became the largest are doubled
+    on while that repays.
     Raises the last error if none fits.
     """
     extents = {size for size in sizes.values() if 1 < size <= _LARGEST and size & (size - 1)}

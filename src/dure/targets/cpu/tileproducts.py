@@ -1,8 +1,9 @@
 """Dots of bfloat16 operands by a machine's tile registers (AMX).
 
 Both operands are copied to where tiles are read in order (:mod:`dure.targets.cpu.paneldots` says
-when and how): the left one's sixteen rows of 32 k after one another, the right one's pairs of k
-side by side.  Accumulators go from their buffer to tiles and back, two by two of them at a time.
+when and how), as memory holds them: 32 k of two blocks of sixteen rows after one another, and of
+two blocks of sixteen columns, whose pairs of k lie side by side.  Accumulators go from their buffer
+to tiles and back, two by two of them at a time.
 
 An instruction adds the products of the even and of the odd k of 32, then both sums to the
 accumulator, and takes subnormal numbers for zero.  So an output element is added up in an order
