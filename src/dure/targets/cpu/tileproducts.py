@@ -23,6 +23,7 @@ from dure.runtime.host import HostFeatures
 from dure.targets.cpu.copies import Stored
 from dure.targets.cpu.dots import KRange
 from dure.targets.cpu.instructions import Operation, has
+from dure.targets.cpu.memory import fetch
 from dure.targets.cpu.paneldots import Blocking, PanelDot
 from dure.targets.cpu.tiledots import LANES, LINE, ROWS, configuration, on_tiles, tile
 from dure.targets.cpu.values import Tile
@@ -33,6 +34,8 @@ _STEPS, _PAIR, _TILE = 32, 2, ROWS * LINE
 #: Tiles of accumulators beside and below one another, and the first tile of each operand.
 _ACROSS, _BELOW, _LEFT, _RIGHT = 2, 2, 4, 6
 _SIZE = 4
+#: The most rows that are asked for at a time.
+_FETCHED = 4
 
 
 def takes_products(host: HostFeatures, left: ElementType, right: ElementType) -> bool:
@@ -177,6 +180,7 @@ class TileProduct(PanelDot):
 
         def blocks(*spans: tuple[Reg, Reg, int]) -> None:
             def panel(number: Reg, _: list[Reg]) -> list[Reg]:
+                self._fetch_next(row, number, first)
                 for start, stop, below in spans:
 
                     def block(i: Reg, _: list[Reg], below: int = below) -> list[Reg]:
@@ -198,6 +202,20 @@ class TileProduct(PanelDot):
             spans = ((integer(0), pairs, _BELOW), (pairs, whole, 1))
             blocks(*(spans if self.static[0] > ROWS else spans[1:]))
         w.when(w.compare("icmp slt", integer(0), rest), last, lambda: None)
+
+    def _fetch_next(self, row: Reg, panel: Reg, first: Reg) -> None:
+        """Ask for the rows that are copied next, a few with each panel: they lie a page apart, so
+        that no prefetcher would, and a copy waits for each.
+        """
+        w, rows = self.w, self.cuts.rows
+        few = -(-rows * self.cuts.width // self.static[1])
+        if self.static[0] <= rows or few > _FETCHED:
+            return
+        for number in range(few):
+            at = w.add(w.mul(panel, integer(few)), integer(rows + number))
+            source = self.a.loaded_from([*self.batch, w.add(row, at), first])
+            if source is not None:
+                fetch(w, source, 0, self.depth * 2, cache=2)
 
     def _configure(self, rows: Reg) -> None:
         """Tell the machine the sizes of tiles, for so many rows."""
