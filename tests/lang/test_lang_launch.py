@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -442,6 +442,21 @@ def test_what_does_not_compile_is_not_chosen() -> None:
     assert found[0][1]["n"] >= 64
     with pytest.raises(KernelError, match="too small"):
         ranked(lambda values: specialize({"n": 1}), ["n"], {"x_0": 9, "y_0": 9}, MACHINE)
+
+
+def test_a_dot_grows_as_long_as_it_repays() -> None:
+    def best(*sizes: int) -> dict[str, int]:
+        m, n, k = sizes
+        extents = {"a_0": m, "a_1": k, "b_0": n, "b_1": k, "c_0": m, "c_1": n}
+        one = replace(MACHINE, workers=1)
+
+        def specialize(values: Any) -> Function:
+            return matmul.specialize(matrices(), values)
+
+        return ranked(specialize, ["bm", "bn", "bk"], extents, one)[0][1]
+
+    assert best(4096, 4096, 4096)["bm"] > 512
+    assert best(128, 4096, 4096)["bm"] <= 128
 
 
 def test_import_is_quick() -> None:

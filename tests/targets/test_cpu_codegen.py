@@ -264,6 +264,41 @@ def test_reshape() -> None:
 
 
 @dure.kernel
+def cut_anew(x: dl.Tensor, w: dl.Tensor, y: dl.Tensor):
+    total = dl.zeros((4, 512), dl.float32)
+    for k in dl.range(dl.cdiv(x.shape[1], 16)):
+        total = dl.dot(dl.load(x, (0, k), (4, 16)), dl.load(w, (k, 0), (16, 512)), total)
+    dl.store(y, (0, 0, 0), total.reshape((8, 4, 64)) + 1.0)
+
+
+def test_rows_that_lie_apart_are_cut_anew() -> None:
+    x, w = np.rint(4 * randoms(4, 40)), np.rint(4 * randoms(40, 512))
+    y = np.zeros((8, 4, 64), np.float32)
+    found = check(cut_anew, [x, w, y], {})[2]
+    np.testing.assert_array_equal(found, (x @ w).reshape(8, 4, 64) + 1)
+
+
+@dure.kernel
+def carried_on(x: dl.Tensor, w: dl.Tensor, y: dl.Tensor, z: dl.Tensor):
+    zeros = dl.zeros((8, 32), dl.float32)
+    first = dl.dot(dl.load(x, (0, 0), (8, 16)), dl.load(w, (0, 0), (16, 32)), zeros)
+    total = first
+    for _ in dl.range(3):
+        before = total
+        for k in dl.range(dl.cdiv(x.shape[1], 16)):
+            total = dl.dot(dl.load(x, (0, k), (8, 16)) * 0.5, dl.load(w, (k, 0), (16, 32)), total)
+        total = total + before
+    dl.store(y, (0, 0), total)
+    dl.store(z, (0, 0), first)
+
+
+def test_a_loop_keeps_what_is_read_after_it() -> None:
+    x, w = np.rint(4 * randoms(8, 40)), np.rint(4 * randoms(40, 32))
+    y, z = np.zeros((8, 32), np.float32), np.zeros((8, 32), np.float32)
+    check(carried_on, [x, w, y, z], {})
+
+
+@dure.kernel
 def running(x: dl.Tensor, y: dl.Tensor, z: dl.Tensor, bn: dl.const):
     i = dl.program_id(0)
     top = dl.full((1, bn), -1e30, dl.float32)

@@ -102,7 +102,7 @@ def test_arrays_that_are_not_contiguous(strides: tuple[int, int]) -> None:
 def test_blocks_follow_from_registers_and_caches() -> None:
     host = replace(host_features(), vector_registers=16, l1d_bytes=32768, l2_bytes=524288)
     cuts = blocking(host, 8)
-    assert (cuts.heights, cuts.width, cuts.depth, cuts.rows) == ((6, 4, 2, 1), 16, 256, 252)
+    assert (cuts.heights, cuts.width, cuts.depth, cuts.rows) == ((6, 4, 2, 1), 16, 256, 12)
     wide = blocking(replace(host, vector_registers=32), 16)
     assert wide.heights == (14, 8, 4, 2, 1) and wide.width == 32
     tiny = blocking(replace(host, l1d_bytes=64, l2_bytes=64), 8)

@@ -15,13 +15,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dure.errors import DureError, KernelError
-from dure.ir.core import Function, Op, Region, Value
+from dure.ir.core import Function, Op, Region, Value, walk
 from dure.ir.expr import Expr, bounds, evaluate, substitute
 from dure.ir.types import TensorType, TileType
 
 _START = 32
 _COARSE = (1, 4, 16, 64, 256)
-_LARGEST = 1024
+_LARGEST = 2048
 #: What is computed, like elementwise ops, in the loop of an op that uses it.
 _FUSED = frozenset({"full", "iota", "broadcast", "reshape", "transpose", "load", "view"})
 #: Registers that a loop which carries tiles element by element works on at a time.
@@ -247,19 +247,22 @@ def ranked(
 
     ``specialize`` compiles the kernel with values for ``open_names``; a KernelError means that they
     don't fit.  One size after another is varied, first in steps of four and by the tensors' extents
-    that are no powers of two, then by two and a half.
+    that are no powers of two, then by two and a half; a dot's that became the largest are doubled
+    on while that repays.
     Raises the last error if none fits.
     """
     extents = {size for size in sizes.values() if 1 < size <= _LARGEST and size & (size - 1)}
     tried: dict[tuple[int, ...], float] = {}
     error: DureError | None = None
 
+    def function_of(values: tuple[int, ...]) -> Function:
+        return specialize(dict(zip(open_names, values, strict=True)))
+
     def cost(values: tuple[int, ...]) -> float:
         nonlocal error
         if values not in tried:
             try:
-                function = specialize(dict(zip(open_names, values, strict=True)))
-                tried[values] = estimate(function, sizes, machine).seconds
+                tried[values] = estimate(function_of(values), sizes, machine).seconds
             except DureError as found:
                 error = found
                 tried[values] = math.inf
@@ -273,9 +276,21 @@ def ranked(
             options = [(*best[:place], s, *best[place + 1 :]) for s in sorted({now, *near})]
             # Among equals the larger tile: fewer instances, and fewer starts of ops.
             best = min(reversed(options), key=cost)
+    # The larger a dot, the less of it is brought and copied: what is as large as has been tried
+    # grows as long as that repays.
+    grown = None
+    while best != grown and math.isfinite(cost(best)) and _multiplies(function_of(best)):
+        grown = best
+        for place, now in enumerate(best):
+            if 2 * _COARSE[-1] <= now <= _LARGEST // 2:
+                best = min(best, (*best[:place], 2 * now, *best[place + 1 :]), key=cost)
     ordered = sorted(tried.items(), key=lambda entry: entry[1])
     found = [(c, dict(zip(open_names, v, strict=True))) for v, c in ordered]
     return _possible(found, open_names, error)
+
+
+def _multiplies(function: Function) -> bool:
+    return any(op.name == "dot" for op in walk(function.body))
 
 
 def _possible(

@@ -178,6 +178,11 @@ class BodyEmitter:
         self.owned.add(value)
         return target
 
+    def dies(self, value: Value) -> bool:
+        """Whether a value's buffer is nobody else's, and its one use, which is now, the last."""
+        once = self.uses.get(value, 0) == 1 and value not in self.inner_uses
+        return once and value in self.owned
+
     def copy(self, source: Tile, target: Buffer, extents: Sequence[Extent]) -> None:
         """Compute the used part of a tile into a buffer."""
         axis = lane_axis(source.type.shape)
@@ -225,6 +230,9 @@ class BodyEmitter:
     def _op_reshape(self, op: Op) -> None:
         source, kind = self.tile(op.operands[0]), op.result.tile
         kept = unit_axes(source.type.shape, kind.shape)
+        if isinstance(source, Buffer) and not source.reshapes(kind.shape):
+            apart, source = source, self.e.buffer(source.type.shape, source.stored)
+            self.copy(apart, source, self.extents(op.operands[0]))
         if isinstance(source, Buffer):
             self.tiles[op.result] = source.reshaped(kind.shape)
         elif kept is not None:
@@ -381,7 +389,7 @@ class BodyEmitter:
             if combine:
                 old = self.e.convert.widen(place.load(index, axis, lanes, mask), tile.dtype)
                 new = elementwise.apply(self.e, combine, tile.dtype, [old, new])
-            place.store(self.e.convert.narrow(new, tile.dtype), index, axis, mask)
+            place.store(self.e.convert.exact(new, tile.dtype), index, axis, mask)
 
         if not own:
             body([], 1)
@@ -487,8 +495,12 @@ class BodyEmitter:
             kind = argument.tile
             if not isinstance(kind.dtype, DType):
                 self.refuse(op, f"a loop carries a block-quantized tile ({kind})", "dequantize it")
-            target = self.e.buffer(kind.shape, kind.dtype)
-            self.copy(self.tile(initial), target, self.extents(argument))
+            tile = self.tile(initial)
+            if isinstance(tile, Buffer) and self.dies(initial):
+                target = tile
+            else:
+                target = self.e.buffer(kind.shape, kind.dtype)
+                self.copy(tile, target, self.extents(argument))
             carried.append(target)
             self.tiles[argument] = target
             self.owned.add(argument)

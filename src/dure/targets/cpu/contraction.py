@@ -131,8 +131,7 @@ def _accumulator(body: BodyEmitter, op: Op) -> tuple[Buffer, bool]:
     assert isinstance(kind.dtype, DType)
     if isinstance(tile, Full) and _is_zero(tile):
         return body.e.buffer(kind.shape, kind.dtype), True
-    last = body.uses.get(value, 0) == 1 and value not in body.inner_uses
-    if isinstance(tile, Buffer) and last and value in body.owned:
+    if isinstance(tile, Buffer) and body.dies(value):
         return tile, False
     extents = body.extents(value)
     target = _reusable(body, tile, kind.shape) or body.e.buffer(kind.shape, kind.dtype)
@@ -345,7 +344,7 @@ def _whole_dot(body: BodyEmitter, op: Op, place: int, left: _Walk, right: _Walk)
     kind = argument.tile
     assert isinstance(kind.dtype, DType)
     tile = body.tile(initial)
-    target = body.e.buffer(kind.shape, kind.dtype)
+    target = body.e.buffer(kind.shape, kind.dtype, apart=True)
     fresh = isinstance(tile, Full) and _is_zero(tile)
     if not fresh:
         body.copy(tile, target, body.extents(argument))

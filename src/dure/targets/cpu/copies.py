@@ -6,8 +6,9 @@ them one by one takes several times as long.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+from dure.targets.cpu.bounds import Access
 from dure.targets.cpu.memory import fetch
 from dure.targets.cpu.numbers import register_type
 from dure.targets.cpu.values import (
@@ -25,10 +26,27 @@ from dure.targets.cpu.writer import Reg, Writer, integer, vector_type
 
 #: Bytes of a row that are asked for ahead, at most: prefetchers follow longer ones.
 _FETCHED = 512
-#: Bytes of an element in a register that is copied.
+#: Bytes of a lane of a register that is copied.
 _SIZE = 4
 #: (distance from the first, vector) -> nothing
 Put = Callable[[Reg, Reg], None]
+
+
+class Stored(Tile):
+    """A tile whose vectors are what memory holds of its elements."""
+
+    def __init__(self, source: Tile) -> None:
+        super().__init__(source.type)
+        self.source = source
+
+    def vector(self, e: Emitter, index: Sequence[Reg], axis: int, lanes: int) -> Reg:
+        return self.source.raw(e, index, axis, lanes)
+
+    def loaded_from(self, index: Sequence[Reg]) -> Reg | None:
+        return self.source.loaded_from(index)
+
+    def accesses(self, axes: Sequence[int | None]) -> Iterator[Access]:
+        return self.source.accesses(axes)
 
 
 def lies_along(tile: Tile, axis: int, lanes: int) -> bool:
@@ -40,6 +58,8 @@ def lies_along(tile: Tile, axis: int, lanes: int) -> bool:
             if axis not in tile.sources:
                 return True
             return lies_along(tile.source, tile.sources.index(axis), lanes)
+        case Stored():
+            return lies_along(tile.source, axis, lanes)
         case Loaded():
             return tile.place.contiguous(axis, lanes)
         case Buffer():
@@ -70,10 +90,17 @@ def turned(w: Writer, rows: Sequence[Reg]) -> list[Reg]:
 
 
 def read_along(
-    e: Emitter, tile: Tile, index: Sequence[Reg], axis: int, count: Reg, put: Put
+    e: Emitter, tile: Tile, index: Sequence[Reg], axis: int, count: Reg, put: Put, wide: int = 1
 ) -> None:
-    """Put ``count`` elements along ``axis`` from ``index`` on: whole vectors, then one by one."""
+    """Put ``count`` elements along ``axis`` from ``index`` on: whole vectors, then one by one.
+
+    A register holds ``wide`` times as many elements as one of the widest: where they lie side by
+    side they are read so first.
+    """
     w = e.w
+    widths = [e.lanes, 1]
+    if wide > 1 and lies_along(tile, axis, wide * e.lanes):
+        widths.insert(0, wide * e.lanes)
 
     def read(lanes: int) -> Callable[[Reg, list[Reg]], list[Reg]]:
         def step(at: Reg, _: list[Reg]) -> list[Reg]:
@@ -83,9 +110,11 @@ def read_along(
 
         return step
 
-    whole = w.sub(count, w.mod(count, e.lanes))
-    w.loop(integer(0), whole, e.lanes, read(e.lanes))
-    w.loop(whole, count, 1, read(1))
+    start = integer(0)
+    for width in widths:
+        stop = w.sub(count, w.mod(count, width))
+        w.loop(start, stop, width, read(width))
+        start = stop
 
 
 def _fetch_next(e: Emitter, tile: Tile, place: Sequence[Reg], across: int, count: int) -> None:
@@ -109,6 +138,7 @@ def read_turned(
     most: int,
     guard: Callable[[Callable[[], object]], None],
     put: Put,
+    together: int = 1,
 ) -> None:
     """Put a vector along ``axes[0]`` for each step along ``axes[1]``, where elements lie along
     ``axes[1]``.
@@ -116,11 +146,13 @@ def read_turned(
     ``counts`` are how many elements there are along both; ``most`` steps are the most.  ``guard``
     writes the loop that reads them, once or for several cases.  Vectors are whole and their number
     is rounded up to whole squares: what lies behind ``counts`` is put as anything, and not read.
+    So many steps ``together`` fill a lane and are put as one; behind the last one are zeros then.
     """
     w, (across, along) = e.w, axes
     mark = e.mark()
-    pitch = _SIZE * -(-most // e.lanes) * e.lanes
-    rows = e.allocate(pitch * e.lanes)
+    line, size = _SIZE * e.lanes, _SIZE // together
+    pitch = -(-most * size // line) * line
+    rows = e.allocate(pitch * e.lanes + line)
 
     def row(lane: Reg, _: list[Reg]) -> list[Reg]:
         start = w.offset(rows, w.mul(lane, integer(pitch)))
@@ -129,13 +161,16 @@ def read_turned(
         _fetch_next(e, tile, place, across, most)
 
         def keep(step: Reg, vector: Reg) -> None:
-            w.store(vector, w.offset(start, w.mul(step, integer(_SIZE))), _SIZE)
+            w.store(vector, w.offset(start, w.mul(step, integer(size))), size)
 
-        read_along(e, tile, place, along, counts[1], keep)
+        read_along(e, tile, place, along, counts[1], keep, together)
+        if together > 1:
+            # The next row overwrites what is too much.
+            w.store(Reg(type, "zeroinitializer"), w.offset(start, w.mul(counts[1], integer(size))))
         return []
 
+    type = vector_type("i32" if together > 1 else register_type(tile.dtype), e.lanes)
     guard(lambda: w.loop(integer(0), w.minimum(counts[0], integer(e.lanes)), 1, row))
-    type = vector_type(register_type(tile.dtype), e.lanes)
 
     def square(at: Reg, _: list[Reg]) -> list[Reg]:
         start = w.offset(rows, w.mul(at, integer(_SIZE)))
@@ -143,8 +178,9 @@ def read_turned(
             w.load(type, w.offset(start, integer(lane * pitch)), _SIZE) for lane in range(e.lanes)
         ]
         for step, vector in enumerate(turned(w, loaded)):
-            put(w.add(at, integer(step)), vector)
+            put(w.mul(w.add(at, integer(step)), integer(together)), vector)
         return []
 
-    w.loop(integer(0), counts[1], e.lanes, square)
+    lanes = w.floordiv(w.add(counts[1], integer(together - 1)), integer(together))
+    w.loop(integer(0), lanes, e.lanes, square)
     e.release(mark)

@@ -87,6 +87,15 @@ class Converter:
             return self._narrow_small(value, _SMALL[dtype], max(8, dtype.bits))
         return value
 
+    def exact(self, value: Reg, dtype: DType) -> Reg:
+        """What :meth:`narrow` gives of a register that holds a value of ``dtype``."""
+        if dtype is not dtypes.bfloat16:
+            return self.narrow(value, dtype)
+        w, lanes = self.w, lanes_of(value.type)
+        bits = w.cast("bitcast", value, self._ints(lanes))
+        high = w.binary("lshr", bits, w.constant("i32", 16, lanes))
+        return w.cast("trunc", high, vector_type("i16", lanes))
+
     def rounded(self, value: Reg, dtype: DType) -> Reg:
         """A float register rounded to what ``dtype`` can hold."""
         if dtype in (dtypes.float32, dtypes.float64) or not dtype.is_float:

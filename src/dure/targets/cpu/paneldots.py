@@ -1,7 +1,7 @@
 """Dots of many rows: both operands are copied to where the micro-kernel reads them in order.
 
-K is cut so that a panel of columns stays in the nearest cache while all rows pass by, and rows so
-that what is copied of them stays in the second.  Between the cuts accumulators return to their
+K is cut so that a panel of columns stays in the nearest cache while the copied rows pass by, and
+rows so that what is copied of them is near too.  Between the cuts accumulators return to their
 buffer: each output element is still one chain of additions in the order of K, with the bits of
 :func:`dure.targets.cpu.dots.plain_dot`.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from dure.ir.dtypes import DType
 from dure.ir.types import TileType
 from dure.runtime.host import HostFeatures
 from dure.targets.cpu.bounds import Bounds
@@ -47,13 +46,14 @@ def blocking(host: HostFeatures, lanes: int) -> Blocking:
     """Blocks from the host's registers and caches.
 
     There is a register for each accumulator, for a panel's vectors and for the element that meets
-    them.  A panel takes half of the nearest cache, the copied rows half of the second.
+    them.  A panel takes half of the nearest cache, the copied rows as much: the second one has the
+    accumulators and all panels.
     """
     tallest = (host.vector_registers - _VECTORS - 1) // _VECTORS
     heights = (tallest, *(h for h in (8, 4, 2, 1) if h < tallest))
     width = _VECTORS * lanes
     depth = max(1, host.l1d_bytes // 2 // (_SIZE * width * lanes)) * lanes
-    rows = max(1, host.l2_bytes // 2 // (_SIZE * depth * tallest)) * tallest
+    rows = max(1, host.l1d_bytes // 2 // (_SIZE * depth * tallest)) * tallest
     return Blocking(heights, rows, depth, width)
 
 
@@ -71,7 +71,7 @@ class PanelDot:
     Any tile can be an operand: an element of ``b`` is computed once, one of ``a`` once a dot.
     """
 
-    #: Steps of K whose columns are placed together.
+    #: Steps of K that are placed together: they fill a lane.
     together = 1
     #: The left operand where it lies, if it is read there.
     placed: Buffer | None = None
@@ -87,7 +87,7 @@ class PanelDot:
     ) -> None:
         self.e, self.w = e, e.w
         self.c = c
-        self.a, self.b = (_as_multiplied(e, tile, c.stored) for tile in (a, b))
+        self.a, self.b = (self._operand(tile) for tile in (a, b))
         self.batch = list(batch)
         #: Where the batch ends, for those who compare bounds.
         self.behind = [e.w.add(at, integer(1)) for at in batch]
@@ -100,6 +100,17 @@ class PanelDot:
         self.panels = e.w.floordiv(
             e.w.add(self.columns, integer(self.cuts.width - 1)), integer(self.cuts.width)
         )
+
+    def _operand(self, tile: Tile) -> Tile:
+        """An operand in registers of the accumulator's type."""
+        if tile.dtype.is_float and tile.dtype.bits <= 32:
+            return tile
+        e, accumulator = self.e, self.c.stored
+
+        def converted(values: Sequence[Reg]) -> Reg:
+            return e.convert.convert(values[0], tile.dtype, accumulator)
+
+        return Mapped(TileType(tile.type.shape, accumulator), [tile], converted)
 
     def _blocking(self) -> Blocking:
         return blocking(self.e.host, self.e.lanes)
@@ -182,7 +193,11 @@ class PanelDot:
 
         def one(i: Reg, _: list[Reg]) -> list[Reg]:
             index = [*self.batch, w.add(row, i), first]
-            read_along(self.e, self.a, index, self.axis, depth, lambda k, v: self._put_row(i, k, v))
+
+            def put(k: Reg, vector: Reg) -> None:
+                self._put_row(i, k, vector)
+
+            read_along(self.e, self.a, index, self.axis, depth, put, self.together)
             return []
 
         bounds = self._bounds(self.a, self.axis)
@@ -191,65 +206,67 @@ class PanelDot:
 
     def _copy_columns(self, first: Reg, depth: Reg) -> None:
         """Panels of the right operand, in each the columns of one step of K side by side."""
-        w, e, width = self.w, self.e, self.cuts.width
-        stop = [*self.behind, w.add(first, depth), w.mul(self.panels, integer(width))]
         if lies_along(self.b, self.axis, self.lanes):
-            bounds = self._bounds(self.b, self.axis)
-            last = None if bounds.open else self.last
+            self._copy_along(first, depth)
+        else:
+            self._copy_turned(first, depth)
 
-            def steps(count: int) -> Callable[[Reg, list[Reg]], list[Reg]]:
-                def step(k: Reg, _: list[Reg]) -> list[Reg]:
-                    def panel(p: Reg, _: list[Reg]) -> list[Reg]:
-                        for lane in range(0, width, self.lanes):
-                            column = w.add(w.mul(p, integer(width)), integer(lane))
-                            if lane and last is not None:
-                                column = w.minimum(column, last)
-                            places = [w.add(w.add(first, k), integer(n)) for n in range(count)]
-                            index = [[*self.batch, place, column] for place in places]
-                            vectors = [self.b.vector(e, i, self.axis, self.lanes) for i in index]
-                            self._put(p, k, integer(lane), vectors)
-                        return []
+    def _copy_along(self, first: Reg, depth: Reg) -> None:
+        """Panels whose columns lie side by side."""
+        w, e, width = self.w, self.e, self.cuts.width
+        bounds = self._bounds(self.b, self.axis)
+        last = None if bounds.open else self.last
 
-                    w.loop(integer(0), self.panels, 1, panel)
+        def steps(count: int) -> Callable[[Reg, list[Reg]], list[Reg]]:
+            def step(k: Reg, _: list[Reg]) -> list[Reg]:
+                def panel(p: Reg, _: list[Reg]) -> list[Reg]:
+                    for lane in range(0, width, self.lanes):
+                        column = w.add(w.mul(p, integer(width)), integer(lane))
+                        if lane and last is not None:
+                            column = w.minimum(column, last)
+                        places = [w.add(w.add(first, k), integer(n)) for n in range(count)]
+                        index = [[*self.batch, place, column] for place in places]
+                        vectors = [self.b.vector(e, i, self.axis, self.lanes) for i in index]
+                        self._put(p, k, integer(lane), self._joined(vectors))
                     return []
 
-                return step
+                w.loop(integer(0), self.panels, 1, panel)
+                return []
 
-            def copy() -> None:
-                whole = w.sub(depth, w.mod(depth, self.together))
-                w.loop(integer(0), whole, self.together, steps(self.together))
-                w.loop(whole, depth, 1, steps(1))
+            return step
 
-            bounds.either(stop, copy)
-            return
+        def copy() -> None:
+            whole = w.sub(depth, w.mod(depth, self.together))
+            w.loop(integer(0), whole, self.together, steps(self.together))
+            w.loop(whole, depth, 1, steps(1))
 
-        stop[-1] = self.columns
+        columns = w.mul(self.panels, integer(width))
+        bounds.either([*self.behind, w.add(first, depth), columns], copy)
+
+    def _copy_turned(self, first: Reg, depth: Reg) -> None:
+        """Panels whose columns lie apart, with steps of K side by side."""
+        w, e, width = self.w, self.e, self.cuts.width
         bounds = self._bounds(self.b, self.axis - 1)
-
-        def guard(write: Callable[[], object]) -> None:
-            bounds.either(stop, write)
+        stop = [*self.behind, w.add(first, depth), self.columns]
 
         def turned(number: Reg, _: list[Reg]) -> list[Reg]:
             column = w.mul(number, integer(e.lanes))
-            counts = w.sub(self.columns, column), depth
-            panel = w.floordiv(column, integer(width))
-            lane = w.mod(column, width)
-            held: list[Reg] = []
-
-            def put(k: Reg, vector: Reg) -> None:
-                held.append(vector)
-                if len(held) == self.together:
-                    self._put(panel, w.sub(k, integer(self.together - 1)), lane, held)
-                    held.clear()
-
+            panel, lane = w.floordiv(column, integer(width)), w.mod(column, width)
             read_turned(
                 *(e, self.b, [*self.batch, first, column], (self.axis, self.axis - 1)),
-                *(counts, self.depth, guard, put),
+                *((w.sub(self.columns, column), depth), self.depth),
+                lambda write: bounds.either(stop, write),
+                lambda k, vector: self._put(panel, k, lane, vector),
+                self.together,
             )
             return []
 
         parts = w.floordiv(w.add(self.columns, integer(e.lanes - 1)), integer(e.lanes))
         w.loop(integer(0), parts, 1, turned)
+
+    def _joined(self, vectors: Sequence[Reg]) -> Reg:
+        """The vector that is placed for so many steps of K as are placed together, or fewer."""
+        return vectors[0]
 
     def _bounds(self, operand: Tile, axis: int) -> Bounds:
         return Bounds(self.w, operand.accesses(range(self.axis + 1)), axis, self.e.lanes)
@@ -260,9 +277,8 @@ class PanelDot:
         start = w.offset(self.left, w.mul(i, integer(_SIZE * self.depth)))
         w.store(vector, w.offset(start, w.mul(k, integer(_SIZE))), _SIZE)
 
-    def _put(self, panel: Reg, k: Reg, lane: Reg, vectors: Sequence[Reg]) -> None:
-        """Place a vector of a panel's columns, of step ``k`` and those after it."""
-        (vector,) = vectors
+    def _put(self, panel: Reg, k: Reg, lane: Reg, vector: Reg) -> None:
+        """Place a vector of a panel's columns, of step ``k``."""
         w = self.w
         at = w.add(w.mul(panel, integer(self._panel)), w.mul(k, integer(self.cuts.width)))
         at = w.mul(w.add(at, lane), integer(_SIZE))
@@ -323,14 +339,3 @@ class PanelDot:
 
         for place, total in zip(places, w.loop(integer(0), depth, 1, step, initial), strict=True):
             self.c.put(e, total, place, self.axis)
-
-
-def _as_multiplied(e: Emitter, tile: Tile, accumulator: DType) -> Tile:
-    """The operand in registers of the accumulator's type."""
-    if tile.dtype.is_float and tile.dtype.bits <= 32:
-        return tile
-
-    def converted(values: Sequence[Reg]) -> Reg:
-        return e.convert.convert(values[0], tile.dtype, accumulator)
-
-    return Mapped(TileType(tile.type.shape, accumulator), [tile], converted)

@@ -1,8 +1,9 @@
 """Dots of bfloat16 operands by a machine's tile registers (AMX).
 
 Both operands are copied to where tiles are read in order (:mod:`dure.targets.cpu.paneldots` says
-when and how): the left one's sixteen rows of 32 k after one another, the right one's pairs of k
-side by side.  Accumulators go from their buffer to tiles and back, two by two of them at a time.
+when and how), as memory holds them: 32 k of two blocks of sixteen rows after one another, and of
+two blocks of sixteen columns, whose pairs of k lie side by side.  Accumulators go from their buffer
+to tiles and back, two by two of them at a time.
 
 An instruction adds the products of the even and of the odd k of 32, then both sums to the
 accumulator, and takes subnormal numbers for zero.  So an output element is added up in an order
@@ -12,26 +13,29 @@ and columns it has.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from math import gcd
 
 from dure.ir import dtypes
 from dure.ir.dtypes import ElementType
 from dure.runtime.host import HostFeatures
+from dure.targets.cpu.copies import Stored
+from dure.targets.cpu.dots import KRange
 from dure.targets.cpu.instructions import Operation, has
 from dure.targets.cpu.memory import fetch
 from dure.targets.cpu.paneldots import Blocking, PanelDot
 from dure.targets.cpu.tiledots import LANES, LINE, ROWS, configuration, on_tiles, tile
+from dure.targets.cpu.values import Tile
 from dure.targets.cpu.writer import Reg, integer, lanes_of, vector_type
 
 #: Steps of K in a tile, those that lie side by side in the right one, and bytes of a tile.
 _STEPS, _PAIR, _TILE = 32, 2, ROWS * LINE
 #: Tiles of accumulators beside and below one another, and the first tile of each operand.
-_ACROSS, _LEFT, _RIGHT = 2, 4, 6
+_ACROSS, _BELOW, _LEFT, _RIGHT = 2, 2, 4, 6
 _SIZE = 4
-#: Tiles of the left operand that are asked for ahead of their use.
-_AHEAD = 4
+#: The most rows that are asked for at a time.
+_FETCHED = 4
 
 
 def takes_products(host: HostFeatures, left: ElementType, right: ElementType) -> bool:
@@ -45,21 +49,29 @@ class TileProduct(PanelDot):
 
     together = _PAIR
 
+    def _operand(self, tile: Tile) -> Tile:
+        return Stored(tile)
+
     def _blocking(self) -> Blocking:
-        """A panel takes two thirds of the nearest cache, the copied rows a sixteenth of the second:
-        accumulators and panels are there too.
+        """The copied rows are those of a block of tiles: they take a third of the nearest cache,
+        and stay there while the panels pass by, each of which takes as much.
         """
-        host, columns = self.e.host, self.static[1]
         wide = _ACROSS * LANES
-        width = wide if columns % wide == 0 else gcd(columns, LANES)
-        depth = max(1, 2 * host.l1d_bytes // 3 // (2 * wide * _STEPS)) * _STEPS
-        rows = max(_ACROSS, host.l2_bytes // 16 // (2 * depth * ROWS)) * ROWS
-        return Blocking((), rows, depth, width)
+        width = wide if self.static[1] % wide == 0 else gcd(self.static[1], LANES)
+        depth = max(1, self.e.host.l1d_bytes // 3 // (2 * wide * _STEPS)) * _STEPS
+        return Blocking((), _BELOW * ROWS, depth, width)
+
+    def run(self, k: KRange, fresh: bool) -> None:
+        if self.static[0] >= ROWS:
+            self._configure(integer(ROWS))
+        super().run(k, fresh)
+        on_tiles(self.e, Operation.TILE_RELEASE)
 
     def _allocate(self, rows: int, panels: int) -> None:
         #: Tiles of a row of blocks, and of a panel's columns.
         self.deep = -(-self.depth // _STEPS)
-        self.left = self.e.allocate(-(-rows // ROWS) * self.deep * _TILE)
+        self.across = -(-self.cuts.width // LANES)
+        self.left = self.e.allocate(-(-rows // (_BELOW * ROWS)) * self.deep * _BELOW * _TILE)
         # Panels that are copied from whole registers may be more than there are.
         self.right = self.e.allocate((panels + LANES // self.lanes - 1) * self._panel)
 
@@ -68,7 +80,7 @@ class TileProduct(PanelDot):
         """Bytes from one panel to the next, and no power of two, lest all begin in one set of a
         cache.
         """
-        return -(-self.cuts.width // LANES) * self.deep * _TILE + LINE
+        return self.across * self.deep * _TILE + LINE
 
     def _clear(self) -> None:
         """Only where there is no cut at all: the first one doesn't read accumulators."""
@@ -79,75 +91,81 @@ class TileProduct(PanelDot):
 
     def _left_at(self, row: Reg, k: Reg) -> Reg:
         w = self.w
-        block = w.mul(w.floordiv(row, integer(ROWS)), integer(self.deep * _TILE))
-        inside = w.add(block, w.mul(w.mod(row, ROWS), integer(LINE)))
-        inside = w.add(inside, w.mul(w.floordiv(k, integer(_STEPS)), integer(_TILE)))
+        block = w.mul(w.floordiv(row, integer(_BELOW * ROWS)), integer(self.deep * _BELOW * _TILE))
+        inside = w.add(block, w.mul(w.mod(row, _BELOW * ROWS), integer(LINE)))
+        inside = w.add(inside, w.mul(w.floordiv(k, integer(_STEPS)), integer(_BELOW * _TILE)))
         return w.offset(self.left, w.add(inside, w.mul(w.mod(k, _STEPS), integer(2))))
 
     def _right_at(self, panel: Reg, k: Reg, lane: Reg) -> Reg:
         w = self.w
         at = w.mul(panel, integer(self._panel))
-        across = w.mul(w.floordiv(lane, integer(LANES)), integer(self.deep * _TILE))
-        inside = w.mul(w.floordiv(k, integer(_STEPS)), integer(_TILE))
+        across = w.mul(w.floordiv(lane, integer(LANES)), integer(_TILE))
+        inside = w.mul(w.floordiv(k, integer(_STEPS)), integer(self.across * _TILE))
         pair = w.mul(w.floordiv(w.mod(k, _STEPS), integer(_PAIR)), integer(LINE))
         return w.offset(self.right, w.add(w.add(at, across), w.add(inside, pair)))
 
-    def _last_tile(self, depth: Reg) -> Reg:
-        """The first k of the last tile, which is cleared: what lies behind K would count."""
-        last = self.w.sub(depth, integer(1))
-        return self.w.sub(last, self.w.mod(last, _STEPS))
+    def _ragged(self, depth: Reg, clear: Callable[[Reg], None]) -> None:
+        """Clear a last tile that isn't whole, from its first k on: what lies behind K counts."""
+        w = self.w
+        rest = w.mod(depth, _STEPS)
+        at = w.sub(depth, rest)
+        if rest.literal is None:
+            w.when(w.compare("icmp ne", rest, integer(0)), lambda: clear(at), lambda: None)
+        elif rest.literal:
+            clear(at)
 
     def _copy_rows(self, row: Reg, count: Reg, first: Reg, depth: Reg) -> None:
         nothing = Reg(vector_type("i32", LANES), "zeroinitializer")
 
-        def clear(i: Reg, _: list[Reg]) -> list[Reg]:
-            self.w.store(nothing, self._left_at(i, self._last_tile(depth)), LINE)
-            return []
+        def clear(k: Reg) -> None:
+            def line(i: Reg, _: list[Reg]) -> list[Reg]:
+                self.w.store(nothing, self._left_at(i, k), LINE)
+                return []
 
-        self.w.loop(integer(0), count, 1, clear)
+            self.w.loop(integer(0), count, 1, line)
+
+        self._ragged(depth, clear)
         super()._copy_rows(row, count, first, depth)
 
-    def _copy_columns(self, first: Reg, depth: Reg) -> None:
+    def _copy_along(self, first: Reg, depth: Reg) -> None:
         nothing = Reg(vector_type("i32", LANES), "zeroinitializer")
 
-        def clear(panel: Reg, _: list[Reg]) -> list[Reg]:
-            for lane in range(0, self.cuts.width, LANES):
-                at = self._right_at(panel, self._last_tile(depth), integer(lane))
-                for pair in range(_STEPS // _PAIR):
-                    self.w.store(nothing, self.w.offset(at, integer(pair * LINE)), LINE)
-            return []
+        def clear(k: Reg) -> None:
+            def panel(number: Reg, _: list[Reg]) -> list[Reg]:
+                for lane in range(0, self.cuts.width, LANES):
+                    at = self._right_at(number, k, integer(lane))
+                    for pair in range(_STEPS // _PAIR):
+                        self.w.store(nothing, self.w.offset(at, integer(pair * LINE)), LINE)
+                return []
 
-        self.count = depth
-        self.w.loop(integer(0), self.panels, 1, clear)
-        super()._copy_columns(first, depth)
+            self.w.loop(integer(0), self.panels, 1, panel)
+
+        self._ragged(depth, clear)
+        super()._copy_along(first, depth)
 
     def _put_row(self, i: Reg, k: Reg, vector: Reg) -> None:
-        w = self.w
-        lanes = lanes_of(vector.type)
-        bits = w.cast("bitcast", vector, vector_type("i32", lanes))
-        high = w.binary("lshr", bits, w.constant("i32", 16, lanes))
-        w.store(w.cast("trunc", high, vector_type("i16", lanes)), self._left_at(i, k), 2)
+        self.w.store(vector, self._left_at(i, k), 2)
 
-    def _put(self, panel: Reg, k: Reg, lane: Reg, vectors: Sequence[Reg]) -> None:
-        """Vectors of whole registers hold several panels where these are narrower."""
-        width = self.lanes
-        for part in range(lanes_of(vectors[0].type) // width):
-            lanes = range(part * width, part * width + width)
-            own = [self.w.shuffle(v, lanes) if len(lanes) < LANES else v for v in vectors]
-            self._put_pair(self.w.add(panel, integer(part)), k, lane, own)
-
-    def _put_pair(self, panel: Reg, k: Reg, lane: Reg, vectors: Sequence[Reg]) -> None:
+    def _joined(self, vectors: Sequence[Reg]) -> Reg:
+        """Pairs of k, the even one in the low half."""
         w, lanes = self.w, self.lanes
-        words: list[Reg] = []
-        for number, vector in enumerate(vectors):
-            bits = w.cast("bitcast", vector, vector_type("i32", lanes))
-            # What is turned behind K is anything.
-            inside = w.compare("icmp slt", w.add(k, integer(number)), self.count)
-            words.append(w.select(inside, bits, w.constant("i32", 0, lanes)))
-        pair = w.binary("lshr", words[0], w.constant("i32", 16, lanes))
-        for high in words[1:]:
-            pair = w.binary("or", pair, w.binary("and", high, w.constant("i32", -65536, lanes)))
-        w.store(pair, self._right_at(panel, k, lane), _SIZE)
+        pairs = vector_type("i32", lanes)
+        if len(vectors) < _PAIR:
+            return w.cast("zext", vectors[0], pairs)
+        even, odd = vectors
+        if lanes == 1:
+            low, high = w.cast("zext", even, pairs), w.cast("zext", odd, pairs)
+            return w.binary("or", low, w.binary("shl", high, w.constant("i32", 16, lanes)))
+        order = [lane + lanes * place for lane in range(lanes) for place in range(_PAIR)]
+        return w.cast("bitcast", w.merge(even, odd, order), pairs)
+
+    def _put(self, panel: Reg, k: Reg, lane: Reg, vector: Reg) -> None:
+        """A vector of a whole register holds several panels where these are narrower."""
+        w, width = self.w, self.lanes
+        for part in range(lanes_of(vector.type) // width):
+            lanes = range(part * width, part * width + width)
+            own = w.shuffle(vector, lanes) if width < lanes_of(vector.type) else vector
+            w.store(own, self._right_at(w.add(panel, integer(part)), k, lane), _SIZE)
 
     # -- products ---------------------------------------------------------------------------------
 
@@ -158,12 +176,11 @@ class TileProduct(PanelDot):
         self.begins = w.compare("icmp eq", first, self.k.start)
         rest = w.mod(count, ROWS)
         whole = w.sub(count, rest)
-        pairs = w.sub(whole, w.mod(whole, _ACROSS * ROWS))
+        pairs = w.sub(whole, w.mod(whole, _BELOW * ROWS))
 
-        def blocks(rows: Reg, spans: Sequence[tuple[Reg, Reg, int]]) -> None:
-            self._configure(rows)
-
+        def blocks(*spans: tuple[Reg, Reg, int]) -> None:
             def panel(number: Reg, _: list[Reg]) -> list[Reg]:
+                self._fetch_next(row, number, first)
                 for start, stop, below in spans:
 
                     def block(i: Reg, _: list[Reg], below: int = below) -> list[Reg]:
@@ -174,13 +191,31 @@ class TileProduct(PanelDot):
                 return []
 
             w.loop(integer(0), self.panels, 1, panel)
-            on_tiles(self.e, Operation.TILE_RELEASE)
+
+        def last() -> None:
+            self._configure(rest)
+            blocks((whole, count, 1))
+            if self.static[0] > ROWS:
+                self._configure(integer(ROWS))
 
         if self.static[0] >= ROWS:
-            spans = ((integer(0), pairs, _ACROSS), (pairs, whole, 1))
-            blocks(integer(ROWS), spans if self.static[0] > ROWS else spans[1:])
-        some = w.compare("icmp slt", integer(0), rest)
-        w.when(some, lambda: blocks(rest, ((whole, count, 1),)), lambda: None)
+            spans = ((integer(0), pairs, _BELOW), (pairs, whole, 1))
+            blocks(*(spans if self.static[0] > ROWS else spans[1:]))
+        w.when(w.compare("icmp slt", integer(0), rest), last, lambda: None)
+
+    def _fetch_next(self, row: Reg, panel: Reg, first: Reg) -> None:
+        """Ask for the rows that are copied next, a few with each panel: they lie a page apart, so
+        that no prefetcher would, and a copy waits for each.
+        """
+        w, rows = self.w, self.cuts.rows
+        few = -(-rows * self.cuts.width // self.static[1])
+        if self.static[0] <= rows or few > _FETCHED:
+            return
+        for number in range(few):
+            at = w.add(w.mul(panel, integer(few)), integer(rows + number))
+            source = self.a.loaded_from([*self.batch, w.add(row, at), first])
+            if source is not None:
+                fetch(w, source, 0, self.depth * 2, cache=2)
 
     def _configure(self, rows: Reg) -> None:
         """Tell the machine the sizes of tiles, for so many rows."""
@@ -195,8 +230,7 @@ class TileProduct(PanelDot):
     def _tiles(self, row: Reg, i: Reg, panel: Reg, below: int) -> None:
         """``below`` blocks of rows times a panel."""
         w = self.w
-        across = max(1, self.cuts.width // LANES)
-        grid = list(product(range(below), range(across)))
+        grid = list(product(range(below), range(self.across)))
         buffer = [self._accumulator(row, i, panel, r, c) for r, c in grid]
         numbers = [tile(r * _ACROSS + c) for r, c in grid]
 
@@ -210,12 +244,11 @@ class TileProduct(PanelDot):
 
         def step(number: Reg, _: list[Reg]) -> list[Reg]:
             k = w.mul(number, integer(_STEPS))
-            for c in range(across):
+            for c in range(self.across):
                 at = self._right_at(panel, k, integer(c * LANES))
                 on_tiles(self.e, Operation.TILE_LOAD, tile(_RIGHT + c), at, integer(LINE))
             for r in range(below):
                 at = self._left_at(w.add(i, integer(r * ROWS)), k)
-                fetch(w, at, _AHEAD * _TILE, _TILE)
                 on_tiles(self.e, Operation.TILE_LOAD, tile(_LEFT + r), at, integer(LINE))
             for accumulator, (r, c) in zip(numbers, grid, strict=True):
                 operands = accumulator, tile(_LEFT + r), tile(_RIGHT + c)

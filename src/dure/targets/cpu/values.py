@@ -16,6 +16,7 @@ from dure.ir import dtypes
 from dure.ir.dtypes import BlockFormat, DType, Plane
 from dure.ir.types import TileType
 from dure.runtime.host import HostFeatures
+from dure.runtime.memory import LINE_BYTES
 from dure.targets.cpu.bounds import Access, Bounds
 from dure.targets.cpu.memory import EntryReader, Extent, Place, gather
 from dure.targets.cpu.numbers import Converter, memory_type, register_type
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
     from dure.targets.cpu.body import TensorRef
 
 #: Bytes between buffers of the arena: a cache line, so that no vector crosses one.
-_ALIGN = 64
+_ALIGN = LINE_BYTES
+#: Rows so many bytes apart, or a multiple, begin in one or two sets of the nearest cache.
+_SET_PERIOD = 2048
 
 
 class Emitter:
@@ -58,11 +61,18 @@ class Emitter:
         """Give back everything that was allocated after ``mark``."""
         self._used = mark
 
-    def buffer(self, shape: Sequence[int], dtype: DType) -> Buffer:
-        """A fresh row-major buffer in the arena."""
-        kind = TileType(tuple(shape), dtype)
-        address = self.allocate(max(1, kind.elements) * max(8, dtype.bits) // 8)
-        return Buffer(kind, address, dtype)
+    def buffer(self, shape: Sequence[int], dtype: DType, *, apart: bool = False) -> Buffer:
+        """A fresh row-major buffer in the arena.
+
+        ``apart``: neighbouring rows don't begin in one set of a cache, whose ways they would share.
+        """
+        kind, size = TileType(tuple(shape), dtype), max(8, dtype.bits) // 8
+        row = kind.shape[-1] if kind.shape else 1
+        pitch = row
+        if apart and row * size % _SET_PERIOD == 0:
+            pitch += LINE_BYTES // size
+        address = self.allocate(max(1, kind.elements // row * pitch) * size)
+        return Buffer(kind, address, dtype, pitch)
 
     def for_each(
         self,
@@ -162,6 +172,10 @@ class Tile(ABC):
     def vector(self, e: Emitter, index: Sequence[Reg], axis: int, lanes: int) -> Reg:
         """``lanes`` elements along ``axis`` from ``index``, as registers compute them."""
 
+    def raw(self, e: Emitter, index: Sequence[Reg], axis: int, lanes: int) -> Reg:
+        """The elements of :meth:`vector` as memory holds them."""
+        return e.convert.exact(self.vector(e, index, axis, lanes), self.dtype)
+
     def loaded_from(self, index: Sequence[Reg]) -> Reg | None:
         """Where an element is loaded from; None for what is computed or lies in the arena."""
         return None
@@ -172,19 +186,26 @@ class Tile(ABC):
 
 
 class Buffer(Tile):
-    """A row-major tile in memory that this worker owns."""
+    """A row-major tile in memory that this worker owns.
 
-    def __init__(self, type: TileType, address: Reg, dtype: DType) -> None:
+    ``pitch``: elements from one row along the last axis to the next, where rows lie apart.
+    """
+
+    def __init__(
+        self, type: TileType, address: Reg, dtype: DType, pitch: int | None = None
+    ) -> None:
         super().__init__(type)
         self.address = address
         self.stored = dtype
+        self.row = type.shape[-1] if type.shape else 1
+        self.pitch = self.row if pitch is None else pitch
 
     def strides(self) -> list[int]:
         """Elements from one index to the next, per axis."""
         strides, running = list[int](), 1
-        for extent in reversed(self.type.shape):
+        for place, extent in enumerate(reversed(self.type.shape)):
             strides.append(running)
-            running *= extent
+            running = running * extent if place else self.pitch
         return strides[::-1]
 
     def at(self, e: Emitter, index: Sequence[Reg]) -> Reg:
@@ -196,7 +217,6 @@ class Buffer(Tile):
         return w.offset(self.address, offset)
 
     def raw(self, e: Emitter, index: Sequence[Reg], axis: int, lanes: int) -> Reg:
-        """A vector as memory holds it."""
         element = memory_type(self.stored)
         stride = self.strides()[axis]
         address = self.at(e, index)
@@ -225,8 +245,13 @@ class Buffer(Tile):
         e.w.store(stored, self.at(e, index), max(8, self.stored.bits) // 8)
 
     def reshaped(self, shape: Sequence[int]) -> Buffer:
-        """The same bytes as a tile of another shape."""
-        return Buffer(TileType(tuple(shape), self.stored), self.address, self.stored)
+        """The same bytes as a tile of another shape, where they can be one."""
+        pitch = None if self.pitch == self.row else self.pitch
+        return Buffer(TileType(tuple(shape), self.stored), self.address, self.stored, pitch)
+
+    def reshapes(self, shape: Sequence[int]) -> bool:
+        """Whether the same bytes are a tile of another shape: rows that lie apart keep theirs."""
+        return self.pitch == self.row or (bool(shape) and shape[-1] == self.row)
 
 
 class Full(Tile):
@@ -286,6 +311,10 @@ class Mapped(Tile):
             yield from operand.accesses(axes)
 
 
+#: (emitter, index, axis, lanes) -> the elements
+Read = Callable[["Emitter", Sequence[Reg], int, int], Reg]
+
+
 class Reindexed(Tile):
     """Another tile seen through its axes: broadcast, transposed, or with axes of extent 1 put in.
 
@@ -299,15 +328,22 @@ class Reindexed(Tile):
         self.sources = tuple(sources)
 
     def vector(self, e: Emitter, index: Sequence[Reg], axis: int, lanes: int) -> Reg:
-        inner = [integer(0) if s is None else index[s] for s in self.sources]
+        return self._read(self.source.vector, e, index, axis, lanes)
+
+    def raw(self, e: Emitter, index: Sequence[Reg], axis: int, lanes: int) -> Reg:
+        return self._read(self.source.raw, e, index, axis, lanes)
+
+    def _read(self, read: Read, e: Emitter, index: Sequence[Reg], axis: int, lanes: int) -> Reg:
+        inner = self._inner(index)
         if axis in self.sources:
-            return self.source.vector(e, inner, self.sources.index(axis), lanes)
-        return e.w.splat(self.source.vector(e, inner, len(inner) - 1 if inner else 0, 1), lanes)
+            return read(e, inner, self.sources.index(axis), lanes)
+        return e.w.splat(read(e, inner, len(inner) - 1 if inner else 0, 1), lanes)
+
+    def _inner(self, index: Sequence[Reg]) -> list[Reg]:
+        return [integer(0) if s is None else index[s] for s in self.sources]
 
     def loaded_from(self, index: Sequence[Reg]) -> Reg | None:
-        return self.source.loaded_from(
-            [integer(0) if s is None else index[s] for s in self.sources]
-        )
+        return self.source.loaded_from(self._inner(index))
 
     def accesses(self, axes: Sequence[int | None]) -> Iterator[Access]:
         return self.source.accesses([None if s is None else axes[s] for s in self.sources])
@@ -330,6 +366,13 @@ class Loaded(Tile):
             if mask is None or self.fill == 0:
                 return value
             return e.w.select(mask, value, constant(e, self.dtype, self.fill, lanes))
+
+    def raw(self, e: Emitter, index: Sequence[Reg], axis: int, lanes: int) -> Reg:
+        if self.fill:
+            return super().raw(e, index, axis, lanes)
+        with e.w.at(self.span):
+            mask = self.place.masks(index, axis, lanes)
+            return self.place.load(index, axis, lanes, mask)
 
     def loaded_from(self, index: Sequence[Reg]) -> Reg | None:
         return self.place.address(index)
