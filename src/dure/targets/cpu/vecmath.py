@@ -145,10 +145,21 @@ class VectorMath:
 
     def _scale_by_power(self, value: Reg, exponent: tuple[Reg, Reg]) -> Reg:
         """``value * 2**exponent``, rounded once, for a float and an int32 that are equal."""
-        lanes = self.host.vector_bits // 32
-        if lanes_of(value.type) % lanes == 0 and has(self.host, Operation.SCALE_BY_POWER):
+        if self._scales(value):
+            lanes = self.host.vector_bits // 32
             return self._in_registers(self._scaled, lanes, value, exponent[0])
         return self._scale_in_two(value, exponent[1])
+
+    def _scales(self, value: Reg) -> bool:
+        """Whether the host has an instruction that scales vectors like this one."""
+        whole = lanes_of(value.type) % (self.host.vector_bits // 32) == 0
+        return whole and has(self.host, Operation.SCALE_BY_POWER)
+
+    def _lowest(self, value: Reg) -> float:
+        """An exponent of 2 so low that zero comes out at once: what may be subnormal takes a
+        processor a hundred times as long, and what is masked is -inf.
+        """
+        return -1010.0 if self._scales(value) else -182.0
 
     def _scaled(self, value: Reg, exponent: Reg) -> Reg:
         """One register's values by the host's own instruction."""
@@ -200,14 +211,14 @@ class VectorMath:
         return self.sub(shifted, magic), self.w.binary("sub", self.bits(shifted), self.bits(magic))
 
     def exp(self, x: Reg) -> Reg:
-        x = self.clamp(x, -104.0, 89.0)
+        x = self.clamp(x, self._lowest(x) * 0.6931471805599453, 89.0)
         exponent = self._split(x, 1.44269504088896341)
         r = self.fma(exponent[0], self.constant(x, -0.693359375), x)
         r = self.fma(exponent[0], self.constant(x, 2.12194440e-4), r)
         return self._scale_by_power(self._exp_reduced(r), exponent)
 
     def exp2(self, x: Reg) -> Reg:
-        x = self.clamp(x, -151.0, 129.0)
+        x = self.clamp(x, self._lowest(x), 129.0)
         exponent = self._split(x, 1.0)
         r = self.mul(self.sub(x, exponent[0]), self.constant(x, 0.69314718055994531))
         return self._scale_by_power(self._exp_reduced(r), exponent)
