@@ -25,8 +25,8 @@ _LARGEST = 1024
 #: The cache that holds the rows of a tile that covers them, from the nearest, and its part for one.
 _NEAR = 1
 _ROW_PART = 8
-#: Registers of a row whose stores are brought onto cache lines; those of shorter ones cross them.
-_LONG = 8
+#: Elements of a row whose stores are brought onto cache lines; those of shorter ones cross them.
+_LONG = 256
 #: What is computed, like elementwise ops, in the loop of an op that uses it.
 _FUSED = frozenset({"full", "iota", "broadcast", "reshape", "transpose", "load", "view"})
 #: Registers that a loop which carries tiles element by element works on at a time.
@@ -194,7 +194,7 @@ class _Work:
         """What a load brings is read where it lies as often as it is used."""
         tensor = self._views.get(op.operands[0], op.operands[0])
         if op.name == "store":
-            narrow = op.operands[1].tile.shape[-1:] < (_LONG * self.machine.lanes,)
+            narrow = op.operands[1].tile.shape[-1:] < (_LONG,)
             self.moved.setdefault(tensor, []).extend([bytes] * (2 if narrow else 1))
             return
         uses = max(1, len(self._users.get(op.result, ())))

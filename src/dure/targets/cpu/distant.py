@@ -78,7 +78,7 @@ class Distant:
         """Ask for what the next instance loads for these elements, where they are several
         registers of a long row.
         """
-        if lanes != TOGETHER * self.e.lanes or tile.type.shape[-1] < LONG * self.e.lanes:
+        if lanes != TOGETHER * self.e.lanes or tile.type.shape[-1] < LONG:
             return
         for loaded, at in tile.loads(index):
             if loaded.ahead is not None:
@@ -100,7 +100,7 @@ class Distant:
         first, last = ((asking.index(op) + more) * TOGETHER // len(asking) for more in (0, 1))
 
         def ask(index: Sequence[Reg], lanes: int) -> None:
-            if lanes == TOGETHER * self.e.lanes and shape[-1] >= LONG * self.e.lanes:
+            if lanes == TOGETHER * self.e.lanes and shape[-1] >= LONG:
                 size = self.e.lanes * place.dtype.bits // 8
                 address = place.address(index)
                 if far is not None:

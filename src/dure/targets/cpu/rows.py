@@ -15,8 +15,8 @@ from dure.targets.cpu.bounds import Bounds
 from dure.targets.cpu.memory import Extent, Place
 from dure.targets.cpu.writer import Reg, Writer, integer
 
-#: A row of fewer vectors is short: a masked one in front of it doesn't repay.
-LONG = 8
+#: A row of fewer elements is short: a masked vector in front of it doesn't repay.
+LONG = 256
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Row:
 
     def can_align(self) -> bool:
         """Whether :meth:`write_aligned` covers the row, and repays."""
-        return self.main == self.extent.static >= LONG * self.lanes and self.together > 1
+        return self.main == self.extent.static >= LONG and self.together > 1
 
     def write_aligned(self, place: Place, first: Reg) -> None:
         """Vectors that store to a multiple of their size; the row's first element goes to
