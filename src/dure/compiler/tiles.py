@@ -98,7 +98,8 @@ def _instance(
     seconds = work.seconds + work.ops * machine.op_seconds
     seconds += first / machine.bandwidth(tensors) + again / machine.bandwidth(work.loaded)
     seconds += work.shared / machine.bandwidth(first + work.shared)
-    seconds += work.kept_moved / machine.bandwidth(work.kept)
+    # What is kept is read soon after it was written: it may fill a cache.
+    seconds += work.kept_moved / machine.bandwidth(work.kept / 2)
     return seconds + work.carried / machine.bandwidth(live)
 
 
