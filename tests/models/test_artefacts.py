@@ -322,7 +322,7 @@ def test_a_bad_file(data: bytes, what: str) -> None:
         ("exp(", "dot("),
         ("bfloat16", "float6_of_1999"),
         ("tile function softmax", "machine function softmax"),
-        ("tile<8 x 8 x", "tile<4611686018427387904 x 8 x"),
+        ("tile<8 x 16 x", "tile<4611686018427387904 x 16 x"),
         ("%x: tensor<8 x 64", "%x: tensor<8 x 63"),
         ("yield", "yields"),
     ],

@@ -122,3 +122,18 @@ def test_power() -> None:
     x, y = np.array(bases, np.float32), np.array(powers, np.float32)
     with np.errstate(all="ignore"):
         np.testing.assert_allclose(native("pow")(x, y), np.power(x, y), rtol=1e-6)
+
+
+@pytest.mark.parametrize("level", host_levels())
+@pytest.mark.parametrize("name", ["exp", "exp2"])
+def test_powers_that_vanish(name: str, level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Subnormal powers are exact to half a unit, and what is lower is zero."""
+    monkeypatch.setenv("DURE_CPU_LEVEL", level)
+    far = [-104.1, -126.5, -151.0, -182.0, -200.0, -699.0, -701.0, -1011.0, -2e9, -3e38, -np.inf]
+    x = np.array([*far, 3e38, np.inf, np.nan, 0.0, 1.0], np.float32)
+    low = np.linspace(-103, -87, 1 << 10).astype(np.float32)
+    reference = np.exp if name == "exp" else np.exp2
+    with np.errstate(all="ignore"):
+        wanted = reference(x.astype(np.float64)).astype(np.float32)
+        np.testing.assert_allclose(native(name)(x), wanted, rtol=3e-7, atol=0)
+        assert ulps(native(name)(low), reference(low.astype(np.float64))) <= 2

@@ -3,25 +3,30 @@
 The estimate reads the specialised function alone, so that it knows no kernel: work of its ops,
 bytes that its loads and stores move, a fixed overhead for every loop over a tile, work on elements
 beyond the edge, and idle workers at the end of the grid.  What an instance touches first comes from
-the level that holds all tensors, what it touches again from the one that holds all that it touches,
-and what its loops carry from the one that holds its tiles.  It ranks tile sizes and is not meant to
-predict seconds; :func:`dure.tune` measures.
+the level that holds all tensors, what it or another one has touched before from the one that holds
+all that an instance touches, and what its loops carry from the one that holds its tiles.  It ranks
+tile sizes and is not meant to predict seconds; :func:`dure.tune` measures.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from dure.errors import DureError, KernelError
 from dure.ir.core import Function, Op, Region, Value, walk
-from dure.ir.expr import Expr, bounds, evaluate, substitute
+from dure.ir.expr import Expr, as_expr, bounds, evaluate, substitute, symbols
 from dure.ir.types import TensorType, TileType
 
 _START = 32
 _COARSE = (1, 4, 16, 64, 256)
 _LARGEST = 2048
+#: The cache that holds the rows of a tile that covers them, from the nearest, and its part for one.
+_NEAR = 1
+_ROW_PART = 8
+#: Elements of a row whose stores are brought onto cache lines; those of shorter ones cross them.
+_LONG = 256
 #: What is computed, like elementwise ops, in the loop of an op that uses it.
 _FUSED = frozenset({"full", "iota", "broadcast", "reshape", "transpose", "load", "view"})
 #: Registers that a loop which carries tiles element by element works on at a time.
@@ -83,7 +88,7 @@ def _instance(
     number: Sequence[int],
 ) -> float:
     """Seconds of the instance of this number along each axis of the grid."""
-    work = _Work(machine, dict(sizes))
+    work = _Work(machine, dict(sizes), function)
     for place, own in zip(number, function.program_ids, strict=True):
         work.known[own.name] = max(0, place)
     work.region(function.body, 1)
@@ -91,7 +96,10 @@ def _instance(
     first = sum(max(moved) for moved in work.moved.values())
     again = sum(sum(moved) for moved in work.moved.values()) - first
     seconds = work.seconds + work.ops * machine.op_seconds
-    seconds += first / machine.bandwidth(tensors) + again / machine.bandwidth(first)
+    seconds += first / machine.bandwidth(tensors) + again / machine.bandwidth(work.loaded)
+    seconds += work.shared / machine.bandwidth(first + work.shared)
+    # What is kept is read soon after it was written: it may fill a cache.
+    seconds += work.kept_moved / machine.bandwidth(work.kept / 2)
     return seconds + work.carried / machine.bandwidth(live)
 
 
@@ -106,16 +114,37 @@ def _is_fused(op: Op) -> bool:
     return op.definition.elementwise or op.name in _FUSED
 
 
-class _Work:
-    """Totals of one instance: ``moved`` are the bytes of each load or store of a tensor."""
+def _is_along(op: Op) -> bool:
+    """Whether an op reduces the rows of a tile."""
+    if op.name not in ("reduce", "reduce_with"):
+        return False
+    rank = op.operands[0].tile.rank
+    return op.attr("axis") % rank == rank - 1
 
-    def __init__(self, machine: TileMachine, known: dict[str, int]) -> None:
+
+class _Work:
+    """Totals of one instance: ``moved`` are the bytes of each load or store of a tensor, ``loaded``
+    those that loads bring from different places, ``shared`` those that every instance loads;
+    ``kept`` the bytes of tiles that are computed once for several uses, and ``kept_moved`` what is
+    written and read of them.
+    """
+
+    def __init__(self, machine: TileMachine, known: dict[str, int], function: Function) -> None:
         self.machine = machine
         self.known = known
         self.seconds = 0.0
         self.carried = 0.0
         self.ops = 0.0
+        self.loaded = 0.0
+        self.shared = 0.0
+        self.kept = 0.0
+        self.kept_moved = 0.0
         self.moved: dict[Value, list[float]] = {}
+        self._own = set(function.program_ids)
+        self._users: dict[Value, list[Op]] = {}
+        for op in walk(function.body):
+            for value in dict.fromkeys(op.operands):
+                self._users.setdefault(value, []).append(op)
         self._views: dict[Value, Value] = {}
         self._makers: dict[Value, Op] = {}
         self._inside_out = False
@@ -139,8 +168,7 @@ class _Work:
             self._inside_out = False
             return
         if op.name == "if":
-            for region in op.regions:
-                self.region(region, times / 2)
+            self._branches(op, times)
             return
         cost = op.definition.cost(op)
         self._makers.update(dict.fromkeys(op.results, op))
@@ -149,11 +177,56 @@ class _Work:
         if op.name == "view":
             self._views[op.result] = self._views.get(op.operands[0], op.operands[0])
         if op.name in ("load", "store"):
-            tensor = self._views.get(op.operands[0], op.operands[0])
-            self.moved.setdefault(tensor, []).append(times * cost.bytes)
+            self._move(op, times * cost.bytes)
             self.seconds += times * self._runs(op) * self.machine.run_seconds
+        elif op.definition.elementwise and not self._inside_out:
+            self._keep(op.result, times)
         self.ops += 0 if _is_fused(op) else times
-        self.seconds += times * cost.flops / self._rate(op)
+        self.seconds += times * (self._lanes_combined(op) + cost.flops / self._rate(op))
+
+    def _keep(self, value: Value, times: float) -> None:
+        """A computed tile of several uses is written once, and read for each."""
+        uses = len(self._users.get(value, ()))
+        if uses > 1:
+            self.kept += _bytes(value)
+            self.kept_moved += times * (1 + uses) * _bytes(value)
+
+    def _move(self, op: Op, bytes: float) -> None:
+        """What a load brings is read where it lies as often as it is used."""
+        tensor = self._views.get(op.operands[0], op.operands[0])
+        if op.name == "store":
+            narrow = op.operands[1].tile.shape[-1:] < (_LONG,)
+            self.moved.setdefault(tensor, []).extend([bytes] * (2 if narrow else 1))
+            return
+        uses = max(1, len(self._users.get(op.result, ())))
+        places = [*op.attr("index"), *op.attr("offset")]
+        moving = (self._own & set(symbols(as_expr(place))) for place in places if place is not None)
+        if not op.attr("list_axes") and not any(moving):
+            self.shared += uses * bytes * self._rows(op.result)
+            return
+        self.loaded += 0.0 if tensor in self.moved else bytes
+        self.moved.setdefault(tensor, []).extend([bytes] * uses)
+
+    def _rows(self, value: Value) -> float:
+        """The rows that a tile is broadcast to, each of which reads it."""
+        most = 1.0
+        for op in self._users.get(value, ()):
+            if op.name in ("cast", "reshape", "broadcast"):
+                more = op.result.tile.elements / max(1, value.tile.elements)
+                same = op.result.tile.shape[-1:] == value.tile.shape[-1:]
+                most = max(most, (more if same else 1.0) * self._rows(op.result))
+        return most
+
+    def _branches(self, op: Op, times: float) -> None:
+        """The branch that is taken; half of each where that isn't known."""
+        then, otherwise = op.regions
+        try:
+            taken = evaluate(op.attr("condition"), self.known)
+        except DureError:
+            self.region(then, times / 2)
+            self.region(otherwise, times / 2)
+            return
+        self.region(then if taken else otherwise, times)
 
     def _turned(self, right: Value) -> float:
         """Seconds that a dot's right operand takes to be copied where it lies turned: it is read,
@@ -192,9 +265,20 @@ class _Work:
                 self.ops += turns
                 self.carried += turns * 2 * _bytes(value)
 
+    def _lanes_combined(self, op: Op) -> float:
+        """Seconds of the ends of reductions along the rows of a tile, where the lanes of a strip of
+        registers are combined by halves, each half waiting for the one before: as if one by one.
+        """
+        if not _is_along(op):
+            return 0.0
+        machine, (*rows, last) = self.machine, op.operands[0].tile.shape
+        combined = math.prod(rows) * min(last, _STRIP * machine.lanes)
+        return combined * machine.lanes / machine.vector_flops
+
     def _rate(self, op: Op) -> float:
         machine = self.machine
-        shape = [r.type.shape for r in op.results if isinstance(r.type, TileType)]
+        made = op.operands[:1] if _is_along(op) else op.results
+        shape = [r.type.shape for r in made if isinstance(r.type, TileType)]
         last = shape[0][-1] if shape and shape[0] else 1
         filled = last / (math.ceil(last / machine.lanes) * machine.lanes)
         if op.name != "dot":
@@ -252,6 +336,7 @@ def ranked(
     Raises the last error if none fits.
     """
     extents = {size for size in sizes.values() if 1 < size <= _LARGEST and size & (size - 1)}
+    covers: set[int] = set()
     tried: dict[tuple[int, ...], float] = {}
     error: DureError | None = None
 
@@ -262,17 +347,25 @@ def ranked(
         nonlocal error
         if values not in tried:
             try:
-                tried[values] = estimate(function_of(values), sizes, machine).seconds
+                function = function_of(values)
+                covers.update(_covering(function, sizes, machine))
+                tried[values] = estimate(function, sizes, machine).seconds
             except DureError as found:
                 error = found
                 tried[values] = math.inf
         return tried[values]
 
     best = tuple(_START for _ in open_names)
-    for coarse in (True, False):
+    cost(best)
+    # Where a tile covers an axis, the others' first choice was for another kernel.
+    for coarse in (True, True, False) if covers else (True, False):
         for place in range(len(best)):
             now = best[place]
-            near = (*_COARSE, *extents) if coarse else (max(1, now // 2), min(_LARGEST, now * 2))
+            near = (
+                (*_COARSE, *extents, *covers)
+                if coarse
+                else (max(1, now // 2), min(_LARGEST, now * 2))
+            )
             options = [(*best[:place], s, *best[place + 1 :]) for s in sorted({now, *near})]
             # Among equals the larger tile: fewer instances, and fewer starts of ops.
             best = min(reversed(options), key=cost)
@@ -291,6 +384,20 @@ def ranked(
 
 def _multiplies(function: Function) -> bool:
     return any(op.name == "dot" for op in walk(function.body))
+
+
+def _covering(function: Function, sizes: Mapping[str, int], machine: TileMachine) -> Iterator[int]:
+    """Tiles, in whole strips of registers, that cover the extents which a kernel's branches ask
+    for, where the second cache holds some rows of them.
+    """
+    strip, fitting = _STRIP * machine.lanes, machine.levels[: _NEAR + 1][-1:]
+    most = sum(capacity // _ROW_PART for capacity, _ in fitting)
+    for op in walk(function.body):
+        asked = symbols(op.attr("condition")) if op.name == "if" else ()
+        for extent in (sizes[s.name] for s in asked if s.name in sizes):
+            tile = math.ceil(extent / strip) * strip
+            if 0 < 4 * tile <= most:
+                yield tile
 
 
 def _possible(

@@ -1,7 +1,8 @@
 """Normalisation of rows: RMS norm, layer norm, softmax.
 
 A row is walked in blocks of ``bd`` columns; partial sums stay apart, one a column of the block,
-until the end, so that the sum's order depends on the row's length alone.
+until the end, so that the sum's order depends on the row's length alone.  Where a block covers the
+row, it is one tile, and softmax computes each exponential once.
 """
 
 from __future__ import annotations
@@ -28,13 +29,19 @@ def rms_norm(
     ``weight`` (D,) and ``residual`` may be None.  y may hold int8 blocks of 32.
     """
     i = dl.program_id(0)
-    squares = dl.zeros((bm, bd), dl.float32)
-    for c in dl.range(dl.cdiv(x.shape[1], bd)):
-        part = dl.load(x, (i, c), (bm, bd)).to(dl.float32)
-        squares = squares + part * part
-    mean = dl.sum(squares, 1, keepdims=True) / dl.full((bm, 1), x.shape[1], dl.float32)
-    factor = dl.rsqrt(mean + epsilon)
-    scaled((x, weight, residual, y), i, factor, (bm, bd))
+    count = dl.full((bm, 1), x.shape[1], dl.float32)
+    if x.shape[1] <= bd:
+        row = dl.load(x, (i, 0), (bm, bd)).to(dl.float32)
+        factor = dl.rsqrt(dl.sum(row * row, 1, keepdims=True) / count + epsilon)
+        scaled((x, weight, residual, y), (i, 0), factor, (bm, bd))
+    else:
+        squares = dl.zeros((bm, bd), dl.float32)
+        for c in dl.range(dl.cdiv(x.shape[1], bd)):
+            part = dl.load(x, (i, c), (bm, bd)).to(dl.float32)
+            squares = squares + part * part
+        factor = dl.rsqrt(dl.sum(squares, 1, keepdims=True) / count + epsilon)
+        for c in dl.range(dl.cdiv(x.shape[1], bd)):
+            scaled((x, weight, residual, y), (i, c), factor, (bm, bd))
 
 
 @dure.kernel
@@ -57,20 +64,22 @@ def rms_norm_sums(
         total = total + dl.sum(part * part, 1, keepdims=True)
     mean = total / dl.full((bm, 1), x.shape[1], dl.float32)
     factor = dl.rsqrt(mean + epsilon)
-    scaled((x, weight, residual, y), i, factor, (bm, bd))
+    for c in dl.range(dl.cdiv(x.shape[1], bd)):
+        scaled((x, weight, residual, y), (i, c), factor, (bm, bd))
 
 
-def scaled(tensors: Any, i: Any, factor: Any, sizes: Any) -> None:
-    """Store rows of x times their factor, with the weight and the residual where there are any."""
+def scaled(tensors: Any, index: Any, factor: Any, sizes: Any) -> None:
+    """Store a block of x times its rows' factors, with the weight and the residual where there are
+    any.
+    """
     x, weight, residual, y = tensors
     bm, bd = sizes
-    for c in dl.range(dl.cdiv(x.shape[1], bd)):
-        out = dl.load(x, (i, c), (bm, bd)).to(dl.float32) * factor
-        if weight is not None:
-            out = out * dl.load(weight, (c,), (bd,)).to(dl.float32)[None, :]
-        if residual is not None:
-            out = out + dl.load(residual, (i, c), (bm, bd)).to(dl.float32)
-        dl.store(y, (i, c), convert(out, y.dtype))
+    out = dl.load(x, index, (bm, bd)).to(dl.float32) * factor
+    if weight is not None:
+        out = out * dl.load(weight, index[1:], (bd,)).to(dl.float32)[None, :]
+    if residual is not None:
+        out = out + dl.load(residual, index, (bm, bd)).to(dl.float32)
+    dl.store(y, index, convert(out, y.dtype))
 
 
 @dure.kernel
@@ -135,27 +144,43 @@ def layer_norm(
     variance is that of the differences from the mean.
     """
     i = dl.program_id(0)
-    sums = dl.zeros((bm, bd), dl.float32)
-    for c in dl.range(dl.cdiv(x.shape[1], bd)):
-        sums = sums + dl.load(x, (i, c), (bm, bd)).to(dl.float32)
     count = dl.full((bm, 1), x.shape[1], dl.float32)
-    mean = dl.sum(sums, 1, keepdims=True) / count
-    squares = dl.zeros((bm, bd), dl.float32)
-    for c in dl.range(dl.cdiv(x.shape[1], bd)):
-        inside = c * bd + dl.arange(bd) < x.shape[1]
-        difference = dl.load(x, (i, c), (bm, bd)).to(dl.float32) - mean
-        difference = dl.where(inside[None, :], difference, 0.0)
-        squares = squares + difference * difference
-    factor = dl.rsqrt(dl.sum(squares, 1, keepdims=True) / count + epsilon)
-    for c in dl.range(dl.cdiv(x.shape[1], bd)):
-        out = (dl.load(x, (i, c), (bm, bd)).to(dl.float32) - mean) * factor
-        if weight is not None:
-            out = out * dl.load(weight, (c,), (bd,)).to(dl.float32)[None, :]
-        if bias is not None:
-            out = out + dl.load(bias, (c,), (bd,)).to(dl.float32)[None, :]
-        if residual is not None:
-            out = out + dl.load(residual, (i, c), (bm, bd)).to(dl.float32)
-        dl.store(y, (i, c), convert(out, y.dtype))
+    if x.shape[1] <= bd:
+        rows = dl.load(x, (i, 0), (bm, bd)).to(dl.float32)
+        mean = dl.sum(rows, 1, keepdims=True) / count
+        inside = (dl.arange(bd) < x.shape[1])[None, :]
+        difference = dl.where(inside, rows - mean, 0.0)
+        squares = dl.sum(difference * difference, 1, keepdims=True)
+        factor = dl.rsqrt(squares / count + epsilon)
+        normed((x, weight, bias, residual, y), (i, 0), mean, factor, (bm, bd))
+    else:
+        sums = dl.zeros((bm, bd), dl.float32)
+        for c in dl.range(dl.cdiv(x.shape[1], bd)):
+            sums = sums + dl.load(x, (i, c), (bm, bd)).to(dl.float32)
+        mean = dl.sum(sums, 1, keepdims=True) / count
+        squares = dl.zeros((bm, bd), dl.float32)
+        for c in dl.range(dl.cdiv(x.shape[1], bd)):
+            inside = (c * bd + dl.arange(bd) < x.shape[1])[None, :]
+            difference = dl.load(x, (i, c), (bm, bd)).to(dl.float32) - mean
+            difference = dl.where(inside, difference, 0.0)
+            squares = squares + difference * difference
+        factor = dl.rsqrt(dl.sum(squares, 1, keepdims=True) / count + epsilon)
+        for c in dl.range(dl.cdiv(x.shape[1], bd)):
+            normed((x, weight, bias, residual, y), (i, c), mean, factor, (bm, bd))
+
+
+def normed(tensors: Any, index: Any, mean: Any, factor: Any, sizes: Any) -> None:
+    """Store a block of a layer norm."""
+    x, weight, bias, residual, y = tensors
+    bm, bd = sizes
+    out = (dl.load(x, index, (bm, bd)).to(dl.float32) - mean) * factor
+    if weight is not None:
+        out = out * dl.load(weight, index[1:], (bd,)).to(dl.float32)[None, :]
+    if bias is not None:
+        out = out + dl.load(bias, index[1:], (bd,)).to(dl.float32)[None, :]
+    if residual is not None:
+        out = out + dl.load(residual, index, (bm, bd)).to(dl.float32)
+    dl.store(y, index, convert(out, y.dtype))
 
 
 @dure.kernel
@@ -196,7 +221,16 @@ def softmax(x: dl.Tensor, y: dl.Tensor, bm: dl.const, bd: dl.const):
 
     A row of nothing but -inf has no distribution: it gives NaN, as in NumPy and PyTorch.
     """
+    if x.shape[1] <= bd:
+        softmax_of_rows(x, y, (bm, bd))
+    else:
+        softmax_of_blocks(x, y, (bm, bd))
+
+
+def softmax_of_blocks(x: Any, y: Any, sizes: Any) -> None:
+    """A softmax of rows that are walked in blocks of columns."""
     i = dl.program_id(0)
+    bm, bd = sizes
     highest = dl.full((bm, bd), NEGATIVE_INFINITY, dl.float32)
     for c in dl.range(dl.cdiv(x.shape[1], bd)):
         highest = dl.maximum(
@@ -216,7 +250,13 @@ def softmax(x: dl.Tensor, y: dl.Tensor, bm: dl.const, bd: dl.const):
 @dure.kernel
 def softmax_rows(x: dl.Tensor, y: dl.Tensor, bm: dl.const, bd: dl.const):
     """Like :func:`softmax`, with whole rows in a tile: ``bd`` covers D, and x is read once."""
+    softmax_of_rows(x, y, (bm, bd))
+
+
+def softmax_of_rows(x: Any, y: Any, sizes: Any) -> None:
+    """A softmax of rows that a tile holds: each exponential is computed once."""
     i = dl.program_id(0)
+    bm, bd = sizes
     rows = dl.load(x, (i, 0), (bm, bd), fill=NEGATIVE_INFINITY).to(dl.float32)
     weights = dl.exp(rows - dl.max(rows, 1, keepdims=True))
     factor = 1.0 / dl.sum(weights, 1, keepdims=True)

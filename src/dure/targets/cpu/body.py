@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NoReturn
 
 from dure.errors import KernelError
+from dure.ir import dtypes
 from dure.ir.core import Function, Op, Region, Value
 from dure.ir.dtypes import BlockFormat, DType
 from dure.ir.expr import Expr, as_expr, maximum, minimum
@@ -22,9 +24,11 @@ from dure.targets.cpu import carries, contraction, elementwise, reductions
 from dure.targets.cpu.bounds import Access
 from dure.targets.cpu.copies import lies_along
 from dure.targets.cpu.demand import Demands, unit_axes
+from dure.targets.cpu.distant import Distant
 from dure.targets.cpu.memory import Axis, Extent, Place, in_scope
 from dure.targets.cpu.quantizing import quantize
 from dure.targets.cpu.values import (
+    TOGETHER,
     AnyTile,
     BlockBuffer,
     BlockTile,
@@ -46,8 +50,6 @@ from dure.targets.cpu.writer import Reg
 
 #: A chain of at most this many operations is computed again rather than stored for a second use.
 _CHEAP = 3
-#: Registers that elementwise loops work on at a time.
-_TOGETHER = 4
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class BodyEmitter:
         self.w = emitter.w
         self.function = function
         self.demands = Demands(function)
+        self.distant = Distant(emitter, function)
         self.tiles: dict[Value, AnyTile] = {}
         self.tensors: dict[Value, TensorRef] = {}
         self.owned: set[Value] = set()
@@ -76,6 +79,8 @@ class BodyEmitter:
         self.stored: set[Value] = set()
         #: The least and the largest element of tiles of index arguments.
         self.known: dict[Value, tuple[Expr, Expr]] = {}
+        #: The region that is being written.
+        self.now = function.body
         self._inlining = False
         self._count(function.body)
 
@@ -98,7 +103,8 @@ class BodyEmitter:
         def visit(region: Region) -> None:
             defined.update(dict.fromkeys(region.args, region))
             for op in region.ops:
-                for operand in op.operands:
+                # An op that takes a tile twice computes it once.
+                for operand in dict.fromkeys(op.operands):
                     self.uses[operand] = self.uses.get(operand, 0) + 1
                     if defined.get(operand, region) is not region:
                         self.inner_uses.add(operand)
@@ -131,8 +137,10 @@ class BodyEmitter:
 
     def region(self, region: Region) -> None:
         """Write every op of a region."""
+        outside, self.now = self.now, region
         for op in region.ops:
             self.op(op)
+        self.now = outside
 
     def op(self, op: Op) -> None:
         """Write one op, or note how its result is computed."""
@@ -165,7 +173,7 @@ class BodyEmitter:
         if isinstance(tile, Mapped | Reindexed) and not self._inlining:
             inner = value in self.inner_uses
             again = self.uses.get(value, 0) > 1 or inner
-            if again and cost_of(tile) > (1 if inner else _CHEAP):
+            if again and elementwise.cost_of(tile) > (1 if inner else _CHEAP):
                 tile = self.buffered(value, tile)
         self.tiles[value] = tile
 
@@ -188,12 +196,13 @@ class BodyEmitter:
         axis = lane_axis(source.type.shape)
 
         def body(index: list[Reg], lanes: int) -> None:
+            self.distant.ask(source, index, lanes)
             target.put(self.e, source.vector(self.e, index, axis, lanes), index, axis)
 
         if not extents:
             body([], 1)
             return
-        several = _TOGETHER if lies_along(source, axis, _TOGETHER * self.e.lanes) else 1
+        several = TOGETHER if lies_along(source, axis, TOGETHER * self.e.lanes) else 1
         self.e.for_each(extents, axis, body, source.accesses(range(len(extents))), several)
 
     # -- constants and shapes ---------------------------------------------------------------------
@@ -203,8 +212,6 @@ class BodyEmitter:
         dtype = kind.dtype
         assert isinstance(dtype, DType)
         if isinstance(value, Expr):
-            from dure.ir import dtypes
-
             number = self.w.cast("trunc", self.w.index(value), "i32")
             scalar = self.e.convert.convert(number, dtypes.int32, dtype)
         else:
@@ -218,7 +225,8 @@ class BodyEmitter:
         source = self.tile(op.operands[0])
         kind = op.result.tile
         grows = kind.shape != source.type.shape
-        if grows and isinstance(source, Mapped) and cost_of(source) > 1 and not self._inlining:
+        costs = isinstance(source, Mapped) and elementwise.cost_of(source) > 1
+        if grows and costs and not self._inlining:
             source = self.buffered(op.operands[0], source)
             self.tiles[op.operands[0]] = source
         axes = [
@@ -326,9 +334,10 @@ class BodyEmitter:
             low, high = source.type.index
             fill = int(op.attr("fill"))
             self.known[op.result] = minimum(low, fill), maximum(high, fill)
-        place = self.place(op, source, source.layout, kind.dtype, extents, lists)
-        tile: Tile = Loaded(kind, place, float(op.attr("fill")), op.span)
-        if self.roots.get(op.operands[0], op.operands[0]) in self.stored:
+        place = partial(self.place, op, source, source.layout, kind.dtype, extents, lists)
+        fill, ahead = float(op.attr("fill")), self.distant.ahead(op, place)
+        tile: Tile = Loaded(kind, place(), fill, op.span, ahead)
+        if self.root(op) in self.stored:
             tile = self.buffered(op.result, tile)
         self.tiles[op.result] = tile
 
@@ -363,27 +372,37 @@ class BodyEmitter:
         found.source, found.op = source, op
         return found
 
+    def root(self, op: Op) -> Value:
+        """The whole tensor that a load or store is of."""
+        return self.roots.get(op.operands[0], op.operands[0])
+
+    def stored_to(self, op: Op) -> tuple[list[Extent], Place]:
+        """The extents that a store of plain numbers writes, and where they lie."""
+        target, value = self.tensors[op.operands[0]], op.operands[1]
+        assert isinstance(target.layout, Layout) and isinstance(value.tile.dtype, DType)
+        extents = self.extents(value)
+        edges = [self._edge(op, target, axis, x) for axis, x in enumerate(extents)]
+        own = [
+            Extent(x.static, x.used if edge is None else edge)
+            for x, edge in zip(extents, edges, strict=True)
+        ]
+        dtype, lists = value.tile.dtype, op.operands[2:]
+        return own, self.place(op, target, target.layout, dtype, own, lists)
+
     def _op_store(self, op: Op) -> None:
         target, value = self.tensors[op.operands[0]], op.operands[1]
         lists = op.operands[2:]
         self._lists(lists)
-        extents = self.extents(value)
         tile = self.tiles[value]
         if isinstance(tile, BlockTile):
-            self._store_blocks(op, target, tile, extents)
+            self._store_blocks(op, target, tile, self.extents(value))
             return
-        assert isinstance(target.layout, Layout)
-        own = [
-            Extent(
-                x.static, used if (used := self._edge(op, target, axis, x)) is not None else x.used
-            )
-            for axis, x in enumerate(extents)
-        ]
-        place = self.place(op, target, target.layout, tile.dtype, own, lists)
+        own, place = self.stored_to(op)
         axis = lane_axis(tile.type.shape)
         combine = op.attr("combine")
 
         def body(index: list[Reg], lanes: int) -> None:
+            self.distant.ask(tile, index, lanes)
             new = tile.vector(self.e, index, axis, lanes)
             mask = place.masks(index, axis, lanes)
             if combine:
@@ -394,15 +413,15 @@ class BodyEmitter:
         if not own:
             body([], 1)
             return
-        axes, width = tuple(range(len(own))), _TOGETHER * self.e.lanes
+        axes, width = tuple(range(len(own))), TOGETHER * self.e.lanes
         several = lies_along(tile, axis, width) and place.contiguous(axis, width)
         accesses = [*tile.accesses(axes), Access(place, axes)]
-        self.e.for_each(own, axis, body, accesses, _TOGETHER if several else 1)
+        aligned = place if several and not combine else None
+        place.far = self.distant.is_far(self.root(op).tensor) if aligned else None
+        self.e.for_each(own, axis, body, accesses, TOGETHER if several else 1, aligned)
 
     def _edge(self, op: Op, target: TensorRef, axis: int, extent: Extent) -> Expr | None:
         """How much of this axis lies inside the tensor, for a store of neighbouring elements."""
-        from dure.ir.expr import maximum, minimum
-
         if axis in op.attr("list_axes") or op.attr("stride")[axis] != 1:
             return None
         start = as_expr(op.attr("index")[axis]) * op.attr("step")[axis] + op.attr("offset")[axis]
@@ -565,22 +584,6 @@ class BodyEmitter:
         for result, buffer in zip(op.results, results, strict=True):
             self.tiles[result] = buffer
             self.owned.add(result)
-
-
-def cost_of(tile: Tile) -> int:
-    """Roughly how many instructions a vector of this tile takes."""
-    match tile:
-        case Mapped():
-            own = 1 if not elementwise.is_costly(tile) else 10
-            return own + sum(cost_of(o) for o in tile.operands)
-        case Reindexed():
-            return cost_of(tile.source)
-        case DecodedTile():
-            return 20
-        case Buffer() | Loaded():
-            return 1
-        case _:
-            return 0
 
 
 def reads_of(tile: Tile) -> set[str]:

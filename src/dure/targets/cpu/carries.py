@@ -19,14 +19,11 @@ from dure.targets.cpu.copies import lies_along
 from dure.targets.cpu.demand import unit_axes
 from dure.targets.cpu.elementwise import COSTLY
 from dure.targets.cpu.memory import Extent
-from dure.targets.cpu.values import Buffer, Held, Tile, lane_axis
+from dure.targets.cpu.values import TOGETHER, Buffer, Held, Tile, lane_axis
 from dure.targets.cpu.writer import Reg, integer, lanes_of
 
 if TYPE_CHECKING:
     from dure.targets.cpu.body import BodyEmitter
-
-#: Registers of a carried tile that are worked on at a time.
-_TOGETHER = 4
 
 
 def loop(body: BodyEmitter, op: Op) -> bool:
@@ -121,7 +118,7 @@ class _Loop:
                 for total, target in zip(totals, results, strict=True):
                     target.put(e, total, index, self.axis)
 
-            several = _TOGETHER if self._lies_along(initial, _TOGETHER * e.lanes) else 1
+            several = TOGETHER if self._lies_along(initial, TOGETHER * e.lanes) else 1
             e.for_each(extents, self.axis, each, (), several)
         body.tiles = outside
         for result, target in zip(self.op.results, results, strict=True):

@@ -82,6 +82,7 @@ def emit_kernel(
         slot = w.offset(Reg("ptr", "%sizes"), integer(8 * place))
         w.symbols[symbol] = w.load("i64", slot, 8)
     _instances(w, function, body)
+    body.distant.finish()
     w.do("ret void")
     text = w.text
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from dure.ir.core import Op
 from dure.ir.dtypes import DType
-from dure.targets.cpu.values import Emitter, Mapped
+from dure.targets.cpu.values import Buffer, DecodedTile, Emitter, Loaded, Mapped, Reindexed, Tile
 from dure.targets.cpu.vecmath import unary_functions
 from dure.targets.cpu.writer import Reg, lanes_of, vector_type
 
@@ -53,6 +53,22 @@ class OpFunction:
 def is_costly(tile: Mapped) -> bool:
     """Whether the tile's own op is worth storing rather than doing twice."""
     return isinstance(tile.function, OpFunction) and tile.function.name in COSTLY
+
+
+def cost_of(tile: Tile) -> int:
+    """Roughly how many instructions a vector of this tile takes."""
+    match tile:
+        case Mapped():
+            own = 1 if not is_costly(tile) else 10
+            return own + sum(cost_of(o) for o in tile.operands)
+        case Reindexed():
+            return cost_of(tile.source)
+        case DecodedTile():
+            return 20
+        case Buffer() | Loaded():
+            return 1
+        case _:
+            return 0
 
 
 def function_of(e: Emitter, op: Op) -> OpFunction:

@@ -18,7 +18,8 @@ class Operation(enum.Enum):
     """What code generation asks for.
 
     The first three are LLVM's own operations on floats, which are one instruction or not; the
-    others are sums of products of bytes, by an intrinsic, and what they need.
+    others, by an intrinsic, are a scaling of floats, and sums of products of bytes and what they
+    need.
     """
 
     #: ``a * b + c`` rounded once.
@@ -27,6 +28,8 @@ class Operation(enum.Enum):
     ROUNDING = enum.auto()
     #: float16 from and to float32.
     HALF = enum.auto()
+    #: ``a * 2**b`` of float32, rounded once.
+    SCALE_BY_POWER = enum.auto()
     #: Four products of unsigned and signed bytes, added to 32 bits.
     FOUR_BYTES = enum.auto()
     #: Four products of signed bytes, added to 32 bits.
@@ -70,6 +73,7 @@ TABLE = (
     Row(Operation.ROUNDING, "neon"),
     Row(Operation.HALF, "f16c"),
     Row(Operation.HALF, "neon"),
+    Row(Operation.SCALE_BY_POWER, "avx512f", 512, "llvm.x86.avx512.mask.scalef.ps.512"),
     Row(Operation.FOUR_BYTES, "avxvnni", 256, "llvm.x86.avx512.vpdpbusd.256"),
     Row(Operation.FOUR_BYTES, "avx512vnni", 512, "llvm.x86.avx512.vpdpbusd.512"),
     Row(Operation.FOUR_SIGNED_BYTES, "dotprod", 128, "llvm.aarch64.neon.sdot.v4i32.v16i8"),

@@ -7,7 +7,8 @@ or scatter, so that every layout works and the usual ones are fast.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -92,6 +93,11 @@ class Place:
         self.extents = tuple(extents)
         self.dtype = dtype
         self.unit = 8 if _in_bytes(layout) else 1
+        #: The first position and the end of what is accessed along the vectors' axis, if not all.
+        self._window: tuple[Reg, Reg] | None = None
+        #: Whether what is stored is read again only when no cache holds it, where that may be.
+        self.far: Reg | None = None
+        self._streamed: int | None = None
         self.starts: list[Reg | None] = []
         # Where addresses count bits, a plane may start inside a byte.
         whole = as_expr(layout.offset) // 8
@@ -128,9 +134,26 @@ class Place:
         last = extent.bound - 1 if lanes == 1 else as_expr(extent.static - 1)
         return proves(place.start + last * place.stride < place.size)
 
+    @contextmanager
+    def only(self, first: Reg, end: Reg) -> Generator[None]:
+        """Inside, vectors access no position in front of ``first``, and none from ``end`` on."""
+        self._window = first, end
+        yield
+        self._window = None
+
+    @contextmanager
+    def streamed(self, alignment: int) -> Generator[None]:
+        """Inside, what is stored without a mask goes past the caches; it is aligned so."""
+        self._streamed = alignment
+        yield
+        self._streamed = None
+
     def masks(self, index: Sequence[Reg], lane_axis: int, lanes: int) -> Reg | None:
         """The lanes whose element lies in the tensor; None where all do."""
         mask: Reg | None = None
+        if self._window is not None and lanes > 1:
+            first, end = (self.w.sub(edge, index[lane_axis]) for edge in self._window)
+            mask = self.w.binary("and", self._below(end, lanes), self._from(first, lanes))
         for axis, place in enumerate(self.axes):
             wide = lanes if axis == lane_axis else 1
             if self.inside(axis, wide):
@@ -156,17 +179,23 @@ class Place:
         w, place = self.w, self.axes[axis]
         element = w.add(w.index(place.start), position)
 
-        def counted(number: Reg) -> Reg:
-            inside = w.minimum(w.maximum(number, integer(0)), integer(lanes))
-            return w.splat(w.cast("trunc", inside, "i32"), lanes)
-
-        iota = w.iota("i32", lanes)
-        end = counted(w.sub(w.index(place.size), element))
-        mask = w.compare("icmp slt", iota, end)
+        mask = self._below(w.sub(w.index(place.size), element), lanes)
         if proves(as_expr(0) <= place.start):
             return mask
-        begin = counted(w.sub(integer(0), element))
-        return w.binary("and", mask, w.compare("icmp sge", iota, begin))
+        return w.binary("and", mask, self._from(w.sub(integer(0), element), lanes))
+
+    def _below(self, end: Reg, lanes: int) -> Reg:
+        """The lanes in front of ``end``, which may be any number."""
+        return self.w.compare("icmp slt", self.w.iota("i32", lanes), self._counted(end, lanes))
+
+    def _from(self, first: Reg, lanes: int) -> Reg:
+        """The lanes from ``first`` on, which may be any number."""
+        return self.w.compare("icmp sge", self.w.iota("i32", lanes), self._counted(first, lanes))
+
+    def _counted(self, number: Reg, lanes: int) -> Reg:
+        w = self.w
+        inside = w.minimum(w.maximum(number, integer(0)), integer(lanes))
+        return w.splat(w.cast("trunc", inside, "i32"), lanes)
 
     def _positions(self, first: Reg, lanes: int) -> Reg:
         if lanes == 1:
@@ -299,7 +328,9 @@ class Place:
         w, lanes = self.w, lanes_of(value.type)
         if lanes == 1 or self.contiguous(lane_axis, lanes):
             address = self.address(index)
-            if mask is None:
+            if mask is None and self._streamed is not None:
+                w.stream(value, address, self._streamed)
+            elif mask is None:
                 w.store(value, address)
             else:
                 masked_store(w, value, address, mask)

@@ -1,8 +1,8 @@
 """Reductions and scans.
 
-Where the reduced axis is the one that vectors run along, each lane keeps a partial result and the
-lanes are combined by halves at the end; otherwise a vector of results walks along the axis.  Either
-order depends on the tile's shape and the vector width alone.
+Where the reduced axis is the one that vectors run along, each lane of several registers keeps a
+partial result, and the lanes are combined by halves at the end; otherwise a vector of results walks
+along the axis.  Either order depends on the tile's shape and the vector width alone.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ from dure.ir import dtypes
 from dure.ir.core import Op, Region
 from dure.ir.dtypes import DType
 from dure.targets.cpu import elementwise
+from dure.targets.cpu.bounds import Bounds
+from dure.targets.cpu.copies import lies_along
+from dure.targets.cpu.distant import Ask
 from dure.targets.cpu.lanes import reduce_lanes
 from dure.targets.cpu.memory import Extent
 from dure.targets.cpu.numbers import register_type
-from dure.targets.cpu.values import Buffer, Emitter, Tile, constant, lane_axis
+from dure.targets.cpu.values import TOGETHER, Buffer, Emitter, Tile, constant, lane_axis
 from dure.targets.cpu.writer import Reg, integer, lanes_of, vector_type
 
 if TYPE_CHECKING:
@@ -43,7 +46,8 @@ def reduce(body: BodyEmitter, op: Op, source: Tile, target: Buffer) -> None:
     def combine(a: Reg, b: Reg) -> Reg:
         return elementwise.apply(e, name, wide, [a, b])
 
-    _reduce(e, source, target, axis, combine, _identity(name, wide), wide, extents)
+    ask = body.distant.asked_by(body, op)
+    _reduce(e, source, target, axis, combine, _identity(name, wide), wide, extents, ask)
 
 
 def _identity(name: str, dtype: DType) -> float:
@@ -101,6 +105,7 @@ def _reduce(
     identity: float,
     dtype: DType,
     extents: Sequence[Extent],
+    ask: Ask | None = None,
 ) -> None:
     w, length = e.w, source.type.shape[axis]
     lane = lane_axis(source.type.shape)
@@ -119,30 +124,85 @@ def _reduce(
         e.for_each(kept, lane, across)
         return
 
+    counts = [w.index(length if a == axis else x.bound) for a, x in enumerate(extents)]
+    whole = _Along(
+        e, source, axis, counts, combine, lambda lanes: constant(e, dtype, identity, lanes), ask
+    )
+
     def along(index: list[Reg], _: int) -> None:
-        total: Reg | None = None
-        main = length - length % e.lanes
-
-        def step(at: Reg, totals: list[Reg]) -> list[Reg]:
-            inner = [at if a == axis else i for a, i in enumerate(index)]
-            return [combine(totals[0], source.vector(e, inner, axis, e.lanes))]
-
-        if main:
-            start = constant(e, dtype, identity, e.lanes)
-            (vector,) = w.loop(integer(0), integer(main), e.lanes, step, [start])
-            total = reduce_lanes(e, vector, combine)
-        at, rest = main, length - main
-        while rest:
-            piece = 1 << (rest.bit_length() - 1)
-            inner = [integer(at) if a == axis else i for a, i in enumerate(index)]
-            vector = source.vector(e, inner, axis, piece)
-            part = reduce_lanes(e, vector, combine) if piece > 1 else vector
-            total = part if total is None else combine(total, part)
-            at, rest = at + piece, rest - piece
-        assert total is not None
-        target.put(e, e.convert.rounded(total, target.dtype), index, axis)
+        target.put(e, e.convert.rounded(whole.reduced(index), target.dtype), index, axis)
 
     e.for_each(kept, axis, along)
+
+
+class _Along:
+    """A reduction along the axis that vectors run along, of one row after another.
+
+    A partial result waits for the one before it, so that several registers of them are combined at
+    a time.
+    """
+
+    def __init__(
+        self,
+        e: Emitter,
+        source: Tile,
+        axis: int,
+        counts: Sequence[Reg],
+        combine: Combine,
+        identity: Callable[[int], Reg],
+        ask: Ask | None,
+    ) -> None:
+        """``counts`` are the extents that are used; ``identity`` fills a vector of so many lanes.
+
+        Bounds are compared for all rows at once, in front of the loop over them.
+        """
+        self.e, self.source, self.axis, self.counts = e, source, axis, counts
+        self.combine, self.identity, self.ask = combine, identity, ask
+        self.length = source.type.shape[axis]
+        wide = TOGETHER * e.lanes
+        self.width = wide if self.length >= wide and lies_along(source, axis, wide) else e.lanes
+        accesses = source.accesses(range(source.type.rank))
+        self.bounds = Bounds(e.w, accesses, axis, self.width)
+        several = self.bounds.open and not self.bounds.ragged
+        self.limit = self.bounds.limit(counts) if several else None
+
+    def reduced(self, index: Sequence[Reg]) -> Reg:
+        """All elements of the row at ``index``: whole vectors, then one of each smaller size."""
+        total: Reg | None = None
+        main = self.length - self.length % self.width
+        if main:
+            total = reduce_lanes(self.e, self._vectors(index, main), self.combine)
+        at, rest = main, self.length - main
+        while rest:
+            piece = 1 << (rest.bit_length() - 1)
+            part = self._vector(index, integer(at), piece)
+            part = reduce_lanes(self.e, part, self.combine) if piece > 1 else part
+            total = part if total is None else self.combine(total, part)
+            at, rest = at + piece, rest - piece
+        assert total is not None
+        return total
+
+    def _vectors(self, index: Sequence[Reg], main: int) -> Reg:
+        """The partial results: what lies inside of all tensors first, then what is masked."""
+        w, width = self.e.w, self.width
+
+        def step(at: Reg, totals: list[Reg]) -> list[Reg]:
+            return [self.combine(totals[0], self._vector(index, at, width))]
+
+        start, totals = integer(0), [self.identity(width)]
+        if self.bounds.open:
+            limit = self.limit or self.bounds.limit(self.counts, index)
+            inside = w.sub(limit, w.mod(limit, width))
+            with self.bounds.kept():
+                totals = w.loop(start, inside, width, step, totals)
+            start = inside
+        return w.loop(start, integer(main), width, step, totals)[0]
+
+    def _vector(self, index: Sequence[Reg], at: Reg, lanes: int) -> Reg:
+        inner = [at if a == self.axis else i for a, i in enumerate(index)]
+        if self.ask is not None:
+            self.ask(inner, lanes)
+        return self.source.vector(self.e, inner, self.axis, lanes)
 
 
 def _arg(

@@ -20,6 +20,7 @@ from dure.runtime.memory import LINE_BYTES
 from dure.targets.cpu.bounds import Access, Bounds
 from dure.targets.cpu.memory import EntryReader, Extent, Place, gather
 from dure.targets.cpu.numbers import Converter, memory_type, register_type
+from dure.targets.cpu.rows import Row
 from dure.targets.cpu.vecmath import VectorMath
 from dure.targets.cpu.writer import Reg, Writer, integer, lanes_of, vector_type
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from dure.ir.core import Op, Span
     from dure.targets.cpu.body import TensorRef
 
+#: Registers that loops over elements work on at a time.
+TOGETHER = 4
 #: Bytes between buffers of the arena: a cache line, so that no vector crosses one.
 _ALIGN = LINE_BYTES
 #: Rows so many bytes apart, or a multiple, begin in one or two sets of the nearest cache.
@@ -81,13 +84,14 @@ class Emitter:
         body: Callable[[list[Reg], int], None],
         accesses: Iterable[Access] = (),
         together: int = 1,
+        target: Place | None = None,
     ) -> None:
         """``body(index, lanes)`` for vectors along ``axis`` that cover the used part of a tile.
 
         Vectors never reach past the static extent; they may reach past the used one.  Masks of the
         ``accesses`` are left to the vectors that may need them.  ``together`` registers are one
         vector where nothing is masked: a processor looks ahead over a few long chains of
-        operations, not over as many whole turns.
+        operations, not over as many whole turns.  ``target`` is what whole vectors are stored to.
         """
         w = self.w
         bounds = Bounds(w, accesses, axis, self.lanes)
@@ -97,7 +101,12 @@ class Emitter:
         def nest(depth: int, outer: list[Reg]) -> None:
             if depth == len(extents):
                 limit = bounds.limit(counts, outer) if bounds.ragged else whole
-                self._lanes(extents[axis], bounds, limit, inside(outer), together)
+                extent, write = extents[axis], inside(outer)
+                row = Row(w, self.lanes, extent, bounds, limit, write, together)
+                if target is not None and row.can_align():
+                    row.write_aligned(target, target.address(outer))
+                else:
+                    row.write()
                 return
             if depth == axis:
                 nest(depth + 1, [*outer, integer(0)])
@@ -113,48 +122,6 @@ class Emitter:
             return lambda at, lanes: body([*outer[:axis], at, *outer[axis + 1 :]], lanes)
 
         nest(0, [])
-
-    def _lanes(
-        self,
-        extent: Extent,
-        bounds: Bounds,
-        limit: Reg | None,
-        body: Callable[[Reg, int], None],
-        together: int,
-    ) -> None:
-        w, lanes = self.w, self.lanes
-        main = extent.static - extent.static % lanes
-
-        def walk(start: Reg, stop: Reg, width: int) -> Reg:
-            def step(position: Reg, _: list[Reg]) -> list[Reg]:
-                body(position, width)
-                return []
-
-            last = w.sub(stop, w.mod(w.sub(stop, start), width)) if width > lanes else stop
-            w.loop(start, last, width, step)
-            return last
-
-        if main:
-            used = w.index(extent.bound)
-            stop = integer(main) if used.literal is not None else w.minimum(used, integer(main))
-            if used.literal is not None:
-                stop = integer(min(main, -(-used.literal // lanes) * lanes))
-            start, width = integer(0), together * lanes
-            several = together > 1 and main >= width
-            if limit is not None:
-                # What is left of several registers is little: it shares the loop with masks.
-                width = width if several else lanes
-                inside = w.minimum(stop, w.sub(limit, w.mod(limit, lanes)))
-                with bounds.kept():
-                    start = walk(start, inside, width)
-            elif several:
-                start = walk(start, stop, width)
-            walk(start, stop, lanes)
-        at, rest = main, extent.static - main
-        while rest:
-            piece = 1 << (rest.bit_length() - 1)
-            body(integer(at), piece)
-            at, rest = at + piece, rest - piece
 
 
 class Tile(ABC):
@@ -182,6 +149,10 @@ class Tile(ABC):
 
     def accesses(self, axes: Sequence[int | None]) -> Iterator[Access]:
         """What a loop over the tile loads from, where ``axes`` are the loop's that walk its own."""
+        return iter(())
+
+    def loads(self, index: Sequence[Reg]) -> Iterator[tuple[Loaded, list[Reg]]]:
+        """What the element at ``index`` is computed from, and which of its elements."""
         return iter(())
 
 
@@ -310,6 +281,10 @@ class Mapped(Tile):
         for operand in self.operands:
             yield from operand.accesses(axes)
 
+    def loads(self, index: Sequence[Reg]) -> Iterator[tuple[Loaded, list[Reg]]]:
+        for operand in self.operands:
+            yield from operand.loads(index)
+
 
 #: (emitter, index, axis, lanes) -> the elements
 Read = Callable[["Emitter", Sequence[Reg], int, int], Reg]
@@ -348,15 +323,27 @@ class Reindexed(Tile):
     def accesses(self, axes: Sequence[int | None]) -> Iterator[Access]:
         return self.source.accesses([None if s is None else axes[s] for s in self.sources])
 
+    def loads(self, index: Sequence[Reg]) -> Iterator[tuple[Loaded, list[Reg]]]:
+        return self.source.loads([integer(0) if s is None else index[s] for s in self.sources])
+
 
 class Loaded(Tile):
     """A load that happens where its elements are used."""
 
-    def __init__(self, type: TileType, place: Place, fill: float, span: Span | None = None) -> None:
+    def __init__(
+        self,
+        type: TileType,
+        place: Place,
+        fill: float,
+        span: Span | None = None,
+        ahead: Callable[[], Place] | None = None,
+    ) -> None:
+        """``ahead`` says where the next instance's load lies, if it lies elsewhere."""
         super().__init__(type)
         self.place = place
         self.fill = fill
         self.span = span
+        self.ahead = ahead
 
     def vector(self, e: Emitter, index: Sequence[Reg], axis: int, lanes: int) -> Reg:
         with e.w.at(self.span):
@@ -379,6 +366,9 @@ class Loaded(Tile):
 
     def accesses(self, axes: Sequence[int | None]) -> Iterator[Access]:
         yield Access(self.place, tuple(axes))
+
+    def loads(self, index: Sequence[Reg]) -> Iterator[tuple[Loaded, list[Reg]]]:
+        yield self, list(index)
 
 
 def constant(e: Emitter, dtype: DType, value: float, lanes: int) -> Reg:

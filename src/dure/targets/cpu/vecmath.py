@@ -3,8 +3,8 @@
 Largest errors measured over a dense sweep (tests/targets/test_vecmath.py asserts the bounds that
 :mod:`dure.ir.tile.elementwise` declares): exp, exp2, log, log2 2 ulp; tanh, sigmoid, erf, sin, cos
 4 ulp (sin and cos for |x| <= 2**20, absolute 1e-6 up to 2**30); pow 16 ulp.  Coefficients: Cephes
-(S. Moshier, public domain) for exp, log, tanh, sin, cos; N. Juffa's minimax polynomial for erf
-(public domain).
+(S. Moshier, public domain) for log, tanh, sin, cos; N. Juffa's minimax polynomial for erf (public
+domain); exp's is 1 + r + r**2 * q(r) with the least relative error.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from dure.runtime.host import HostFeatures
-from dure.targets.cpu.instructions import Operation, has
+from dure.targets.cpu.instructions import Operation, has, intrinsic
 from dure.targets.cpu.writer import Reg, Writer, element_of, float_literal, lanes_of, vector_type
 
 _ROUND = 12582912.0  # 1.5 * 2**23: adding it rounds a float32 below 2**22 to an integer
@@ -24,6 +24,7 @@ class VectorMath:
 
     def __init__(self, writer: Writer, host: HostFeatures) -> None:
         self.w = writer
+        self.host = host
         self.fused = has(host, Operation.FUSED)
         self.rounding = has(host, Operation.ROUNDING)
 
@@ -150,8 +151,48 @@ class VectorMath:
 
     # -- exponentials and logarithms --------------------------------------------------------------
 
-    def _scale_by_power(self, value: Reg, exponent: Reg) -> Reg:
-        """``value * 2**exponent`` in two steps, so that subnormals and infinity come out right."""
+    def _scale_by_power(self, value: Reg, exponent: tuple[Reg, Reg]) -> Reg:
+        """``value * 2**exponent``, rounded once, for a float and an int32 that are equal."""
+        if self._scales(value):
+            lanes = self.host.vector_bits // 32
+            return self._in_registers(self._scaled, lanes, value, exponent[0])
+        return self._scale_in_two(value, exponent[1])
+
+    def _scales(self, value: Reg) -> bool:
+        """Whether the host has an instruction that scales vectors like this one."""
+        whole = lanes_of(value.type) % (self.host.vector_bits // 32) == 0
+        return whole and has(self.host, Operation.SCALE_BY_POWER)
+
+    def _lowest(self, value: Reg) -> float:
+        """An exponent of 2 so low that zero comes out at once: what may be subnormal takes a
+        processor a hundred times as long, and what is masked is -inf.
+        """
+        return -1010.0 if self._scales(value) else -182.0
+
+    def _scaled(self, value: Reg, exponent: Reg) -> Reg:
+        """One register's values by the host's own instruction."""
+        lanes = lanes_of(value.type)
+        mask, rounding = Reg(f"i{lanes}", "-1"), Reg("i32", "4")
+        function = intrinsic(self.host, Operation.SCALE_BY_POWER)
+        return self.w.call(value.type, function, value, exponent, value, mask, rounding)
+
+    def _in_registers(self, function: Callable[..., Reg], lanes: int, *values: Reg) -> Reg:
+        """``function`` of each ``lanes`` of vectors that span one or several registers."""
+        count = lanes_of(values[0].type)
+        parts = [
+            function(*(self.w.shuffle(v, range(at, at + lanes)) for v in values))
+            if count > lanes
+            else function(*values)
+            for at in range(0, count, lanes)
+        ]
+        while len(parts) > 1:
+            pairs = zip(parts[::2], parts[1::2], strict=True)
+            wide = 2 * lanes_of(parts[0].type)
+            parts = [self.w.merge(a, b, range(wide)) for a, b in pairs]
+        return parts[0]
+
+    def _scale_in_two(self, value: Reg, exponent: Reg) -> Reg:
+        """In two steps, so that subnormals and infinity come out right."""
         w = self.w
         half = w.binary("ashr", exponent, self.integer(value, 1))
         rest = w.binary("sub", exponent, half)
@@ -163,34 +204,32 @@ class VectorMath:
 
     def _exp_reduced(self, r: Reg) -> Reg:
         """exp(r) for |r| <= ln(2) / 2."""
-        p = self.polynomial(
+        return self.polynomial(
             r,
             (
-                *(1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3),
-                *(4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1),
+                *(1.3814540579915047e-3, 8.36874544620514e-3, 4.166838899254799e-2),
+                *(1.666652113199234e-1, 4.999999403953552e-1, 1.0, 1.0),
             ),
         )
-        return self.add(self.fma(p, self.mul(r, r), r), self.constant(r, 1.0))
 
     def _split(self, x: Reg, scale: float) -> tuple[Reg, Reg]:
         """``x * scale`` rounded to an integer, as a float and as an int32."""
         magic = self.constant(x, _ROUND)
-        shifted = self.add(self.mul(x, self.constant(x, scale)), magic)
-        whole = self.w.binary("sub", self.bits(shifted), self.bits(magic))
-        return self.sub(shifted, magic), whole
+        shifted = self.fma(x, self.constant(x, scale), magic)
+        return self.sub(shifted, magic), self.w.binary("sub", self.bits(shifted), self.bits(magic))
 
     def exp(self, x: Reg) -> Reg:
-        x = self.clamp(x, -104.0, 89.0)
-        n, whole = self._split(x, 1.44269504088896341)
-        r = self.fma(n, self.constant(x, -0.693359375), x)
-        r = self.fma(n, self.constant(x, 2.12194440e-4), r)
-        return self._scale_by_power(self._exp_reduced(r), whole)
+        x = self.clamp(x, self._lowest(x) * 0.6931471805599453, 89.0)
+        exponent = self._split(x, 1.44269504088896341)
+        r = self.fma(exponent[0], self.constant(x, -0.693359375), x)
+        r = self.fma(exponent[0], self.constant(x, 2.12194440e-4), r)
+        return self._scale_by_power(self._exp_reduced(r), exponent)
 
     def exp2(self, x: Reg) -> Reg:
-        x = self.clamp(x, -151.0, 129.0)
-        n, whole = self._split(x, 1.0)
-        r = self.mul(self.sub(x, n), self.constant(x, 0.69314718055994531))
-        return self._scale_by_power(self._exp_reduced(r), whole)
+        x = self.clamp(x, self._lowest(x), 129.0)
+        exponent = self._split(x, 1.0)
+        r = self.mul(self.sub(x, exponent[0]), self.constant(x, 0.69314718055994531))
+        return self._scale_by_power(self._exp_reduced(r), exponent)
 
     def _mantissa(self, x: Reg) -> tuple[Reg, Reg]:
         """``x = m * 2**e`` with m in [sqrt(1/2), sqrt(2)); gives m - 1 and e, both as floats."""

@@ -359,6 +359,10 @@ class Writer:
         """Store to memory."""
         self.do(f"store {value}, {address}, align {align}")
 
+    def stream(self, value: Reg, address: Reg, align: int) -> None:
+        """Store to memory, past the caches; others see it after a fence."""
+        self.do(f"store {value}, {address}, align {align}, !nontemporal !{{i32 1}}")
+
     # -- vectors ----------------------------------------------------------------------------------
 
     def splat(self, value: Reg, lanes: int) -> Reg:
