@@ -23,6 +23,7 @@ from dure.targets.cpu.dots import KRange, block_dot, plain_dot
 from dure.targets.cpu.memory import Extent
 from dure.targets.cpu.packing import packed_layout
 from dure.targets.cpu.paneldots import PanelDot, takes_panels
+from dure.targets.cpu.rowproducts import RowProduct, are_few, row_dot, takes_rows
 from dure.targets.cpu.tileproducts import TileProduct, takes_products
 from dure.targets.cpu.values import (
     BlockTile,
@@ -84,9 +85,12 @@ def _copying(
 ) -> type[PanelDot] | None:
     """The micro-kernel that copies both operands, where one suits them."""
     columns = extents[1].static
-    if takes_products(body.e.host, left.dtype, right.dtype):
-        return TileProduct
     turned = not lies_along(right, right.type.rank - 1, body.e.lanes)
+    if takes_products(body.e.host, left.dtype, right.dtype):
+        few = are_few(extents[0])
+        if few and takes_rows(right):
+            return RowProduct
+        return None if few and not turned else TileProduct
     return PanelDot if takes_panels(body.e.lanes, extents[0].static, columns, turned) else None
 
 
@@ -104,8 +108,9 @@ def _multiply(
     copying = _copying(body, left, right, extents)
     if copying is not None:
         copying(body.e, left, right, target, extents, batch).run(k, fresh)
-    else:
-        plain_dot(body.e, left, right, target, extents, k, batch, fresh)
+        return
+    by_rows = takes_products(body.e.host, left.dtype, right.dtype)
+    (row_dot if by_rows else plain_dot)(body.e, left, right, target, extents, k, batch, fresh)
 
 
 def _is_block_dot(a: object, b: object) -> bool:
