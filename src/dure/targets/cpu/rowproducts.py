@@ -17,7 +17,7 @@ from math import gcd
 
 from dure.targets.cpu.bounds import Bounds
 from dure.targets.cpu.copies import pitch_of, read_along
-from dure.targets.cpu.dots import FAR_AHEAD, KRange, Step, plain_dot, zero
+from dure.targets.cpu.dots import KRange, Step, plain_dot, zero
 from dure.targets.cpu.instructions import Operation, intrinsic
 from dure.targets.cpu.memory import Extent, fetch
 from dure.targets.cpu.paneldots import Blocking
@@ -165,7 +165,9 @@ class RowProduct(TileProduct):
         w, nothing = self.w, Reg(vector_type("i16", _STEPS), "zeroinitializer")
 
         def one(i: Reg, _: list[Reg]) -> list[Reg]:
-            index = [*self.batch, first, w.add(column, i)]
+            # What nobody uses may lie outside of the tensor.
+            own = w.minimum(w.add(column, i), w.sub(self.columns, integer(1)))
+            index = [*self.batch, first, own]
             start = w.offset(self.copied, w.mul(i, integer(self.pitch)))
 
             def put(k: Reg, vector: Reg) -> None:
@@ -193,7 +195,8 @@ class RowProduct(TileProduct):
             assert place is not None
             at = w.select(lies, place, w.offset(self.copied, w.mul(k, integer(2))))
             for i in range(self.cuts.width):
-                fetch(w, w.offset(at, w.mul(integer(i), pitch)), FAR_AHEAD, 1)
+                ahead = w.mul(integer(self.cuts.width + i), pitch)
+                fetch(w, w.offset(at, ahead), 0, 1)
             on_tiles(e, Operation.TILE_LOAD, tile(_RIGHT), at, pitch)
             for r in rows:
                 left, pair = tile(_LEFT + r % _LEFTS), integer(2 * _PAIR)
