@@ -108,7 +108,7 @@ def _micro_kernel(
     return _copying(PanelDot) if panels else plain_dot
 
 
-def _copying(kind: type[PanelDot]) -> MicroKernel:
+def _copying(kind: type[PanelDot | RowProduct]) -> MicroKernel:
     """A micro-kernel that copies its operands as it needs them."""
 
     def dot(

@@ -20,9 +20,7 @@ from dure.targets.cpu.copies import pitch_of, read_along
 from dure.targets.cpu.dots import KRange, Step, plain_dot, zero
 from dure.targets.cpu.instructions import Operation, intrinsic
 from dure.targets.cpu.memory import Extent, fetch
-from dure.targets.cpu.paneldots import Blocking
 from dure.targets.cpu.tiledots import LINE, ROWS, configuration, on_tiles, tile
-from dure.targets.cpu.tileproducts import TileProduct
 from dure.targets.cpu.values import Buffer, Emitter, Tile
 from dure.targets.cpu.writer import Reg, integer, lanes_of, vector_type
 
@@ -105,103 +103,159 @@ def row_dot(
     e.release(mark)
 
 
-class RowProduct(TileProduct):
+class RowProduct:
     """``c += a @ b`` of bfloat16 numbers, where :func:`takes_rows`.
 
     Columns that don't lie inside of their tensor, or K that is no whole tile, are copied first.
     """
 
-    def _blocking(self) -> Blocking:
-        """A panel is the columns of a tile."""
-        return Blocking((), _FEW, _DEPTH, gcd(self.static[1], ROWS))
+    def __init__(
+        self,
+        e: Emitter,
+        a: Tile,
+        b: Tile,
+        c: Buffer,
+        extents: tuple[Extent, Extent],
+        batch: Sequence[Reg] = (),
+    ) -> None:
+        self.e, self.w = e, e.w
+        self.a, self.b, self.c = a, b, c
+        self.batch, self.axis = list(batch), len(batch) + 1
+        self.rows, self.static = range(extents[0].most), extents[1].static
+        self.columns = e.w.index(extents[1].bound)
+        #: The last row: what nobody uses may lie outside of the tensor.
+        self.last = e.w.sub(e.w.index(extents[0].bound), integer(1))
+        #: Columns of a tile.
+        self.width = gcd(self.static, ROWS)
+        pitch = pitch_of(b, self.axis - 1, self.axis, _STEPS)
+        assert pitch is not None
+        #: Bytes between columns where they lie.
+        self.apart = pitch
 
-    def _allocate(self, rows: int, panels: int) -> None:
-        """Rows of the left operand, and those that are a tile of the right one."""
-        self.pitch = 2 * -(-self.depth // _STEPS) * _STEPS
-        self.left = self.e.allocate(rows * self.pitch)
-        self.copied = self.e.allocate(self.cuts.width * self.pitch)
-        self.high = rows
+    def run(self, k: KRange, fresh: bool) -> None:
+        """Write the dot over this part of K; ``fresh`` starts from zero and does not read ``c``."""
+        w, e = self.w, self.e
+        mark = e.mark()
+        length = w.sub(k.stop, k.start).literal
+        most = _DEPTH if length is None else min(length, _DEPTH)
+        self.pitch = 2 * -(-most // _STEPS) * _STEPS
+        self.left = e.allocate(len(self.rows) * self.pitch)
+        self.copied = e.allocate(self.width * self.pitch)
+        self.fresh = fresh and length == most > 0
+        if fresh and not self.fresh:
+            self._clear()
 
-    def _left_at(self, row: Reg, k: Reg) -> Reg:
+        def cut(first: Reg, _: list[Reg]) -> list[Reg]:
+            depth = w.minimum(integer(most), w.sub(k.stop, first))
+            for i in self.rows:
+                own = [*self.batch, w.minimum(integer(i), self.last), first]
+                self._copy(self.a, own, self.axis, depth, self._row(i))
+            self._multiply(first, depth)
+            return []
+
+        sums, columns, row = (self.width, _SIZE), (self.width, LINE), (_STEPS // _PAIR, _SIZE)
+        sizes = configuration(e, [*[sums] * _FEW, columns, *[row] * _LEFTS])
+        on_tiles(e, Operation.TILE_SIZES, sizes)
+        w.loop(k.start, k.stop, max(1, most), cut)
+        on_tiles(e, Operation.TILE_RELEASE)
+        e.release(mark)
+
+    def _clear(self) -> None:
+        """Zeros in all accumulators."""
+        w, nothing = self.w, zero(self.c.stored, self.width)
+
+        def tile_of(column: Reg, _: list[Reg]) -> list[Reg]:
+            for i in self.rows:
+                self.c.put(self.e, nothing, [*self.batch, integer(i), column], self.axis)
+            return []
+
+        w.loop(integer(0), self.columns, self.width, tile_of)
+
+    def _row(self, i: int) -> Reg:
+        """Where a row of the left operand is copied to."""
+        return self.w.offset(self.left, integer(i * self.pitch))
+
+    def _copy(self, tile: Tile, index: Sequence[Reg], axis: int, depth: Reg, to: Reg) -> None:
+        """Copy ``depth`` numbers along an axis, and zeros behind them to the end of a tile."""
         w = self.w
-        return w.offset(self.left, w.add(w.mul(row, integer(self.pitch)), w.mul(k, integer(2))))
+        before = w.sub(depth, integer(1))
+        last = w.mul(w.sub(before, w.mod(before, _STEPS)), integer(2))
+        w.store(Reg(vector_type("i16", _STEPS), "zeroinitializer"), w.offset(to, last), 2)
 
-    def _copy_columns(self, first: Reg, depth: Reg) -> None:
-        """Where they don't lie inside, a tile of them is copied when its turn comes."""
+        def put(k: Reg, vector: Reg) -> None:
+            lanes = lanes_of(vector.type)
+            bits = w.cast("bitcast", vector, vector_type("i32", lanes))
+            high = w.binary("lshr", bits, w.constant("i32", 16, lanes))
+            number = w.cast("trunc", high, vector_type("i16", lanes))
+            w.store(number, w.offset(to, w.mul(k, integer(2))), 2)
 
-    def _multiply(self, row: Reg, count: Reg, first: Reg, depth: Reg) -> None:
+        read_along(self.e, tile, index, axis, depth, put)
+
+    def _multiply(self, first: Reg, depth: Reg) -> None:
         """All columns times the copied rows, a tile of them at a time: memory is read in order."""
-        w, width = self.w, self.cuts.width
-        self.deep_now = w.floordiv(w.add(depth, integer(_STEPS - 1)), integer(_STEPS))
-        self.begins = w.compare("icmp eq", first, self.k.start)
-        sums, columns, rows = (width, _SIZE), (width, LINE), (_STEPS // _PAIR, _SIZE)
-        sizes = configuration(self.e, [*[sums] * _FEW, columns, *[rows] * _LEFTS])
-        on_tiles(self.e, Operation.TILE_SIZES, sizes)
+        w, width = self.w, integer(self.width)
         inside = self._inside(first, depth)
 
         def columns_from(column: Reg, _: list[Reg]) -> list[Reg]:
-            lies = w.compare("icmp sle", w.add(column, integer(width)), inside)
-            w.when(lies, lambda: None, lambda: self._copy_tile(column, first, depth))
-            self._columns(row, column, first, lies)
+            lies = w.compare("icmp sle", w.add(column, width), inside)
+            w.when(lies, lambda: None, lambda: self._copy_columns(column, first, depth))
+            self._columns(column, first, depth, lies)
             return []
 
-        w.loop(integer(0), w.mul(self.panels, integer(width)), width, columns_from)
-        on_tiles(self.e, Operation.TILE_RELEASE)
+        w.loop(integer(0), self.columns, self.width, columns_from)
 
     def _inside(self, first: Reg, depth: Reg) -> Reg:
         """How many columns lie in the tensor where K is whole tiles."""
-        w, columns = self.w, integer(self.static[1])
-        bounds = Bounds(w, self.b.accesses(range(self.axis + 1)), self.axis, self.cuts.width)
+        w, columns = self.w, integer(self.static)
+        bounds = Bounds(w, self.b.accesses(range(self.axis + 1)), self.axis, self.width)
         limit = columns
         if bounds.open:
-            limit = bounds.limit([*self.behind, w.add(first, depth), columns])
+            behind = [w.add(at, integer(1)) for at in self.batch]
+            limit = bounds.limit([*behind, w.add(first, depth), columns])
         rest = w.mod(depth, _STEPS)
         if rest.literal is not None:
             return integer(0) if rest.literal else limit
         return w.select(w.compare("icmp eq", rest, integer(0)), limit, integer(0))
 
-    def _copy_tile(self, column: Reg, first: Reg, depth: Reg) -> None:
+    def _copy_columns(self, column: Reg, first: Reg, depth: Reg) -> None:
         """Columns from this one on, as many as a tile has."""
-        w, nothing = self.w, Reg(vector_type("i16", _STEPS), "zeroinitializer")
+        w = self.w
 
         def one(i: Reg, _: list[Reg]) -> list[Reg]:
-            # What nobody uses may lie outside of the tensor.
             own = w.minimum(w.add(column, i), w.sub(self.columns, integer(1)))
-            index = [*self.batch, first, own]
-            start = w.offset(self.copied, w.mul(i, integer(self.pitch)))
-
-            def put(k: Reg, vector: Reg) -> None:
-                self._put_narrow(vector, w.offset(start, w.mul(k, integer(2))))
-
-            last = w.mul(self._last_tile(depth), integer(2))
-            w.store(nothing, w.offset(start, last), LINE)
-            read_along(self.e, self.b, index, self.axis - 1, depth, put)
+            to = w.offset(self.copied, w.mul(i, integer(self.pitch)))
+            self._copy(self.b, [*self.batch, first, own], self.axis - 1, depth, to)
             return []
 
-        w.loop(integer(0), integer(self.cuts.width), 1, one)
+        w.loop(integer(0), integer(self.width), 1, one)
 
-    def _columns(self, row: Reg, column: Reg, first: Reg, lies: Reg) -> None:
+    def _columns(self, column: Reg, first: Reg, depth: Reg, lies: Reg) -> None:
         """A tile of columns, which ``lies`` where it is or else is copied, times all rows."""
         w, e = self.w, self.e
-        rows = range(self.high)
-        sums = [self.c.at(e, [*self.batch, w.add(row, integer(r)), column]) for r in rows]
-        apart = pitch_of(self.b, self.axis - 1, self.axis, _STEPS)
-        assert apart is not None
-        pitch = w.select(lies, apart, integer(self.pitch))
+        sums = [self.c.at(e, [*self.batch, integer(i), column]) for i in self.rows]
+        pitch, pair = w.select(lies, self.apart, integer(self.pitch)), integer(2 * _PAIR)
 
         def step(number: Reg, _: list[Reg]) -> list[Reg]:
             k = w.mul(number, integer(_STEPS))
             place = self.b.loaded_from([*self.batch, w.add(first, k), column])
             assert place is not None
             at = w.select(lies, place, w.offset(self.copied, w.mul(k, integer(2))))
-            for i in range(self.cuts.width):
-                ahead = w.mul(integer(self.cuts.width + i), pitch)
-                fetch(w, w.offset(at, ahead), 0, 1)
+            for i in range(self.width):
+                fetch(w, w.offset(at, w.mul(integer(self.width + i), pitch)), 0, 1)
             on_tiles(e, Operation.TILE_LOAD, tile(_RIGHT), at, pitch)
-            for r in rows:
-                left, pair = tile(_LEFT + r % _LEFTS), integer(2 * _PAIR)
-                on_tiles(e, Operation.TILE_LOAD, left, self._left_at(integer(r), k), pair)
-                on_tiles(e, Operation.TILES_OF_BFLOAT16, tile(r), tile(_RIGHT), left)
+            for i in self.rows:
+                left = tile(_LEFT + i % _LEFTS)
+                row = w.offset(self._row(i), w.mul(k, integer(2)))
+                on_tiles(e, Operation.TILE_LOAD, left, row, pair)
+                on_tiles(e, Operation.TILES_OF_BFLOAT16, tile(i), tile(_RIGHT), left)
             return []
 
-        self._sum_up([tile(r) for r in rows], [(at, integer(_SIZE)) for at in sums], step)
+        for i, at in enumerate(sums):
+            if self.fresh:
+                on_tiles(e, Operation.TILE_ZERO, tile(i))
+            else:
+                on_tiles(e, Operation.TILE_LOAD, tile(i), at, integer(_SIZE))
+        deep = w.floordiv(w.add(depth, integer(_STEPS - 1)), integer(_STEPS))
+        w.loop(integer(0), deep, 1, step)
+        for i, at in enumerate(sums):
+            on_tiles(e, Operation.TILE_STORE, tile(i), at, integer(_SIZE))

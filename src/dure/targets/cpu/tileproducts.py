@@ -12,7 +12,7 @@ and columns it has.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import product
 from math import gcd
 
@@ -122,14 +122,11 @@ class TileProduct(PanelDot):
         super()._copy_columns(first, depth)
 
     def _put_row(self, i: Reg, k: Reg, vector: Reg) -> None:
-        self._put_narrow(vector, self._left_at(i, k))
-
-    def _put_narrow(self, vector: Reg, at: Reg) -> None:
-        """Store bfloat16 numbers side by side."""
-        w, lanes = self.w, lanes_of(vector.type)
+        w = self.w
+        lanes = lanes_of(vector.type)
         bits = w.cast("bitcast", vector, vector_type("i32", lanes))
         high = w.binary("lshr", bits, w.constant("i32", 16, lanes))
-        w.store(w.cast("trunc", high, vector_type("i16", lanes)), at, 2)
+        w.store(w.cast("trunc", high, vector_type("i16", lanes)), self._left_at(i, k), 2)
 
     def _put(self, panel: Reg, k: Reg, lane: Reg, vectors: Sequence[Reg]) -> None:
         """Vectors of whole registers hold several panels where these are narrower."""
@@ -203,6 +200,14 @@ class TileProduct(PanelDot):
         buffer = [self._accumulator(row, i, panel, r, c) for r, c in grid]
         numbers = [tile(r * _ACROSS + c) for r, c in grid]
 
+        def zeros() -> None:
+            for number in numbers:
+                on_tiles(self.e, Operation.TILE_ZERO, number)
+
+        def every(operation: Operation) -> None:
+            for number, place in zip(numbers, buffer, strict=True):
+                on_tiles(self.e, operation, number, *place)
+
         def step(number: Reg, _: list[Reg]) -> list[Reg]:
             k = w.mul(number, integer(_STEPS))
             for c in range(across):
@@ -217,34 +222,14 @@ class TileProduct(PanelDot):
                 on_tiles(self.e, Operation.TILES_OF_BFLOAT16, *operands)
             return []
 
-        self._sum_up(numbers, buffer, step)
-
-    def _sum_up(
-        self,
-        numbers: Sequence[Reg],
-        places: Sequence[tuple[Reg, Reg]],
-        step: Callable[[Reg, list[Reg]], list[Reg]],
-    ) -> None:
-        """The steps of a cut, between accumulators that come from their buffer, or are cleared in
-        front of the first cut, and return to it; ``places`` are addresses and bytes between rows.
-        """
-
-        def zeros() -> None:
-            for number in numbers:
-                on_tiles(self.e, Operation.TILE_ZERO, number)
-
-        def every(operation: Operation) -> None:
-            for number, place in zip(numbers, places, strict=True):
-                on_tiles(self.e, operation, number, *place)
-
         def read() -> None:
             every(Operation.TILE_LOAD)
 
         if self.whole or not self.fresh:
             (zeros if self.fresh else read)()
         else:
-            self.w.when(self.begins, zeros, read)
-        self.w.loop(integer(0), self.deep_now, 1, step)
+            w.when(self.begins, zeros, read)
+        w.loop(integer(0), self.deep_now, 1, step)
         every(Operation.TILE_STORE)
 
     def _accumulator(
