@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -14,10 +16,12 @@ from dure import library
 from dure.ir.dtypes import bfloat16
 from dure.ir.expr import const
 from dure.ir.types import TensorType
+from dure.lang.launch import CpuRunner, executing
 from dure.library.matmul import matmul_kn
 from dure.runtime.host import features_of, host_levels
 from dure.runtime.llvm import assembly
 from dure.targets.cpu.codegen import emit_kernel
+from dure.targets.cpu.launch import compile_kernel
 
 RNG = np.random.default_rng(5)
 SIZES = [
@@ -43,9 +47,11 @@ def wide(x: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture(params=host_levels())
-def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Launches compile for this level, whatever was compiled for another one."""
     monkeypatch.setenv("DURE_CPU_LEVEL", request.param)
-    return request.param
+    with executing(lambda function: CpuRunner(compile_kernel(function))):
+        yield request.param
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)

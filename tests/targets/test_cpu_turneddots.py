@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 from cpu_kernels import check
@@ -13,9 +15,11 @@ from dure import library
 from dure.ir.dtypes import float32
 from dure.ir.expr import const
 from dure.ir.types import TensorType
+from dure.lang.launch import CpuRunner, executing
 from dure.runtime.host import host_features, host_levels
 from dure.runtime.llvm import assembly
 from dure.targets.cpu.codegen import emit_kernel
+from dure.targets.cpu.launch import compile_kernel
 
 RNG = np.random.default_rng(13)
 
@@ -44,9 +48,11 @@ def listed(x: dl.Tensor, w: dl.Tensor, pages: dl.Index(-1, 3), y: dl.Tensor, bm:
 
 
 @pytest.fixture(params=host_levels())
-def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Launches compile for this level, whatever was compiled for another one."""
     monkeypatch.setenv("DURE_CPU_LEVEL", request.param)
-    return request.param
+    with executing(lambda function: CpuRunner(compile_kernel(function))):
+        yield request.param
 
 
 def whole(*shape: int, dtype: type = np.float32) -> np.ndarray:
