@@ -406,6 +406,25 @@ def test_the_estimate_sees_copies_of_what_lies_turned() -> None:
     assert turned[0] / plain[0] > turned[1] / plain[1] > 1, "they serve all rows of a tile"
 
 
+def test_the_estimate_of_products_by_tile_registers() -> None:
+    """They are fast, but for the copies of operands, which serve all rows of a tile."""
+    kinds: list[TensorType | None] = [
+        TensorType((symbol(f"{n}_0"), symbol(f"{n}_1")), dl.bfloat16) for n in "abc"
+    ]
+    sizes = dict.fromkeys(("a_0", "a_1", "b_0", "b_1", "c_0", "c_1"), 256)
+    tiles = replace(MACHINE, tile_flops=16 * MACHINE.dot_flops)
+
+    def seconds(bm: int, machine: TileMachine) -> float:
+        function = library.matmul_kn.specialize(kinds, {"bm": bm, "bn": 64, "bk": 64})
+        return estimate(function, sizes, machine).seconds
+
+    assert seconds(128, tiles) < seconds(128, MACHINE)
+    gains = [seconds(bm, MACHINE) / seconds(bm, tiles) for bm in (16, 32, 128)]
+    assert gains == sorted(gains)
+    few, more = (seconds(4, replace(tiles, few_rows=rows)) for rows in (4, 3))
+    assert few < more, "few rows read the right operand where it lies"
+
+
 def test_the_estimate_of_instances_that_get_longer() -> None:
     """Two of them take as long as two of the mean length."""
 

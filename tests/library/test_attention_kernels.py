@@ -382,3 +382,20 @@ def test_attention_by_rows(
         if sink is not None:
             found = found * cache.share(row, s, position, sink.reshape(4, 1), **numbers)
         np.testing.assert_allclose(y[t].reshape(4, 16), found, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("causal, window", [(True, 0), (True, 1), (True, 21), (False, 0)])
+@pytest.mark.parametrize("sizes", [(1, 1), (1, 70), (33, 70), (40, 40), (70, 130)])
+def test_dense_attention_without_masks_has_the_same_bits(
+    sizes: tuple[int, int], causal: bool, window: int
+) -> None:
+    """Blocks that all queries of a tile see whole, in a loop of their own or not."""
+    queries, length = sizes
+    q, k, v = normal(1, 4, queries, 24), normal(2, 2, length, 24), normal(3, 2, length, 24)
+    consts = {"group": 2, "bd": 32, "scale": 0.2, "window": window, "causal": causal}
+    for bq, bk in ((16, 16), (32, 8), (8, 64)):
+        found = [np.full_like(q, np.nan) for _ in range(2)]
+        for apart, y in enumerate(found):
+            library.dense_attention(q, k, v, y, bq=bq, bk=bk, apart=bool(apart), **consts)
+        assert np.isfinite(found[0]).all()
+        np.testing.assert_array_equal(*found)

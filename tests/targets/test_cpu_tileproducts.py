@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -14,10 +16,12 @@ from dure import library
 from dure.ir.dtypes import bfloat16
 from dure.ir.expr import const
 from dure.ir.types import TensorType
+from dure.lang.launch import CpuRunner, executing
 from dure.library.matmul import matmul_kn
 from dure.runtime.host import features_of, host_levels
 from dure.runtime.llvm import assembly
 from dure.targets.cpu.codegen import emit_kernel
+from dure.targets.cpu.launch import compile_kernel
 
 RNG = np.random.default_rng(5)
 SIZES = [
@@ -43,9 +47,11 @@ def wide(x: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture(params=host_levels())
-def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Launches compile for this level, whatever was compiled for another one."""
     monkeypatch.setenv("DURE_CPU_LEVEL", request.param)
-    return request.param
+    with executing(lambda function: CpuRunner(compile_kernel(function))):
+        yield request.param
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -114,3 +120,56 @@ def test_tile_registers_are_used() -> None:
     host = features_of("amx")
     text = assembly(emit_kernel(kernel, host).llvm_ir, host)
     assert text.count("tdpbf16ps") == 4
+
+
+def of_any_size(*shape: int) -> np.ndarray:
+    """bfloat16 numbers of all magnitudes, subnormals among them, whose sums are finite."""
+    bits = RNG.integers(0, 1 << 16, shape).astype(np.uint16)
+    bits &= np.where(RNG.random(shape) < 0.5, 0xBFFF, 0x9FFF).astype(np.uint16)
+    return guarded(bits.view(ml_dtypes.bfloat16))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("turned", [False, True])
+def test_few_rows_have_the_bits_of_many(rows: int, turned: bool, level: str) -> None:
+    """Also where products and sums are subnormal."""
+    for n, k in ((16, 32), (70, 64), (33, 100), (7, 2100)):
+        x, w = of_any_size(rows, k), of_any_size(k, n)
+        right = guarded(np.ascontiguousarray(w.T)) if turned else w
+        kernel = library.matmul if turned else library.matmul_kn
+        found: list[np.ndarray] = []
+        for bm in (1, 2, 4, 8, 32):
+            y = guarded(np.full((rows, n), np.nan, np.float32))
+            kernel(x, right, y, bm=bm, bn=64, bk=64)
+            found.append(y.view(np.uint32))
+        for other in found[1:]:
+            np.testing.assert_array_equal(found[0], other)
+
+
+@dure.kernel
+def of_computed(x: dl.Tensor, w: dl.Tensor, y: dl.Tensor, bm: dl.const, bn: dl.const, bk: dl.const):
+    """A right operand that is computed, from numbers that tiles would take for zero."""
+    left = dl.load(x, (0, 0), (bm, bk))
+    right = (dl.load(w, (0, 0), (bk, bn)) * 2.0**100).to(dl.bfloat16)
+    dl.store(y, (0, 0), dl.dot(left, right))
+
+
+def test_only_products_take_subnormals_for_zero(level: str) -> None:
+    x = np.ones((2, 4), ml_dtypes.bfloat16)
+    w = np.full((4, 20), 2.0**-130, np.float32)
+    y = np.zeros((2, 20), np.float32)
+    of_computed(x, w, y, bm=2, bn=32, bk=32)
+    np.testing.assert_array_equal(y, np.full((2, 20), 4 * 2.0**-30, np.float32))
+    assert np.all(w * np.float32(0.5) == np.float32(2.0**-131))
+
+
+def test_few_rows_read_the_right_operand_where_it_lies() -> None:
+    kind = TensorType((const(4), const(256)), bfloat16)
+    right = TensorType((const(256), const(256)), bfloat16)
+    host = features_of("amx")
+    consts = {"bm": 4, "bn": 64, "bk": 64}
+    for kernel, tiles in ((library.matmul, 4), (matmul_kn, 0)):
+        function = kernel.specialize([kind, right, kind], consts)
+        text = assembly(emit_kernel(function, host).llvm_ir, host)
+        assert text.count("tdpbf16ps") == tiles
+        assert text.count("ldmxcsr") == (0 if tiles else 2)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from dure.errors import DureError, KernelError
 from dure.ir.core import Function, Op, Region, Value, walk
+from dure.ir.dtypes import bfloat16
 from dure.ir.expr import Expr, as_expr, bounds, evaluate, substitute, symbols
 from dure.ir.types import TensorType, TileType
 
@@ -54,6 +55,11 @@ class TileMachine:
     run_seconds: float = 10e-9
     #: Accumulator rows that a dot's inner loop holds: fewer rows use the multipliers less.
     dot_rows: int = 8
+    #: Operations a second of dots of bfloat16 by tile registers, 0 where there are none; the rows
+    #: of one, and how many are so few that nothing is copied for them.
+    tile_flops: float = 0.0
+    tile_rows: int = 16
+    few_rows: int = 4
 
     def bandwidth(self, bytes: float) -> float:
         """Of the nearest level that holds so many bytes beside others."""
@@ -173,7 +179,7 @@ class _Work:
         cost = op.definition.cost(op)
         self._makers.update(dict.fromkeys(op.results, op))
         if op.name == "dot":
-            self.seconds += times * self._turned(op.operands[1])
+            self.seconds += times * (self._turned(op.operands[1]) + self._copied(op))
         if op.name == "view":
             self._views[op.result] = self._views.get(op.operands[0], op.operands[0])
         if op.name in ("load", "store"):
@@ -241,6 +247,19 @@ class _Work:
         copied = 4 * count
         return count * passes / machine.vector_flops + 2 * copied / machine.bandwidth(copied)
 
+    def _by_tiles(self, op: Op) -> bool:
+        left, right = (operand.tile.dtype for operand in op.operands[:2])
+        return self.machine.tile_flops > 0 and left == right == bfloat16
+
+    def _copied(self, op: Op) -> float:
+        """Seconds that copies of a dot's operands take, and its accumulators' way to tiles and
+        back.
+        """
+        if not self._by_tiles(op) or op.result.tile.shape[-2] <= self.machine.few_rows:
+            return 0.0
+        left, right, sums = (operand.tile.elements for operand in op.operands)
+        return 2 * (left + right + sums) / self.machine.vector_flops
+
     def _runs(self, op: Op) -> int:
         """Runs of addresses that begin unforeseen: those of a tile with more rows than are followed
         at once, unless it has the tensor's whole rows.
@@ -284,6 +303,9 @@ class _Work:
         if op.name != "dot":
             return machine.vector_flops * max(filled, 1 / machine.lanes)
         rows = shape[0][-2]
+        if self._by_tiles(op):
+            used = rows / (math.ceil(rows / machine.tile_rows) * machine.tile_rows)
+            return machine.tile_flops * filled * used
         return machine.dot_flops * filled * min(1.0, rows / machine.dot_rows)
 
     def _number(self, expr: Expr) -> int:

@@ -37,6 +37,8 @@ _MEMORY: dict[str, dict[str, int]] = {}
 #: Candidates of the cost model that tune measures, and seconds that it spends by default.
 _MEASURED = 8
 _BUDGET = 5.0
+#: Products that tile registers (AMX) add up while vectors add one.
+_TILES = 16
 
 
 def choose_consts(
@@ -155,7 +157,7 @@ def cpu_machine() -> TileMachine:
     The memory's bandwidth is not measured for a choice of tiles: a worker is taken to get half of
     what it gets from the last cache.
     """
-    from dure.runtime.host import default_workers
+    from dure.runtime.host import default_workers, host_features
     from dure.targets.cpu.machine import describe
 
     machine = describe()
@@ -167,15 +169,18 @@ def cpu_machine() -> TileMachine:
         cache = machine.memory(name)
         assert cache.bandwidth is not None
         levels.append((int(cache.size.base), cache.bandwidth.base * clock))
+    dot_flops = clock * issue["dot"] * 2 * lanes
+    tiles = host_features().has("amx-bf16")
     return TileMachine(
         workers=default_workers(),
         lanes=lanes,
         # A fused multiply-add is two operations.
-        dot_flops=clock * issue["dot"] * 2 * lanes,
+        dot_flops=dot_flops,
         vector_flops=clock * issue["elementwise"] * lanes,
         levels=tuple(levels),
         memory_bandwidth=levels[-1][1] / 2,
         dot_rows=6 if vector.registers.base <= 16 else 12,
+        tile_flops=_TILES * dot_flops if tiles else 0.0,
     )
 
 

@@ -386,7 +386,12 @@ def dense_attention_plan(shape: Shape, dtype: str) -> Plan:
         dense_attention,
         [q, k, k, q],
         {"bq": tile(queries), "bk": tile(length)},
-        {"bd": power_of_two(size), "group": heads // kv_heads, "scale": size**-0.5},
+        {
+            "bd": power_of_two(size),
+            "group": heads // kv_heads,
+            "scale": size**-0.5,
+            "apart": False,
+        },
     )
     return single(launch, flops)
 

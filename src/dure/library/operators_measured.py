@@ -293,7 +293,13 @@ def encoder(shape: Shape, dtype: str) -> Plan:
         dense_attention,
         [kind] * 4,
         {"bq": tile(s), "bk": tile(s)},
-        {"bd": power_of_two(d), "group": 1, "scale": d**-0.5, "causal": False},
+        {
+            "bd": power_of_two(d),
+            "group": 1,
+            "scale": d**-0.5,
+            "causal": False,
+            "apart": False,
+        },
     )
     return Plan((launch,), 4 * h * s * s * d, bytes_of(launch.types))
 

@@ -7,9 +7,9 @@ stay in registers.  The order of additions is the same.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from dure.ir import dtypes
 from dure.ir.core import Op, Region, Value
@@ -23,11 +23,14 @@ from dure.targets.cpu.dots import KRange, block_dot, plain_dot
 from dure.targets.cpu.memory import Extent
 from dure.targets.cpu.packing import packed_layout
 from dure.targets.cpu.paneldots import PanelDot, takes_panels
+from dure.targets.cpu.rowproducts import RowProduct, are_few, row_dot, takes_rows
 from dure.targets.cpu.tileproducts import TileProduct, takes_products
+from dure.targets.cpu.turneddots import takes_squares, turned_dot
 from dure.targets.cpu.values import (
     BlockTile,
     Buffer,
     DecodedTile,
+    Emitter,
     Full,
     Loaded,
     LoadedBlocks,
@@ -40,6 +43,13 @@ from dure.targets.cpu.writer import Reg, integer
 
 if TYPE_CHECKING:
     from dure.targets.cpu.body import BodyEmitter, TensorRef
+
+#: (what code is written with, left, right, accumulators, rows and columns, K, batch, fresh)
+MicroKernel: TypeAlias = Callable[
+    [Emitter, Tile, Tile, Buffer, "tuple[Extent, Extent]", KRange, Sequence[Reg], bool], None
+]
+#: Those that read operands where they lie.
+_IN_PLACE: tuple[MicroKernel, ...] = (plain_dot, row_dot, turned_dot)
 
 
 def dot(body: BodyEmitter, op: Op) -> None:
@@ -64,14 +74,17 @@ def dot(body: BodyEmitter, op: Op) -> None:
             return
     left, right = _plain(body, op.operands[0], a), _plain(body, op.operands[1], b)
     rows_columns = (extents[-2], extents[-1])
-    if _copying(body, left, right, rows_columns) is None:
-        left, right = _left(body, op.operands[0], left), _right(body, op.operands[1], right)
+    multiply = _micro_kernel(body, left, right, rows_columns)
+    if multiply in _IN_PLACE:
+        left = _left(body, op.operands[0], left)
+        if multiply is not turned_dot:
+            right = _right(body, op.operands[1], right)
     if len(extents) == 2:
-        _multiply(body, left, right, target, rows_columns, k, (), fresh)
+        multiply(body.e, left, right, target, rows_columns, k, (), fresh)
     else:
 
         def each(index: Reg, _: list[Reg]) -> list[Reg]:
-            _multiply(body, left, right, target, rows_columns, k, (index,), fresh)
+            multiply(body.e, left, right, target, rows_columns, k, (index,), fresh)
             return []
 
         body.w.loop(integer(0), body.w.index(extents[0].bound), 1, each)
@@ -79,33 +92,38 @@ def dot(body: BodyEmitter, op: Op) -> None:
     body.owned.add(op.result)
 
 
-def _copying(
+def _micro_kernel(
     body: BodyEmitter, left: Tile, right: Tile, extents: tuple[Extent, Extent]
-) -> type[PanelDot] | None:
-    """The micro-kernel that copies both operands, where one suits them."""
-    columns = extents[1].static
+) -> MicroKernel:
+    """What suits the operands and their extents."""
+    rows, columns, lanes = extents[0], extents[1].static, body.e.lanes
+    turned = not lies_along(right, right.type.rank - 1, lanes)
     if takes_products(body.e.host, left.dtype, right.dtype):
-        return TileProduct
-    turned = not lies_along(right, right.type.rank - 1, body.e.lanes)
-    return PanelDot if takes_panels(body.e.lanes, extents[0].static, columns, turned) else None
+        if not are_few(rows) or (turned and not takes_rows(right)):
+            return _copying(TileProduct)
+        return _copying(RowProduct) if takes_rows(right) else row_dot
+    if takes_squares(right, rows, lanes):
+        return turned_dot
+    panels = takes_panels(lanes, rows.static, columns, turned)
+    return _copying(PanelDot) if panels else plain_dot
 
 
-def _multiply(
-    body: BodyEmitter,
-    left: Tile,
-    right: Tile,
-    target: Buffer,
-    extents: tuple[Extent, Extent],
-    k: KRange,
-    batch: Sequence[Reg],
-    fresh: bool,
-) -> None:
-    """The dot of two matrices by the micro-kernel that suits their extents."""
-    copying = _copying(body, left, right, extents)
-    if copying is not None:
-        copying(body.e, left, right, target, extents, batch).run(k, fresh)
-    else:
-        plain_dot(body.e, left, right, target, extents, k, batch, fresh)
+def _copying(kind: type[PanelDot | RowProduct]) -> MicroKernel:
+    """A micro-kernel that copies its operands as it needs them."""
+
+    def dot(
+        e: Emitter,
+        a: Tile,
+        b: Tile,
+        c: Buffer,
+        extents: tuple[Extent, Extent],
+        k: KRange,
+        batch: Sequence[Reg],
+        fresh: bool,
+    ) -> None:
+        kind(e, a, b, c, extents, batch).run(k, fresh)
+
+    return dot
 
 
 def _is_block_dot(a: object, b: object) -> bool:
@@ -362,7 +380,8 @@ def _whole_dot(body: BodyEmitter, op: Op, place: int, left: _Walk, right: _Walk)
         block_dot(body.e, ActivationRows(a), panels, target, (extents[0], extents[1]), k, fresh)
     else:
         assert isinstance(a, Tile) and isinstance(b, Tile)
-        _multiply(body, a, b, target, (extents[0], extents[1]), k, (), fresh)
+        multiply = _micro_kernel(body, a, b, (extents[0], extents[1]))
+        multiply(body.e, a, b, target, (extents[0], extents[1]), k, (), fresh)
     body.tiles[result] = target
     body.owned.add(result)
 

@@ -70,6 +70,25 @@ def lies_along(tile: Tile, axis: int, lanes: int) -> bool:
             return False
 
 
+def pitch_of(tile: Tile, along: int, across: int, count: int) -> Reg | None:
+    """Bytes from one row of a tile in memory to the next, if each ``count`` elements ``along`` it
+    lie side by side, and rows are as far apart everywhere; whether they lie in the tensor is for
+    :class:`~dure.targets.cpu.bounds.Bounds` to say.
+    """
+    match tile:
+        case Reindexed():
+            if along not in tile.sources or across not in tile.sources:
+                return None
+            own = tile.sources.index(along), tile.sources.index(across)
+            return pitch_of(tile.source, *own, count)
+        case Loaded():
+            listed = any(axis.entries is not None for axis in tile.place.axes)
+            plain = not listed and tile.place.contiguous(along, count)
+            return tile.place.pitch(across) if plain else None
+        case _:
+            return None
+
+
 def turned(w: Writer, rows: Sequence[Reg]) -> list[Reg]:
     """The columns of a square of registers; their number is a power of two.
 

@@ -43,6 +43,10 @@ FAR_AHEAD = 8192
 
 #: (first row, rows in the block, first column, lanes per vector, vectors) -> nothing
 Block = Callable[[Reg, int, Reg, int, int], None]
+#: (step of K, sums) -> the sums with its products
+Step = Callable[[Reg, list[Reg]], list[Reg]]
+#: (step, sums) -> the sums with all products
+Walk = Callable[[Step, list[Reg]], list[Reg]]
 
 
 def row_blocks(e: Emitter, rows: int) -> list[int]:
@@ -51,11 +55,12 @@ def row_blocks(e: Emitter, rows: int) -> list[int]:
     return [tallest, *(height for height in (2, 1) if height < tallest)]
 
 
-def vectors_beside(e: Emitter, height: int) -> int:
-    """Vectors of columns in a block of so many rows: as many chains of additions as the registers
-    hold beside an element of each row and two vectors of the right operand.
+def vectors_beside(e: Emitter, height: int, sums: int = 1) -> int:
+    """Vectors of columns in a block of so many rows: as many chains of additions, each of so many
+    ``sums``, as the registers hold beside an element of each row and two vectors of the right
+    operand.
     """
-    room = (e.host.vector_registers - height - 2) // height
+    room = (e.host.vector_registers - height - 2) // (height * sums)
     return min(8, 1 << (max(1, room).bit_length() - 1))
 
 
@@ -127,13 +132,20 @@ def plain_dot(
     k: KRange,
     batch: Sequence[Reg] = (),
     fresh: bool = False,
+    walk: Walk | None = None,
+    sums: int = 1,
 ) -> None:
     """``c += a @ b`` for floats (in float32) or integers (in int32).
 
     ``fresh`` starts from zero and does not read ``c``.  ``batch`` are the leading indices.
+    Products are added in the order of K, or as a ``walk`` does that keeps ``sums`` of an element.
     """
     w = e.w
     accumulator = c.stored
+
+    def chain(step: Step, initial: list[Reg]) -> list[Reg]:
+        return w.loop(k.start, k.stop, 1, step, initial)
+
     once = _reads_once(e, extents[0])
 
     def block(row: Reg, height: int, column: Reg, lanes: int, vectors: int) -> None:
@@ -175,12 +187,12 @@ def plain_dot(
                 b.loaded_from([*batch, k.start, one])
 
         with w.kept(entries):
-            totals = w.loop(k.start, k.stop, 1, step, initial)
+            totals = (walk or chain)(step, initial)
         for place, total in zip(places, totals, strict=True):
             c.put(e, total, place, axis)
 
     axis = len(batch) + 1
-    vectors = vectors_beside(e, row_blocks(e, extents[0].most)[0])
+    vectors = vectors_beside(e, row_blocks(e, extents[0].most)[0], sums)
     bounds = Bounds(w, b.accesses(range(axis + 1)), axis, e.lanes)
     last = None if bounds.open else last_vector(e, extents[1], vectors * e.lanes)
     stop = [*(w.add(at, integer(1)) for at in batch), k.stop, integer(extents[1].static)]

@@ -18,8 +18,8 @@ class Operation(enum.Enum):
     """What code generation asks for.
 
     The first three are LLVM's own operations on floats, which are one instruction or not; the
-    others, by an intrinsic, are a scaling of floats, and sums of products of bytes and what they
-    need.
+    others, by an intrinsic, are a scaling of floats, and sums of products of bytes and of bfloat16
+    numbers, and what they need.
     """
 
     #: ``a * b + c`` rounded once.
@@ -52,6 +52,9 @@ class Operation(enum.Enum):
     TILE_ZERO = enum.auto()
     TILE_LOAD = enum.auto()
     TILE_STORE = enum.auto()
+    #: What floats do beyond their results, from and to memory.
+    FLOATS_STORE = enum.auto()
+    FLOATS_LOAD = enum.auto()
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,8 @@ TABLE = (
     Row(Operation.TILE_ZERO, "amx-tile", 512, "llvm.x86.tilezero"),
     Row(Operation.TILE_LOAD, "amx-tile", 512, "llvm.x86.tileloadd64"),
     Row(Operation.TILE_STORE, "amx-tile", 512, "llvm.x86.tilestored64"),
+    Row(Operation.FLOATS_STORE, "sse2", 0, "llvm.x86.sse.stmxcsr"),
+    Row(Operation.FLOATS_LOAD, "sse2", 0, "llvm.x86.sse.ldmxcsr"),
 )
 
 

@@ -244,11 +244,18 @@ class Place:
             inner.extent is not None and inner.extent % lanes == 0 and aligned
         )
 
+    def pitch(self, axis: int) -> Reg | None:
+        """Bytes from one element along an axis to the next, where they are as many everywhere."""
+        place, digits = self.axes[axis], self.layout.axes[axis]
+        if self.unit != 8 or place.entries is not None or len(digits) != 1:
+            return None
+        return self.w.mul(self._constant(digits[0].stride), integer(place.stride))
+
     def _offset(self, axis: int, position: Reg) -> Reg:
         """What a position along ``axis`` adds to the address, in units; vectors where it is one."""
         w, digits, lanes = self.w, self.layout.axes[axis], lanes_of(position.type)
-        if len(digits) == 1 and self.axes[axis].entries is None and self.unit == 8:
-            stride = w.mul(self._constant(digits[0].stride), integer(self.axes[axis].stride))
+        stride = self.pitch(axis)
+        if stride is not None:
             if lanes == 1:
                 return w.mul(position, stride)
             return w.binary("mul", position, w.splat(stride, lanes))

@@ -374,6 +374,16 @@ class Writer:
         mask = f"<{lanes} x i32> zeroinitializer"
         return self.emit(type, f"shufflevector {type} {first.name}, {type} poison, {mask}")
 
+    def together(self, values: Sequence[Reg]) -> Reg:
+        """Scalars as the lanes of a vector; one of them is itself."""
+        if len(values) == 1:
+            return values[0]
+        type = vector_type(values[0].type, len(values))
+        found = Reg(type, "poison")
+        for lane, value in enumerate(values):
+            found = self.emit(type, f"insertelement {found}, {value}, i64 {lane}")
+        return found
+
     def constant(self, element: str, value: int | float | str, lanes: int) -> Reg:
         """A literal in every lane; floats are given as LLVM writes them or as Python floats."""
         text = float_literal(value) if isinstance(value, float) else str(value)
