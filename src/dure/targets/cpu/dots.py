@@ -37,7 +37,7 @@ class KRange:
 #: How far ahead of their use, in bytes, operands that are read once are asked for: more than a
 #: core receives while one of its loads waits for memory.  Its own prefetchers begin anew with each
 #: page of 4 KB, and find strides late.
-AHEAD = 2048
+AHEAD = 4096
 #: The same for operands that aren't packed, of which a few rows take more bytes in less time.
 FAR_AHEAD = 8192
 
