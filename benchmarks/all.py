@@ -20,8 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from peers.machine import describe, kind
@@ -38,20 +38,31 @@ class Benchmark:
 
     ``arguments`` make it measure, the last of them names the file of its result; ``smallest`` are
     added for its smallest sizes.  ``timed`` is what measures this host: its file is named after the
-    host's kind, and it can be run before all other processes.
+    host's kind, and it can be run before all other processes.  ``further`` are other sizes, each
+    with what ends the name of its file.
     """
 
     name: str
     arguments: tuple[str, ...] = ("--json",)
     smallest: tuple[str, ...] = ("--smallest",)
     timed: bool = False
+    further: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
-    def command(self, results: Path, *, smallest: bool, realtime: bool) -> list[str]:
-        """The process that measures into a folder."""
-        suffix = f"-{kind(describe())}" if self.timed else ""
+    def commands(self, results: Path, *, smallest: bool, realtime: bool) -> list[list[str]]:
+        """The processes that measure into a folder; further sizes have no smallest ones."""
+        sizes = [""] if smallest else ["", *self.further]
+        how = {"smallest": smallest, "realtime": realtime}
+        return [self.command(results, **how, size=size) for size in sizes]
+
+    def command(
+        self, results: Path, *, smallest: bool, realtime: bool, size: str = ""
+    ) -> list[str]:
+        """The process that measures into a folder, or one of the further sizes."""
+        suffix = (f"-{kind(describe())}" if self.timed else "") + (f"-{size}" if size else "")
         result = [str(results / f"{self.name}{suffix}.json")] if self.arguments else []
         return [
             *(sys.executable, str(HERE / f"{self.name}.py"), *self.arguments, *result),
+            *(self.further[size] if size else ()),
             *(self.smallest if smallest else ()),
             *(("--realtime",) if realtime and self.timed else ()),
         ]
@@ -59,8 +70,10 @@ class Benchmark:
 
 #: One chip shows that the scripts run; CI has `dure kernels` and `dure matrix` for all of them.
 _ONE_CHIP = ("--smallest", "--targets", "tpu-v6e")
+#: Decoding after a long prompt, by the model that allows it.
+_LONG = ("--models", "smollm2", "--context", "4096", "--only", "decode", "--starts", "0")
 BENCHMARKS = (
-    Benchmark("llm_cpu", ("run", "--out"), timed=True),
+    Benchmark("llm_cpu", ("run", "--out"), timed=True, further={"context-4096": _LONG}),
     Benchmark("kernels_cpu", ("run", "--out"), timed=True),
     Benchmark("quality"),
     # It holds what it counts against a budget, which only a person changes.
@@ -79,8 +92,9 @@ def run(
     for number, benchmark in enumerate(benchmarks, 1):
         print(f"\n== {benchmark.name} ({number} of {len(benchmarks)})", flush=True)
         started = time.monotonic()
-        command = benchmark.command(results, smallest=smallest, realtime=realtime)
-        status = subprocess.run(command, check=False).returncode
+        commands = benchmark.commands(results, smallest=smallest, realtime=realtime)
+        statuses = [subprocess.run(command, check=False).returncode for command in commands]
+        status = next(filter(None, statuses), 0)
         if status:
             failed.append(benchmark.name)
         outcome = f"failed, exit status {status}" if status else "done"

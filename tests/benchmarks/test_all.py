@@ -130,3 +130,14 @@ def test_a_kernel_without_a_peer_counts_nowhere():
     text = table(kernels(dure=1e-3))
     assert "Of 1 comparisons" in text
     assert "| numpy | not timed |" in text
+
+
+def test_further_sizes_have_files_of_their_own_and_no_smallest_ones(tmp_path):
+    import all as command
+
+    some = command.Benchmark("some", further={"long": ("--context", "4096")})
+    usual, long = some.commands(tmp_path, smallest=False, realtime=False)
+    assert usual[2:] == ["--json", str(tmp_path / "some.json")]
+    assert long[2:] == ["--json", str(tmp_path / "some-long.json"), "--context", "4096"]
+    (tiny,) = some.commands(tmp_path, smallest=True, realtime=False)
+    assert tiny[2:] == ["--json", str(tmp_path / "some.json"), "--smallest"]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dure.ir import dtypes
 from dure.targets.cpu.lanes import reduce_each
 from dure.targets.cpu.values import BlockBuffer, Buffer, Emitter
-from dure.targets.cpu.writer import Reg, integer, lanes_of, vector_type
+from dure.targets.cpu.writer import Reg, integer, vector_type
 
 #: Blocks of a row whose maxima and sums are found together, at most.
 _TOGETHER = 4
@@ -63,15 +63,12 @@ class _Blocks:
         codes: list[Reg] = []
         for i, value in enumerate(values):
             block = i // self.pieces
-            scaled = w.binary("fmul", value, w.splat(self._of(inverse, block), lanes))
+            scaled = w.binary("fmul", value, w.splat(w.lane(inverse, block), lanes))
             nothing = self.e.math.constant(value, 0.0)
-            sure = w.splat(self._of(usable, block), lanes)
+            sure = w.splat(w.lane(usable, block), lanes)
             codes.append(self.e.math.nearest(w.select(sure, scaled, nothing)))
             self._put(codes[-1], places[i])
         self._sums(codes)
-
-    def _of(self, numbers: Reg, block: int) -> Reg:
-        return numbers if lanes_of(numbers.type) == 1 else self.w.lane(numbers, block)
 
     def _scales(self, values: Sequence[Reg], count: int) -> tuple[Reg, Reg]:
         """Write the scales; gives which blocks have codes, and what makes codes of numbers."""

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from math import gcd
 
 from dure.targets.cpu.bounds import Bounds
-from dure.targets.cpu.copies import pitch_of, read_along
+from dure.targets.cpu.copies import Stored, pitch_of, read_along
 from dure.targets.cpu.dots import KRange, Step, plain_dot, zero
 from dure.targets.cpu.instructions import Operation, intrinsic
 from dure.targets.cpu.memory import Extent, fetch
@@ -119,7 +119,7 @@ class RowProduct:
         batch: Sequence[Reg] = (),
     ) -> None:
         self.e, self.w = e, e.w
-        self.a, self.b, self.c = a, b, c
+        self.a, self.b, self.c = Stored(a), Stored(b), c
         self.batch, self.axis = list(batch), len(batch) + 1
         self.rows, self.static = range(extents[0].most), extents[1].static
         self.columns = e.w.index(extents[1].bound)
@@ -183,11 +183,7 @@ class RowProduct:
         w.store(Reg(vector_type("i16", _STEPS), "zeroinitializer"), w.offset(to, last), 2)
 
         def put(k: Reg, vector: Reg) -> None:
-            lanes = lanes_of(vector.type)
-            bits = w.cast("bitcast", vector, vector_type("i32", lanes))
-            high = w.binary("lshr", bits, w.constant("i32", 16, lanes))
-            number = w.cast("trunc", high, vector_type("i16", lanes))
-            w.store(number, w.offset(to, w.mul(k, integer(2))), 2)
+            w.store(vector, w.offset(to, w.mul(k, integer(2))), 2)
 
         read_along(self.e, tile, index, axis, depth, put)
 
