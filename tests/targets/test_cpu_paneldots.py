@@ -86,6 +86,17 @@ def test_the_same_bits_whatever_the_tile(turned: bool) -> None:
         np.testing.assert_array_equal(found[0], other)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_columns_that_a_cache_holds_in_parts(dtype: str, turned: bool) -> None:
+    host = replace(host_features(), l1d_bytes=4096, l2_bytes=16384)
+    kind = dl.bfloat16.numpy if dtype == "bfloat16" else np.dtype(dtype)
+    for m, n, k in ((70, 224, 300), (33, 100, 40), (5, 7, 9)):
+        x, w, y = whole(m, k, dtype=kind), whole(k, n, dtype=kind), np.zeros((m, n), np.float32)
+        kernel, right = (library.matmul, w.T.copy()) if turned else (library.matmul_kn, w)
+        check(kernel, [x, right, y], {"bm": 96, "bn": 224, "bk": 64}, host=host)
+
+
 @pytest.mark.parametrize("strides", [(1, 2), (2, 1), (-1, 1), (3, -2)])
 def test_arrays_that_are_not_contiguous(strides: tuple[int, int]) -> None:
     a, b = strides
@@ -103,7 +114,8 @@ def test_blocks_follow_from_registers_and_caches() -> None:
     host = replace(host_features(), vector_registers=16, l1d_bytes=32768, l2_bytes=524288)
     cuts = blocking(host, 8)
     assert (cuts.heights, cuts.width, cuts.depth, cuts.rows) == ((6, 4, 2, 1), 16, 256, 12)
+    assert cuts.columns == 256
     wide = blocking(replace(host, vector_registers=32), 16)
     assert wide.heights == (14, 8, 4, 2, 1) and wide.width == 32
     tiny = blocking(replace(host, l1d_bytes=64, l2_bytes=64), 8)
-    assert tiny.depth == 8 and tiny.rows == 6
+    assert tiny.depth == 8 and tiny.rows == 6 and tiny.columns == tiny.width

@@ -43,14 +43,15 @@ class Operation(enum.Enum):
     #: Neighbours of 32 bits of two vectors, added.
     NEIGHBOURING_WORDS = enum.auto()
     #: Products of signed bytes of two tile registers, added to 32 bits in a third, and of bfloat16
-    #: numbers, to float32; what says how large tiles are, and ends their use; and what clears,
-    #: loads and stores one.
+    #: numbers, to float32; what says how large tiles are, and ends their use; and what clears
+    #: one, loads it, loads it from lines that no cache keeps for it, and stores it.
     TILES_OF_SIGNED_BYTES = enum.auto()
     TILES_OF_BFLOAT16 = enum.auto()
     TILE_SIZES = enum.auto()
     TILE_RELEASE = enum.auto()
     TILE_ZERO = enum.auto()
     TILE_LOAD = enum.auto()
+    TILE_LOAD_ONCE = enum.auto()
     TILE_STORE = enum.auto()
     #: What floats do beyond their results, from and to memory.
     FLOATS_STORE = enum.auto()
@@ -94,6 +95,7 @@ TABLE = (
     Row(Operation.TILE_RELEASE, "amx-tile", 512, "llvm.x86.tilerelease"),
     Row(Operation.TILE_ZERO, "amx-tile", 512, "llvm.x86.tilezero"),
     Row(Operation.TILE_LOAD, "amx-tile", 512, "llvm.x86.tileloadd64"),
+    Row(Operation.TILE_LOAD_ONCE, "amx-tile", 512, "llvm.x86.tileloaddt164"),
     Row(Operation.TILE_STORE, "amx-tile", 512, "llvm.x86.tilestored64"),
     Row(Operation.FLOATS_STORE, "sse2", 0, "llvm.x86.sse.stmxcsr"),
     Row(Operation.FLOATS_LOAD, "sse2", 0, "llvm.x86.sse.ldmxcsr"),

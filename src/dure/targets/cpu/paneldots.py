@@ -1,8 +1,9 @@
 """Dots of many rows: both operands are copied to where the micro-kernel reads them in order.
 
-K is cut so that a panel of columns stays in the nearest cache while the copied rows pass by, and
-rows so that what is copied of them is near too.  Between the cuts accumulators return to their
-buffer: each output element is still one chain of additions in the order of K, with the bits of
+K is cut so that a panel of columns stays in the nearest cache while the copied rows pass by, rows
+so that what is copied of them is near too, and columns so that all panels of a cut stay in the
+second cache.  Between the cuts accumulators return to their buffer: each output element is still
+one chain of additions in the order of K, with the bits of
 :func:`dure.targets.cpu.dots.plain_dot`.
 """
 
@@ -32,14 +33,15 @@ _SIZE = 4
 class Blocking:
     """How much of each axis is worked on at a time.
 
-    ``heights`` are the register blocks' rows, the tallest first; ``rows`` and ``depth`` cut M and
-    K, ``width`` is a panel's columns.
+    ``heights`` are the register blocks' rows, the tallest first; ``rows``, ``depth`` and
+    ``columns`` cut M, K and N, ``width`` is a panel's columns.
     """
 
     heights: tuple[int, ...]
     rows: int
     depth: int
     width: int
+    columns: int
 
 
 def blocking(host: HostFeatures, lanes: int) -> Blocking:
@@ -47,14 +49,19 @@ def blocking(host: HostFeatures, lanes: int) -> Blocking:
 
     There is a register for each accumulator, for a panel's vectors and for the element that meets
     them.  A panel takes half of the nearest cache, the copied rows as much: the second one has the
-    accumulators and all panels.
+    accumulators and all panels, which take half of it.
     """
     tallest = (host.vector_registers - _VECTORS - 1) // _VECTORS
     heights = (tallest, *(h for h in (8, 4, 2, 1) if h < tallest))
     width = _VECTORS * lanes
     depth = max(1, host.l1d_bytes // 2 // (_SIZE * width * lanes)) * lanes
     rows = max(1, host.l1d_bytes // 2 // (_SIZE * depth * tallest)) * tallest
-    return Blocking(heights, rows, depth, width)
+    return Blocking(heights, rows, depth, width, most_columns(host, _SIZE * depth, width))
+
+
+def most_columns(host: HostFeatures, bytes: int, width: int) -> int:
+    """Columns of so many bytes, in panels of ``width``, that half of the second cache holds."""
+    return max(1, host.l2_bytes // 2 // (bytes * width)) * width
 
 
 def takes_panels(lanes: int, rows: int, columns: int, turned: bool) -> bool:
@@ -95,11 +102,8 @@ class PanelDot:
         self.static = (extents[0].static, extents[1].static)
         self.cuts = self._blocking()
         self.lanes = min(e.lanes, self.cuts.width)
-        self.rows, self.columns = (e.w.index(x.bound) for x in extents)
+        self.rows, self.used = (e.w.index(x.bound) for x in extents)
         self.last = last_vector(e, extents[1], self.cuts.width)
-        self.panels = e.w.floordiv(
-            e.w.add(self.columns, integer(self.cuts.width - 1)), integer(self.cuts.width)
-        )
 
     def _operand(self, tile: Tile) -> Tile:
         """An operand in registers of the accumulator's type."""
@@ -123,8 +127,24 @@ class PanelDot:
         whole = length is not None and length <= cuts.depth
         self.depth = length if length is not None and whole else cuts.depth
         self.k, self.fresh, self.whole = k, fresh, whole
-        self._allocate(min(self.static[0], cuts.rows), self.static[1] // cuts.width)
-        if fresh and not whole:
+        panels = self.static[1] // cuts.width
+        most = -(-panels // -(-self.static[1] // cuts.columns))
+        self._allocate(min(self.static[0], cuts.rows), most)
+
+        def group(column: Reg, _: list[Reg]) -> list[Reg]:
+            self._group(column, w.minimum(integer(most * cuts.width), w.sub(self.used, column)))
+            return []
+
+        stop = self.used if most < panels else integer(1)
+        w.loop(integer(0), stop, most * cuts.width, group)
+        e.release(mark)
+
+    def _group(self, column: Reg, columns: Reg) -> None:
+        """So many columns, whose panels of a cut are copied together."""
+        w, k, cuts = self.w, self.k, self.cuts
+        self.column, self.columns = column, columns
+        self.panels = w.floordiv(w.add(columns, integer(cuts.width - 1)), integer(cuts.width))
+        if self.fresh and not self.whole:
             self._clear()
 
         def cut(first: Reg, _: list[Reg]) -> list[Reg]:
@@ -136,7 +156,7 @@ class PanelDot:
                 if self.placed is None:
                     self._copy_rows(row, count, first, depth)
                 else:
-                    self.left = self.placed.at(e, [*self.batch, row, first])
+                    self.left = self.placed.at(self.e, [*self.batch, row, first])
                 self._multiply(row, count, first, depth)
                 return []
 
@@ -145,7 +165,12 @@ class PanelDot:
             return []
 
         w.loop(k.start, k.stop, self.depth, cut)
-        e.release(mark)
+
+    def _column(self, panel: Reg, lane: int = 0) -> Reg:
+        """The column of a lane of a panel."""
+        w = self.w
+        inside = w.add(w.mul(panel, integer(self.cuts.width)), integer(lane))
+        return w.add(self.column, inside)
 
     def _allocate(self, rows: int, panels: int) -> None:
         """Make room for copies of so many rows and panels."""
@@ -177,7 +202,7 @@ class PanelDot:
 
         def row(i: Reg, _: list[Reg]) -> list[Reg]:
             def column(j: Reg, _: list[Reg]) -> list[Reg]:
-                self.c.put(self.e, nothing, [*self.batch, i, j], self.axis)
+                self.c.put(self.e, nothing, [*self.batch, i, w.add(self.column, j)], self.axis)
                 return []
 
             w.loop(integer(0), w.mul(self.panels, integer(self.cuts.width)), self.lanes, column)
@@ -221,7 +246,7 @@ class PanelDot:
             def step(k: Reg, _: list[Reg]) -> list[Reg]:
                 def panel(p: Reg, _: list[Reg]) -> list[Reg]:
                     for lane in range(0, width, self.lanes):
-                        column = w.add(w.mul(p, integer(width)), integer(lane))
+                        column = self._column(p, lane)
                         if lane and last is not None:
                             column = w.minimum(column, last)
                         places = [w.add(w.add(first, k), integer(n)) for n in range(count)]
@@ -240,20 +265,20 @@ class PanelDot:
             w.loop(integer(0), whole, self.together, steps(self.together))
             w.loop(whole, depth, 1, steps(1))
 
-        columns = w.mul(self.panels, integer(width))
-        bounds.either([*self.behind, w.add(first, depth), columns], copy)
+        bounds.either([*self.behind, w.add(first, depth), self._column(self.panels)], copy)
 
     def _copy_turned(self, first: Reg, depth: Reg) -> None:
         """Panels whose columns lie apart, with steps of K side by side."""
         w, e, width = self.w, self.e, self.cuts.width
         bounds = self._bounds(self.b, self.axis - 1)
-        stop = [*self.behind, w.add(first, depth), self.columns]
+        stop = [*self.behind, w.add(first, depth), w.add(self.column, self.columns)]
 
         def turned(number: Reg, _: list[Reg]) -> list[Reg]:
             column = w.mul(number, integer(e.lanes))
             panel, lane = w.floordiv(column, integer(width)), w.mod(column, width)
+            index = [*self.batch, first, w.add(self.column, column)]
             read_turned(
-                *(e, self.b, [*self.batch, first, column], (self.axis, self.axis - 1)),
+                *(e, self.b, index, (self.axis, self.axis - 1)),
                 *((w.sub(self.columns, column), depth), self.depth),
                 lambda write: bounds.either(stop, write),
                 lambda k, vector: self._put(panel, k, lane, vector),
@@ -311,9 +336,8 @@ class PanelDot:
         w, e, width = self.w, self.e, self.cuts.width
         left = w.offset(self.left, w.mul(i, integer(_SIZE * self.pitch)))
         right = w.offset(self.right, w.mul(panel, integer(_SIZE * self._panel)))
-        column = w.mul(panel, integer(width))
         places = [
-            [*self.batch, w.add(w.add(row, i), integer(r)), w.add(column, integer(lane))]
+            [*self.batch, w.add(w.add(row, i), integer(r)), self._column(panel, lane)]
             for r in range(height)
             for lane in range(0, width, e.lanes)
         ]

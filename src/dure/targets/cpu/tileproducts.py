@@ -23,8 +23,7 @@ from dure.runtime.host import HostFeatures
 from dure.targets.cpu.copies import Stored
 from dure.targets.cpu.dots import KRange
 from dure.targets.cpu.instructions import Operation, has
-from dure.targets.cpu.memory import fetch
-from dure.targets.cpu.paneldots import Blocking, PanelDot
+from dure.targets.cpu.paneldots import Blocking, PanelDot, most_columns
 from dure.targets.cpu.tiledots import LANES, LINE, ROWS, configuration, on_tiles, tile
 from dure.targets.cpu.values import Tile
 from dure.targets.cpu.writer import Reg, integer, lanes_of, vector_type
@@ -33,9 +32,8 @@ from dure.targets.cpu.writer import Reg, integer, lanes_of, vector_type
 _STEPS, _PAIR, _TILE = 32, 2, ROWS * LINE
 #: Tiles of accumulators beside and below one another, and the first tile of each operand.
 _ACROSS, _BELOW, _LEFT, _RIGHT = 2, 2, 4, 6
-_SIZE = 4
-#: The most rows that are asked for at a time.
-_FETCHED = 4
+#: Bytes of an accumulator, and of what it is made from.
+_SIZE, _OPERAND = 4, 2
 
 
 def takes_products(host: HostFeatures, left: ElementType, right: ElementType) -> bool:
@@ -53,13 +51,14 @@ class TileProduct(PanelDot):
         return Stored(tile)
 
     def _blocking(self) -> Blocking:
-        """The copied rows are those of a block of tiles: they take a third of the nearest cache,
-        and stay there while the panels pass by, each of which takes as much.
+        """The copied rows are those of a block of tiles: they take two thirds of the nearest cache,
+        and stay there while panels pass by that are loaded as what isn't kept.
         """
-        wide = _ACROSS * LANES
+        wide, host = _ACROSS * LANES, self.e.host
         width = wide if self.static[1] % wide == 0 else gcd(self.static[1], LANES)
-        depth = max(1, self.e.host.l1d_bytes // 3 // (2 * wide * _STEPS)) * _STEPS
-        return Blocking((), _BELOW * ROWS, depth, width)
+        depth = max(1, host.l1d_bytes * 2 // 3 // (_OPERAND * wide * _STEPS)) * _STEPS
+        columns = most_columns(host, _OPERAND * depth, width)
+        return Blocking((), _BELOW * ROWS, depth, width, columns)
 
     def run(self, k: KRange, fresh: bool) -> None:
         if self.static[0] >= ROWS:
@@ -180,7 +179,6 @@ class TileProduct(PanelDot):
 
         def blocks(*spans: tuple[Reg, Reg, int]) -> None:
             def panel(number: Reg, _: list[Reg]) -> list[Reg]:
-                self._fetch_next(row, number, first)
                 for start, stop, below in spans:
 
                     def block(i: Reg, _: list[Reg], below: int = below) -> list[Reg]:
@@ -202,20 +200,6 @@ class TileProduct(PanelDot):
             spans = ((integer(0), pairs, _BELOW), (pairs, whole, 1))
             blocks(*(spans if self.static[0] > ROWS else spans[1:]))
         w.when(w.compare("icmp slt", integer(0), rest), last, lambda: None)
-
-    def _fetch_next(self, row: Reg, panel: Reg, first: Reg) -> None:
-        """Ask for the rows that are copied next, a few with each panel: they lie a page apart, so
-        that no prefetcher would, and a copy waits for each.
-        """
-        w, rows = self.w, self.cuts.rows
-        few = -(-rows * self.cuts.width // self.static[1])
-        if self.static[0] <= rows or few > _FETCHED:
-            return
-        for number in range(few):
-            at = w.add(w.mul(panel, integer(few)), integer(rows + number))
-            source = self.a.loaded_from([*self.batch, w.add(row, at), first])
-            if source is not None:
-                fetch(w, source, 0, self.depth * 2, cache=2)
 
     def _configure(self, rows: Reg) -> None:
         """Tell the machine the sizes of tiles, for so many rows."""
@@ -246,7 +230,7 @@ class TileProduct(PanelDot):
             k = w.mul(number, integer(_STEPS))
             for c in range(self.across):
                 at = self._right_at(panel, k, integer(c * LANES))
-                on_tiles(self.e, Operation.TILE_LOAD, tile(_RIGHT + c), at, integer(LINE))
+                on_tiles(self.e, Operation.TILE_LOAD_ONCE, tile(_RIGHT + c), at, integer(LINE))
             for r in range(below):
                 at = self._left_at(w.add(i, integer(r * ROWS)), k)
                 on_tiles(self.e, Operation.TILE_LOAD, tile(_LEFT + r), at, integer(LINE))
@@ -256,7 +240,7 @@ class TileProduct(PanelDot):
             return []
 
         def read() -> None:
-            every(Operation.TILE_LOAD)
+            every(Operation.TILE_LOAD_ONCE)
 
         if self.whole or not self.fresh:
             (zeros if self.fresh else read)()
@@ -271,6 +255,6 @@ class TileProduct(PanelDot):
         """Where a tile of accumulators lies in their buffer, and bytes from a row to the next."""
         w = self.w
         at = w.add(w.add(row, i), integer(below * ROWS))
-        column = w.add(w.mul(panel, integer(self.cuts.width)), integer(across * LANES))
+        column = self._column(panel, across * LANES)
         pitch = integer(_SIZE * self.c.strides()[-2])
         return self.c.at(self.e, [*self.batch, at, column]), pitch
