@@ -79,6 +79,8 @@ class BodyEmitter:
         self.stored: set[Value] = set()
         #: The least and the largest element of tiles of index arguments.
         self.known: dict[Value, tuple[Expr, Expr]] = {}
+        #: Ops that were written with one in front of them.
+        self.written: set[Op] = set()
         #: The region that is being written.
         self.now = function.body
         self._inlining = False
@@ -139,7 +141,10 @@ class BodyEmitter:
         """Write every op of a region."""
         outside, self.now = self.now, region
         for op in region.ops:
-            self.op(op)
+            if op in self.written:
+                self.written.remove(op)
+            else:
+                self.op(op)
         self.now = outside
 
     def op(self, op: Op) -> None:

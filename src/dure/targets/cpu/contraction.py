@@ -20,6 +20,7 @@ from dure.ir.types import TensorType
 from dure.targets.cpu.blockdots import ActivationRows, Panels, unpack
 from dure.targets.cpu.copies import lies_along
 from dure.targets.cpu.dots import KRange, block_dot, plain_dot
+from dure.targets.cpu.endings import ending_of
 from dure.targets.cpu.memory import Extent
 from dure.targets.cpu.packing import packed_layout
 from dure.targets.cpu.paneldots import PanelDot, takes_panels
@@ -100,12 +101,12 @@ def _micro_kernel(
     turned = not lies_along(right, right.type.rank - 1, lanes)
     if takes_products(body.e.host, left.dtype, right.dtype):
         if not are_few(rows) or (turned and not takes_rows(right)):
-            return _copying(TileProduct)
-        return _copying(RowProduct) if takes_rows(right) else row_dot
+            return _tile_products
+        return _row_products if takes_rows(right) else row_dot
     if takes_squares(right, rows, lanes):
         return turned_dot
     panels = takes_panels(lanes, rows.static, columns, turned)
-    return _copying(PanelDot) if panels else plain_dot
+    return _panel_dots if panels else plain_dot
 
 
 def _copying(kind: type[PanelDot | RowProduct]) -> MicroKernel:
@@ -124,6 +125,11 @@ def _copying(kind: type[PanelDot | RowProduct]) -> MicroKernel:
         kind(e, a, b, c, extents, batch).run(k, fresh)
 
     return dot
+
+
+_panel_dots, _tile_products, _row_products = map(_copying, (PanelDot, TileProduct, RowProduct))
+#: Those that write what becomes of their accumulators, too.
+_ENDING: dict[MicroKernel, type[PanelDot]] = {_panel_dots: PanelDot, _tile_products: TileProduct}
 
 
 def _is_block_dot(a: object, b: object) -> bool:
@@ -381,6 +387,12 @@ def _whole_dot(body: BodyEmitter, op: Op, place: int, left: _Walk, right: _Walk)
     else:
         assert isinstance(a, Tile) and isinstance(b, Tile)
         multiply = _micro_kernel(body, a, b, (extents[0], extents[1]))
+        kind = _ENDING.get(multiply)
+        ending = None if kind is None else ending_of(body, op, (left.load, right.load))
+        if kind is not None and ending is not None:
+            dot = kind(body.e, a, b, target, (extents[0], extents[1]), (), ending)
+            dot.run(k, fresh)
+            return
         multiply(body.e, a, b, target, (extents[0], extents[1]), k, (), fresh)
     body.tiles[result] = target
     body.owned.add(result)

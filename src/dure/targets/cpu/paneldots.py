@@ -17,6 +17,7 @@ from dure.runtime.host import HostFeatures
 from dure.targets.cpu.bounds import Bounds
 from dure.targets.cpu.copies import lies_along, read_along, read_turned
 from dure.targets.cpu.dots import KRange, last_vector, multiply_add, zero
+from dure.targets.cpu.endings import Ending
 from dure.targets.cpu.memory import Extent
 from dure.targets.cpu.values import Buffer, Emitter, Mapped, Tile
 from dure.targets.cpu.writer import Reg, integer, vector_type
@@ -91,8 +92,11 @@ class PanelDot:
         c: Buffer,
         extents: tuple[Extent, Extent],
         batch: Sequence[Reg] = (),
+        ending: Ending | None = None,
     ) -> None:
+        """``ending`` is what becomes of the sums, which ``c`` doesn't have then."""
         self.e, self.w = e, e.w
+        self.ending = ending
         self.c = c
         self.a, self.b = (self._operand(tile) for tile in (a, b))
         self.batch = list(batch)
@@ -124,12 +128,16 @@ class PanelDot:
         w, e, cuts = self.w, self.e, self.cuts
         mark = e.mark()
         length = w.sub(k.stop, k.start).literal
-        whole = length is not None and length <= cuts.depth
-        self.depth = length if length is not None and whole else cuts.depth
-        self.k, self.fresh, self.whole = k, fresh, whole
+        self.whole = length is not None and length <= cuts.depth
+        self.depth = max(1, length) if length is not None and self.whole else cuts.depth
+        self.k, self.fresh = k, fresh
         panels = self.static[1] // cuts.width
         most = -(-panels // -(-self.static[1] // cuts.columns))
         self._allocate(min(self.static[0], cuts.rows), most)
+        if self.ending is not None:
+            #: The accumulators of the copied rows behind their last step.
+            shape = min(self.static[0], cuts.rows), most * cuts.width
+            self.sums = e.buffer(shape, self.c.stored, apart=True)
 
         def group(column: Reg, _: list[Reg]) -> list[Reg]:
             self._group(column, w.minimum(integer(most * cuts.width), w.sub(self.used, column)))
@@ -144,11 +152,10 @@ class PanelDot:
         w, k, cuts = self.w, self.k, self.cuts
         self.column, self.columns = column, columns
         self.panels = w.floordiv(w.add(columns, integer(cuts.width - 1)), integer(cuts.width))
-        if self.fresh and not self.whole:
-            self._clear()
 
         def cut(first: Reg, _: list[Reg]) -> list[Reg]:
             depth = w.minimum(integer(self.depth), w.sub(k.stop, first))
+            self._edges(first)
             self._copy_columns(first, depth)
 
             def rows(row: Reg, _: list[Reg]) -> list[Reg]:
@@ -164,7 +171,30 @@ class PanelDot:
             w.loop(integer(0), stop, cuts.rows, rows)
             return []
 
-        w.loop(k.start, k.stop, self.depth, cut)
+        # The accumulators of no steps at all are zeros, too.
+        least = integer(1 if self.fresh or self.ending is not None else 0)
+        w.loop(k.start, w.maximum(k.stop, w.add(k.start, least)), self.depth, cut)
+
+    def _edges(self, first: Reg) -> None:
+        """Whether a cut is the one that starts from zero, and whether it has an end to write."""
+        w, never = self.w, Reg("i1", "false")
+        begins = ends = Reg("i1", "true")
+        if not self.whole:
+            begins = w.compare("icmp eq", first, self.k.start)
+            ends = w.compare("icmp sge", w.add(first, integer(self.depth)), self.k.stop)
+        self.begins = begins if self.fresh else never
+        self.ends = ends if self.ending is not None else never
+
+    def _end(self, row: Reg, first: Reg, stop: Reg) -> None:
+        """Write what becomes of some of the copied rows, which begin at ``row``."""
+        w, ending = self.w, self.ending
+        if ending is not None:
+            at, last = (row, self.column), w.add(self.column, self.columns)
+            w.when(
+                self.ends,
+                lambda: ending.write(self.sums, at, (first, stop), last, self.lanes),
+                lambda: None,
+            )
 
     def _column(self, panel: Reg, lane: int = 0) -> Reg:
         """The column of a lane of a panel."""
@@ -195,20 +225,6 @@ class PanelDot:
         lest all begin in one set of a cache.
         """
         return (-(-self.depth // self.e.lanes) * self.e.lanes + 1) * self.cuts.width
-
-    def _clear(self) -> None:
-        """Zeros in all accumulators that are read before they are written."""
-        w, nothing = self.w, zero(self.c.stored, self.lanes)
-
-        def row(i: Reg, _: list[Reg]) -> list[Reg]:
-            def column(j: Reg, _: list[Reg]) -> list[Reg]:
-                self.c.put(self.e, nothing, [*self.batch, i, w.add(self.column, j)], self.axis)
-                return []
-
-            w.loop(integer(0), w.mul(self.panels, integer(self.cuts.width)), self.lanes, column)
-            return []
-
-        w.loop(integer(0), self.rows, 1, row)
 
     # -- copies -----------------------------------------------------------------------------------
 
@@ -331,6 +347,7 @@ class PanelDot:
             return []
 
         w.loop(integer(0), self.panels, 1, panel)
+        self._end(row, integer(0), count)
 
     def _block(self, row: Reg, i: Reg, height: int, panel: Reg, depth: Reg) -> None:
         w, e, width = self.w, self.e, self.cuts.width
@@ -342,8 +359,11 @@ class PanelDot:
             for lane in range(0, width, e.lanes)
         ]
         nothing = zero(self.c.stored, e.lanes)
-        zeros = self.fresh and self.whole
-        initial = [nothing if zeros else self.c.vector(e, p, self.axis, e.lanes) for p in places]
+        initial = w.choose(
+            self.begins,
+            lambda: [nothing] * len(places),
+            lambda: [self.c.vector(e, p, self.axis, e.lanes) for p in places],
+        )
         element = "float" if self.c.stored.is_float else "i32"
 
         def step(k: Reg, totals: list[Reg]) -> list[Reg]:
@@ -361,5 +381,16 @@ class PanelDot:
                     found.append(multiply_add(e, spread, vector, totals[len(found)]))
             return found
 
-        for place, total in zip(places, w.loop(integer(0), depth, 1, step, initial), strict=True):
-            self.c.put(e, total, place, self.axis)
+        totals = w.loop(integer(0), depth, 1, step, initial)
+
+        def ends() -> None:
+            for number, total in enumerate(totals):
+                r, part = divmod(number, width // e.lanes)
+                lane = w.add(w.mul(panel, integer(width)), integer(part * e.lanes))
+                self.sums.put(e, total, [w.add(i, integer(r)), lane], 1)
+
+        def goes_on() -> None:
+            for place, total in zip(places, totals, strict=True):
+                self.c.put(e, total, place, self.axis)
+
+        w.when(self.ends, ends, goes_on)

@@ -81,11 +81,6 @@ class TileProduct(PanelDot):
         """
         return self.across * self.deep * _TILE + LINE
 
-    def _clear(self) -> None:
-        """Only where there is no cut at all: the first one doesn't read accumulators."""
-        none = self.w.compare("icmp sle", self.k.stop, self.k.start)
-        self.w.when(none, super()._clear, lambda: None)
-
     # -- copies -----------------------------------------------------------------------------------
 
     def _left_at(self, row: Reg, k: Reg) -> Reg:
@@ -172,7 +167,6 @@ class TileProduct(PanelDot):
         """All panels, one after another, times the copied rows; the last ones are fewer."""
         w = self.w
         self.deep_now = w.floordiv(w.add(depth, integer(_STEPS - 1)), integer(_STEPS))
-        self.begins = w.compare("icmp eq", first, self.k.start)
         rest = w.mod(count, ROWS)
         whole = w.sub(count, rest)
         pairs = w.sub(whole, w.mod(whole, _BELOW * ROWS))
@@ -189,6 +183,7 @@ class TileProduct(PanelDot):
                 return []
 
             w.loop(integer(0), self.panels, 1, panel)
+            self._end(row, spans[0][0], spans[-1][1])
 
         def last() -> None:
             self._configure(rest)
@@ -222,8 +217,8 @@ class TileProduct(PanelDot):
             for number in numbers:
                 on_tiles(self.e, Operation.TILE_ZERO, number)
 
-        def every(operation: Operation) -> None:
-            for number, place in zip(numbers, buffer, strict=True):
+        def every(operation: Operation, places: Sequence[tuple[Reg, Reg]]) -> None:
+            for number, place in zip(numbers, places, strict=True):
                 on_tiles(self.e, operation, number, *place)
 
         def step(number: Reg, _: list[Reg]) -> list[Reg]:
@@ -239,15 +234,13 @@ class TileProduct(PanelDot):
                 on_tiles(self.e, Operation.TILES_OF_BFLOAT16, *operands)
             return []
 
-        def read() -> None:
-            every(Operation.TILE_LOAD_ONCE)
-
-        if self.whole or not self.fresh:
-            (zeros if self.fresh else read)()
-        else:
-            w.when(self.begins, zeros, read)
+        w.when(self.begins, zeros, lambda: every(Operation.TILE_LOAD_ONCE, buffer))
         w.loop(integer(0), self.deep_now, 1, step)
-        every(Operation.TILE_STORE)
+        w.when(
+            self.ends,
+            lambda: every(Operation.TILE_STORE, [self._sums(i, panel, r, c) for r, c in grid]),
+            lambda: every(Operation.TILE_STORE, buffer),
+        )
 
     def _accumulator(
         self, row: Reg, i: Reg, panel: Reg, below: int, across: int
@@ -258,3 +251,10 @@ class TileProduct(PanelDot):
         column = self._column(panel, across * LANES)
         pitch = integer(_SIZE * self.c.strides()[-2])
         return self.c.at(self.e, [*self.batch, at, column]), pitch
+
+    def _sums(self, i: Reg, panel: Reg, below: int, across: int) -> tuple[Reg, Reg]:
+        """Where a tile of accumulators lies behind its last step, and bytes from a row on."""
+        w = self.w
+        lane = w.add(w.mul(panel, integer(self.cuts.width)), integer(across * LANES))
+        at = self.sums.at(self.e, [w.add(i, integer(below * ROWS)), lane])
+        return at, integer(_SIZE * self.sums.pitch)

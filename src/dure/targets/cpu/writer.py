@@ -335,15 +335,40 @@ class Writer:
 
     def when(self, condition: Reg, then: Callable[[], None], otherwise: Callable[[], None]) -> None:
         """Run one of two bodies."""
+
+        def of(write: Callable[[], None]) -> Callable[[], list[Reg]]:
+            def body() -> list[Reg]:
+                write()
+                return []
+
+            return body
+
+        self.choose(condition, of(then), of(otherwise))
+
+    def choose(
+        self,
+        condition: Reg,
+        then: Callable[[], Sequence[Reg]],
+        otherwise: Callable[[], Sequence[Reg]],
+    ) -> list[Reg]:
+        """Run one of two bodies, and give what it gives; one is written where that is known."""
+        if condition.name in ("true", "false"):
+            return list(then() if condition.name == "true" else otherwise())
         yes, no, done = self.fresh("then"), self.fresh("else"), self.fresh("join")
         self.do(f"br {condition}, label %{yes}, label %{no}")
+        given: list[tuple[Sequence[Reg], str]] = []
         for label, write in ((yes, then), (no, otherwise)):
             self.start_block(label)
             self._scopes.enter()
-            write()
+            given.append((write(), self.block))
             self._scopes.leave()
             self.branch(done)
         self.start_block(done)
+        (first, one), (second, other) = given
+        return [
+            self.emit(a.type, f"phi {a.type} [{a.name}, %{one}], [{b.name}, %{other}]")
+            for a, b in zip(first, second, strict=True)
+        ]
 
     # -- memory -----------------------------------------------------------------------------------
 
