@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 
 from dure.errors import DureError, KernelError
 from dure.ir.core import Function, Op, Region, Value, walk
@@ -258,7 +259,16 @@ class _Work:
         if not self._by_tiles(op) or op.result.tile.shape[-2] <= self.machine.few_rows:
             return 0.0
         left, right, sums = (operand.tile.elements for operand in op.operands)
+        left *= self._groups(op.result.tile.shape[-1])
         return 2 * (left + right + sums) / self.machine.vector_flops
+
+    def _groups(self, columns: int) -> int:
+        """How often rows are copied: once for the columns that half of the second cache holds as
+        deep as two blocks of rows are that fill two thirds of the nearest one.
+        """
+        (near, _), (second, _) = self.machine.levels[0], self.machine.levels[: _NEAR + 1][-1]
+        deep = near * 2 / 3 / (2 * self.machine.tile_rows)
+        return math.ceil(columns * deep / (second / 2))
 
     def _runs(self, op: Op) -> int:
         """Runs of addresses that begin unforeseen: those of a tile with more rows than are followed
@@ -275,14 +285,16 @@ class _Work:
 
     def _carry(self, region: Region, turns: float) -> None:
         """What a loop carries is read and written in every turn, but for what stays in registers:
-        sums of products, and what is carried element by element.
+        sums of products, and what is carried element by element.  Sums of a loop of loops are read
+        by no first turn and written by no last one.
         """
         makers = {r: op for op in region.ops for r in op.results}
         for value in region.yields:
             maker = makers.get(value)
             if not self._inside_out and (maker is None or maker.name != "dot"):
-                self.ops += turns
-                self.carried += turns * 2 * _bytes(value)
+                moved = turns - 1 if _is_sum(region, value) else turns
+                self.ops += moved
+                self.carried += moved * 2 * _bytes(value)
 
     def _lanes_combined(self, op: Op) -> float:
         """Seconds of the ends of reductions along the rows of a tile, where the lanes of a strip of
@@ -317,6 +329,15 @@ class _Work:
             if low is None or high is None:
                 return 1 if low is None else max(low, 1)
             return (low + high) // 2
+
+
+def _is_sum(region: Region, value: Value) -> bool:
+    """Whether a dot adds to what a region yields, maybe in a loop of loops."""
+    maker = next((op for op in region.ops if value in op.results), None)
+    if maker is None or maker.name != "for":
+        return maker is not None and maker.name == "dot"
+    inner = maker.regions[0]
+    return _is_sum(inner, inner.yields[maker.results.index(value)])
 
 
 def live_bytes(region: Region) -> int:
@@ -399,9 +420,21 @@ def ranked(
         for place, now in enumerate(best):
             if 2 * _COARSE[-1] <= now <= _LARGEST // 2:
                 best = min(best, (*best[:place], 2 * now, *best[place + 1 :]), key=cost)
+    # What one size alone decided about the work of all workers may suit another one better.
+    if math.isfinite(cost(best)) and _multiplies(function_of(best)):
+        best = min([best, *_traded(best)], key=cost)
     ordered = sorted(tried.items(), key=lambda entry: entry[1])
     found = [(c, dict(zip(open_names, v, strict=True))) for v, c in ordered]
     return _possible(found, open_names, error)
+
+
+def _traded(sizes: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """Half of one size and twice another one."""
+    for less, more in permutations(range(len(sizes)), 2):
+        if sizes[less] > 1 and sizes[more] <= _LARGEST // 2:
+            traded = list(sizes)
+            traded[less], traded[more] = sizes[less] // 2, sizes[more] * 2
+            yield tuple(traded)
 
 
 def _multiplies(function: Function) -> bool:

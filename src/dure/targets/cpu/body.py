@@ -20,7 +20,7 @@ from dure.ir.dtypes import BlockFormat, DType
 from dure.ir.expr import Expr, as_expr, maximum, minimum
 from dure.ir.layout import AnyLayout, Layout, PlaneLayouts
 from dure.ir.types import TensorType, default_layout
-from dure.targets.cpu import carries, contraction, elementwise, reductions
+from dure.targets.cpu import carries, contraction, elementwise, nests, reductions
 from dure.targets.cpu.bounds import Access
 from dure.targets.cpu.copies import lies_along
 from dure.targets.cpu.demand import Demands, unit_axes
@@ -511,7 +511,7 @@ class BodyEmitter:
     # -- control ----------------------------------------------------------------------------------
 
     def _op_for(self, op: Op) -> None:
-        if contraction.loop(self, op) or carries.loop(self, op):
+        if any(own.loop(self, op) for own in (contraction, nests, carries)):
             return
         body, w = op.regions[0], self.w
         carried: list[Buffer] = []

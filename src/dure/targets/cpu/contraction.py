@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import TYPE_CHECKING, TypeAlias
 
 from dure.ir import dtypes
@@ -19,8 +20,8 @@ from dure.ir.layout import AnyLayout, Layout, PlaneLayouts
 from dure.ir.types import TensorType
 from dure.targets.cpu.blockdots import ActivationRows, Panels, unpack
 from dure.targets.cpu.copies import lies_along
-from dure.targets.cpu.dots import KRange, block_dot, plain_dot
-from dure.targets.cpu.endings import ending_of
+from dure.targets.cpu.dots import KRange, block_dot, plain_dot, zero
+from dure.targets.cpu.endings import Ending, ending_of
 from dure.targets.cpu.memory import Extent
 from dure.targets.cpu.packing import packed_layout
 from dure.targets.cpu.paneldots import PanelDot, takes_panels
@@ -76,10 +77,7 @@ def dot(body: BodyEmitter, op: Op) -> None:
     left, right = _plain(body, op.operands[0], a), _plain(body, op.operands[1], b)
     rows_columns = (extents[-2], extents[-1])
     multiply = _micro_kernel(body, left, right, rows_columns)
-    if multiply in _IN_PLACE:
-        left = _left(body, op.operands[0], left)
-        if multiply is not turned_dot:
-            right = _right(body, op.operands[1], right)
+    left, right = _placed(body, op, multiply, left, right)
     if len(extents) == 2:
         multiply(body.e, left, right, target, rows_columns, k, (), fresh)
     else:
@@ -91,6 +89,50 @@ def dot(body: BodyEmitter, op: Op) -> None:
         body.w.loop(integer(0), body.w.index(extents[0].bound), 1, each)
     body.tiles[op.result] = target
     body.owned.add(op.result)
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What the dots of a nest of loops add to, and what becomes of it."""
+
+    target: Buffer
+    ending: Ending
+
+
+def nested(
+    body: BodyEmitter, op: Op, sums: Sums, first: Sequence[Reg], last: Sequence[Reg]
+) -> None:
+    """The dot of a nest: the sums begin where all of ``first`` hold, and end where all of ``last``
+    do.
+    """
+    w, ending, target = body.w, sums.ending, sums.target
+    left, right = (_plain(body, o, body.tiles[o]) for o in op.operands[:2])
+    extents = body.extents(op.result)
+    rows_columns = (extents[0], extents[1])
+    k = KRange(integer(0), integer(op.operands[0].tile.shape[-1]))
+    begins, ends = (reduce(w.both, edges) for edges in (first, last))
+    multiply = _micro_kernel(body, left, right, rows_columns)
+    kind = _ENDING.get(multiply)
+    if kind is not None:
+        ending.begins, ending.ends = begins, ends
+        kind(body.e, left, right, target, rows_columns, (), ending).run(k, fresh=True)
+        return
+    left, right = _placed(body, op, multiply, left, right)
+    zeros = Full(target.type, zero(target.stored, 1))
+    w.when(begins, lambda: body.copy(zeros, target, extents), lambda: None)
+    multiply(body.e, left, right, target, rows_columns, k, (), False)
+    w.when(ends, lambda: ending.write_all(target, *rows_columns), lambda: None)
+
+
+def _placed(
+    body: BodyEmitter, op: Op, multiply: MicroKernel, left: Tile, right: Tile
+) -> tuple[Tile, Tile]:
+    """The operands where the micro-kernel reads them."""
+    if multiply in _IN_PLACE:
+        left = _left(body, op.operands[0], left)
+        if multiply is not turned_dot:
+            right = _right(body, op.operands[1], right)
+    return left, right
 
 
 def _micro_kernel(
@@ -153,7 +195,7 @@ def _accumulator(body: BodyEmitter, op: Op) -> tuple[Buffer, bool]:
     tile = body.tile(value)
     kind = op.result.tile
     assert isinstance(kind.dtype, DType)
-    if isinstance(tile, Full) and _is_zero(tile):
+    if is_zero(tile):
         return body.e.buffer(kind.shape, kind.dtype), True
     if isinstance(tile, Buffer) and body.dies(value):
         return tile, False
@@ -163,8 +205,14 @@ def _accumulator(body: BodyEmitter, op: Op) -> tuple[Buffer, bool]:
     return target, False
 
 
-def _is_zero(tile: Full) -> bool:
-    return tile.value.name in ("0", "0.0", "zeroinitializer", "0x0000000000000000")
+def is_zero(tile: Tile) -> bool:
+    """Whether a tile is zero everywhere."""
+    return isinstance(tile, Full) and tile.value.name in (
+        "0",
+        "0.0",
+        "zeroinitializer",
+        "0x0000000000000000",
+    )
 
 
 def _reusable(body: BodyEmitter, tile: Tile, shape: Sequence[int]) -> Buffer | None:
@@ -369,7 +417,7 @@ def _whole_dot(body: BodyEmitter, op: Op, place: int, left: _Walk, right: _Walk)
     assert isinstance(kind.dtype, DType)
     tile = body.tile(initial)
     target = body.e.buffer(kind.shape, kind.dtype, apart=True)
-    fresh = isinstance(tile, Full) and _is_zero(tile)
+    fresh = is_zero(tile)
     if not fresh:
         body.copy(tile, target, body.extents(argument))
     step = left.load.result.tile.shape[left.k_axis]

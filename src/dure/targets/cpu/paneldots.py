@@ -179,9 +179,12 @@ class PanelDot:
         """Whether a cut is the one that starts from zero, and whether it has an end to write."""
         w, never = self.w, Reg("i1", "false")
         begins = ends = Reg("i1", "true")
+        if self.ending is not None:
+            begins, ends = self.ending.begins, self.ending.ends
         if not self.whole:
-            begins = w.compare("icmp eq", first, self.k.start)
-            ends = w.compare("icmp sge", w.add(first, integer(self.depth)), self.k.stop)
+            last = w.add(first, integer(self.depth))
+            begins = w.both(begins, w.compare("icmp eq", first, self.k.start))
+            ends = w.both(ends, w.compare("icmp sge", last, self.k.stop))
         self.begins = begins if self.fresh else never
         self.ends = ends if self.ending is not None else never
 
@@ -189,10 +192,11 @@ class PanelDot:
         """Write what becomes of some of the copied rows, which begin at ``row``."""
         w, ending = self.w, self.ending
         if ending is not None:
-            at, last = (row, self.column), w.add(self.column, self.columns)
+            at, end = (row, self.column), w.add(self.column, self.columns)
+            columns = self.sums.row, end
             w.when(
                 self.ends,
-                lambda: ending.write(self.sums, at, (first, stop), last, self.lanes),
+                lambda: ending.write(self.sums, at, (first, stop), columns, self.lanes),
                 lambda: None,
             )
 

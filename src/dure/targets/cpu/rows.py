@@ -12,16 +12,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dure.targets.cpu.bounds import Bounds
-from dure.targets.cpu.memory import Extent, Place
+from dure.targets.cpu.memory import Place
 from dure.targets.cpu.writer import Reg, Writer, integer
 
 #: A row of fewer elements is short: a masked vector in front of it doesn't repay.
 LONG = 256
+_FIRST = integer(0)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row: ``body(position, lanes)`` is written for vectors of ``lanes`` that cover it.
+    """What is in a row from ``start`` on: ``body(position, lanes)`` is written for vectors of
+    ``lanes`` that cover it up to ``used``, which is ``static`` elements behind the start at most.
 
     Masks of ``bounds`` are left to vectors beyond ``limit``, if there is one.  ``together``
     registers are one vector where nothing is masked.
@@ -29,48 +31,49 @@ class Row:
 
     w: Writer
     lanes: int
-    extent: Extent
+    static: int
+    used: Reg
     bounds: Bounds
     limit: Reg | None
     body: Callable[[Reg, int], None]
     together: int = 1
+    start: Reg = _FIRST
 
     @property
     def main(self) -> int:
         """The elements of whole vectors."""
-        return self.extent.static - self.extent.static % self.lanes
+        return self.static - self.static % self.lanes
 
     @property
     def stop(self) -> Reg:
         """Where whole vectors end: none is needed behind it."""
-        used, main = self.w.index(self.extent.bound), integer(self.main)
-        if used.literal is None:
-            return self.w.minimum(used, main)
-        return integer(min(self.main, -(-used.literal // self.lanes) * self.lanes))
+        main, first, used = self.main, self.start.literal, self.used.literal
+        if first is None or used is None:
+            return self.w.minimum(self.used, self.w.add(self.start, integer(main)))
+        return integer(first + min(main, -(-(used - first) // self.lanes) * self.lanes))
 
     def write(self) -> None:
-        """Vectors from the row's first element on."""
+        """Vectors from the first element on."""
         if self.main:
-            self._inside(integer(0))
-            self._walk(self._end(integer(0)), self.stop, self.lanes)
-        at, rest = self.main, self.extent.static - self.main
+            self._inside(self.start)
+            self._walk(self._end(self.start), self.stop, self.lanes)
+        at, rest = self.main, self.static - self.main
         while rest:
             piece = 1 << (rest.bit_length() - 1)
-            self.body(integer(at), piece)
+            self.body(self.w.add(self.start, integer(at)), piece)
             at, rest = at + piece, rest - piece
 
     def can_align(self) -> bool:
         """Whether :meth:`write_aligned` covers the row, and repays."""
-        return self.main == self.extent.static >= LONG and self.together > 1
+        return self.main == self.static >= LONG and self.together > 1
 
     def write_aligned(self, place: Place, first: Reg) -> None:
-        """Vectors that store to a multiple of their size; the row's first element goes to
-        ``first``.
-        """
+        """Vectors that store to a multiple of their size; the first element goes to ``first``."""
         w, lanes, size = self.w, self.lanes, place.dtype.bits // 8
         behind = w.binary("and", w.cast("ptrtoint", first, "i64"), integer(lanes * size - 1))
         ahead = w.mod(w.floordiv(w.sub(integer(lanes * size), behind), integer(size)), lanes)
-        head, last = w.minimum(ahead, self.stop), integer(self.main - lanes)
+        head = w.minimum(w.add(self.start, ahead), self.stop)
+        last = w.add(self.start, integer(self.main - lanes))
 
         def front(position: Reg, _: list[Reg]) -> list[Reg]:
             with place.only(position, head):
@@ -86,7 +89,7 @@ class Row:
             with place.streamed(lanes * size):
                 self._inside(head)
 
-        w.loop(integer(0), head, lanes, front)
+        w.loop(self.start, head, lanes, front)
         if place.far is None:
             self._inside(head)
         else:

@@ -101,8 +101,8 @@ class Emitter:
         def nest(depth: int, outer: list[Reg]) -> None:
             if depth == len(extents):
                 limit = bounds.limit(counts, outer) if bounds.ragged else whole
-                extent, write = extents[axis], inside(outer)
-                row = Row(w, self.lanes, extent, bounds, limit, write, together)
+                static, used, write = extents[axis].static, counts[axis], inside(outer)
+                row = Row(w, self.lanes, static, used, bounds, limit, write, together)
                 if target is not None and row.can_align():
                     row.write_aligned(target, target.address(outer))
                 else:

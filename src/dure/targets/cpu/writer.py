@@ -169,6 +169,10 @@ class Writer:
         """``yes`` where the condition holds, else ``no``."""
         return self.emit(yes.type, f"select {condition}, {yes}, {no}")
 
+    def both(self, left: Reg, right: Reg) -> Reg:
+        """Whether two conditions hold."""
+        return right if left.name == "true" else self.binary("and", left, right)
+
     # -- i64 arithmetic that folds ----------------------------------------------------------------
 
     def add(self, left: Reg, right: Reg) -> Reg:
