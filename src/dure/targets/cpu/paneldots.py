@@ -81,6 +81,9 @@ class PanelDot:
 
     #: Steps of K that are placed together: they fill a lane.
     together = 1
+    #: Whether an ending is written for the copied rows of all panels, or of one after another, so
+    #: that the next one's products go on while memory takes what is stored.
+    whole_rows = False
     #: The left operand where it lies, if it is read there.
     placed: Buffer | None = None
 
@@ -136,7 +139,7 @@ class PanelDot:
         self._allocate(min(self.static[0], cuts.rows), most)
         if self.ending is not None:
             #: The accumulators of the copied rows behind their last step.
-            shape = min(self.static[0], cuts.rows), most * cuts.width
+            shape = min(self.static[0], cuts.rows), (most if self.whole_rows else 1) * cuts.width
             self.sums = e.buffer(shape, self.c.stored, apart=True)
 
         def group(column: Reg, _: list[Reg]) -> list[Reg]:
@@ -188,17 +191,23 @@ class PanelDot:
         self.begins = begins if self.fresh else never
         self.ends = ends if self.ending is not None else never
 
-    def _end(self, row: Reg, first: Reg, stop: Reg) -> None:
-        """Write what becomes of some of the copied rows, which begin at ``row``."""
-        w, ending = self.w, self.ending
+    def _end(self, at: tuple[Reg, Reg], rows: tuple[Reg, Reg], stop: Reg) -> None:
+        """Write what becomes of some of the rows that are kept, which begin ``at`` a row and a
+        column of the tile, up to the column ``stop``.
+        """
+        ending = self.ending
         if ending is not None:
-            at, end = (row, self.column), w.add(self.column, self.columns)
-            columns = self.sums.row, end
-            w.when(
+            columns = self.sums.row, stop
+            self.w.when(
                 self.ends,
-                lambda: ending.write(self.sums, at, (first, stop), columns, self.lanes),
+                lambda: ending.write(self.sums, at, rows, columns, self.lanes),
                 lambda: None,
             )
+
+    @property
+    def _stop(self) -> Reg:
+        """Where the columns end that are copied together."""
+        return self.w.add(self.column, self.columns)
 
     def _column(self, panel: Reg, lane: int = 0) -> Reg:
         """The column of a lane of a panel."""
@@ -291,7 +300,7 @@ class PanelDot:
         """Panels whose columns lie apart, with steps of K side by side."""
         w, e, width = self.w, self.e, self.cuts.width
         bounds = self._bounds(self.b, self.axis - 1)
-        stop = [*self.behind, w.add(first, depth), w.add(self.column, self.columns)]
+        stop = [*self.behind, w.add(first, depth), self._stop]
 
         def turned(number: Reg, _: list[Reg]) -> list[Reg]:
             column = w.mul(number, integer(e.lanes))
@@ -348,10 +357,12 @@ class PanelDot:
 
                 w.loop(start, stop, height, block)
                 start = stop
+            column = self._column(p)
+            stop = w.minimum(w.add(column, integer(self.cuts.width)), self._stop)
+            self._end((row, column), (integer(0), count), stop)
             return []
 
         w.loop(integer(0), self.panels, 1, panel)
-        self._end(row, integer(0), count)
 
     def _block(self, row: Reg, i: Reg, height: int, panel: Reg, depth: Reg) -> None:
         w, e, width = self.w, self.e, self.cuts.width
@@ -390,8 +401,8 @@ class PanelDot:
         def ends() -> None:
             for number, total in enumerate(totals):
                 r, part = divmod(number, width // e.lanes)
-                lane = w.add(w.mul(panel, integer(width)), integer(part * e.lanes))
-                self.sums.put(e, total, [w.add(i, integer(r)), lane], 1)
+                place = [w.add(i, integer(r)), integer(part * e.lanes)]
+                self.sums.put(e, total, place, 1)
 
         def goes_on() -> None:
             for place, total in zip(places, totals, strict=True):

@@ -46,6 +46,8 @@ class TileProduct(PanelDot):
     """``c += a @ b``, where :func:`takes_products`."""
 
     together = _PAIR
+    #: Tiles wait for caches, not for their products, and a page is looked up for each row.
+    whole_rows = True
 
     def _operand(self, tile: Tile) -> Tile:
         return Stored(tile)
@@ -183,7 +185,7 @@ class TileProduct(PanelDot):
                 return []
 
             w.loop(integer(0), self.panels, 1, panel)
-            self._end(row, spans[0][0], spans[-1][1])
+            self._end((row, self.column), (spans[0][0], spans[-1][1]), self._stop)
 
         def last() -> None:
             self._configure(rest)
