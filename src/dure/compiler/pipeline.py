@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from dure import settings
 from dure.compiler.fuse import fuse
 from dure.compiler.layouts import LaidOut, choose_layouts
-from dure.compiler.quantize import Policy, quantize_activations
+from dure.compiler.quantize import quantize_activations
 from dure.compiler.sample import draw_step
 from dure.ir.core import Function
-from dure.ir.lowering import CompilerTarget
+from dure.ir.lowering import ActivationPolicy, CompilerTarget
 from dure.ir.passes import Pass, run_passes
 from dure.ir.printer import print_function
 from dure.runtime import llvm
@@ -37,8 +37,10 @@ class Prepared:
     load: LoadPlan
 
 
-def prepare(function: Function, target: CompilerTarget, policy: Policy = "int8") -> Prepared:
-    """Quantizes activations by policy, fuses, and chooses layouts.
+def prepare(
+    function: Function, target: CompilerTarget, policy: ActivationPolicy | None = None
+) -> Prepared:
+    """Quantizes activations by policy (else the target's), fuses, and chooses layouts.
 
     The policy alone changes numbers on purpose: ``DURE_CHECK`` compares from there on.
     """
@@ -49,7 +51,8 @@ def prepare(function: Function, target: CompilerTarget, policy: Policy = "int8")
         return chosen[0].step
 
     passes = (Pass("fuse", fuse), Pass("choose-layouts", with_layouts))
-    run_passes(quantize_activations(function, policy), passes, sampler=draw_step)
+    quantized = quantize_activations(function, policy or target.activations)
+    run_passes(quantized, passes, sampler=draw_step)
     return Prepared(chosen[0], plan_load(chosen[0].load))
 
 
@@ -57,7 +60,7 @@ def compile_program(
     function: Function,
     host: HostFeatures | None = None,
     *,
-    policy: Policy = "int8",
+    policy: ActivationPolicy | None = None,
     workers: int | None = None,
     library: Callable[[], object] | None = None,
     times: llvm.CompileTimes | None = None,
@@ -65,10 +68,10 @@ def compile_program(
 ) -> CompiledProgram:
     """Compiles a tensor program for the CPU, through the object cache.
 
-    ``policy`` says how activations meet quantized weights.  ``library`` is called before ops are
-    lowered to kernels (not where the cache has the program) and registers their lowerings, as
-    importing ``dure.library`` does.  ``times`` collects what LLVM took.  ``recorded`` stamps when
-    each worker ended what (:meth:`CompiledProgram.stamps`).
+    ``policy`` says how activations meet quantized weights; None leaves it to the host.
+    ``library`` is called before ops are lowered to kernels (not where the cache has the program)
+    and registers their lowerings, as importing ``dure.library`` does.  ``times`` collects what
+    LLVM took.  ``recorded`` stamps when each worker ended what (:meth:`CompiledProgram.stamps`).
     """
     features = host_features() if host is None else host
     prepared, artifact = compile_objects(
@@ -81,7 +84,7 @@ def compile_objects(
     function: Function,
     features: HostFeatures,
     *,
-    policy: Policy = "int8",
+    policy: ActivationPolicy | None = None,
     library: Callable[[], object] | None = None,
     times: llvm.CompileTimes | None = None,
     recorded: bool = False,

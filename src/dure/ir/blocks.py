@@ -7,7 +7,24 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dure.ir.dtypes import ACTIVATION_FORMATS, Array, BlockFormat, int16_block32
+from dure.ir.dtypes import (
+    ACTIVATION_FORMATS,
+    Array,
+    BlockFormat,
+    bfloat16,
+    bfp9_block32,
+    int16_block32,
+)
+
+#: Magnitudes that block floating point holds, as activations: smaller blocks are zero, larger ones
+#: NaN.  And the smallest magnitude of weights' blocks that keeps all bits.  Products of both are
+#: normal float32 numbers, or zero.
+BFP_SMALLEST, BFP_LARGEST, BFP_SMALLEST_WEIGHT = 2.0**-80, 2.0**80, 2.0**-32
+#: What the bits of a block's largest weight are raised by (a 64th of its power of two), so that
+#: codes, which are off by less than two, stay below 256.
+BFP_MARGIN = 1 << 17
+#: Fractional bits of the steps from one code of a weight to the next.
+BFP_STEP_BITS = 7
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +67,8 @@ def quantize(values: Array, format: BlockFormat) -> Blocks:
     ties to even).  Codes are zero where ``top / max|x|`` isn't a finite number above 0: in blocks
     of zeros, or of numbers next to them, and in those with infinity or NaN, whose scale says so.
     """
+    if format is bfp9_block32:
+        return _block_floating_point(values)
     top = np.float32(ACTIVATION_FORMATS.get(format, 127))
     shape = values.shape
     blocks = values.astype(np.float32).reshape(*shape[:-1], shape[-1] // format.block, format.block)
@@ -70,3 +89,64 @@ def quantize(values: Array, format: BlockFormat) -> Blocks:
             parts = code.reshape(*shape[:-1], shape[-1] // plane.per, plane.per)
             planes[plane.name] = parts.sum(axis=-1, dtype=np.int32)
     return Blocks(format, len(shape) - 1, shape, planes)
+
+
+def _power_of_two(largest: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """The power of two of which ``largest`` is 128 to 256 times."""
+    exponent = largest.view(np.int32) & np.int32(0x7F800000)
+    return (exponent - np.int32(7 << 23)).view(np.float32)
+
+
+def _block_floating_point(values: Array) -> Blocks:
+    """``code = round_half_even(x / d)``, with the power of two that makes the largest 128 to 256.
+
+    Blocks whose largest magnitude is below :data:`BFP_SMALLEST` are zeros; from
+    :data:`BFP_LARGEST` on, as with infinity or NaN, the scale is NaN.
+    """
+    format, shape = bfp9_block32, values.shape
+    blocks = values.astype(np.float32).reshape(*shape[:-1], shape[-1] // format.block, format.block)
+    largest = np.abs(blocks).max(axis=-1, initial=0)
+    some, usable = largest >= BFP_SMALLEST, largest < BFP_LARGEST
+    power = _power_of_two(np.where(some & usable, largest, np.float32(128)))
+    code = np.rint(np.where((some & usable)[..., None], blocks, 0) / power[..., None])
+    scale = np.where(usable, np.where(some, power, 0), np.nan).astype(np.float32)
+    value = code.astype(np.float32) * scale[..., None]
+    planes: dict[str, Array] = {
+        "d": scale,
+        "code": code.astype(np.int16).reshape(shape),
+        "sum": code.sum(axis=-1).astype(np.int32),
+        "value": value.astype(bfloat16.numpy).reshape(shape),
+    }
+    return Blocks(format, len(shape) - 1, shape, planes)
+
+
+def rounded(weights: Blocks) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    """Weights as block floating point: a code each, and one power of two for 32.
+
+    With the quantized axis last; :func:`dure.ir.dtypes.takes_bfp` says of which formats.  From the
+    code ``q`` of a weight ``low + q * scale`` follows ``round(q * step) + start``, where both are
+    whole numbers: ``step`` of ``1 / 2**BFP_STEP_BITS``, and ties go up.
+    """
+    format, per = weights.format, bfp9_block32.block
+    last = {n: np.moveaxis(p, weights.axis, -1) for n, p in weights.planes.items()}
+    codes = np.moveaxis(weights.codes(), weights.axis, -1)
+    scale = format.scale(last, codes.shape[-1])[..., ::per]
+    offset = format.offset(last, codes.shape[-1])
+    with np.errstate(invalid="ignore", over="ignore"):
+        low = scale * np.float32(-format.zero)
+        if offset is not None:
+            low = low + offset[..., ::per] * np.float32(format.offset_sign)
+        high = np.float32(15) * scale + low
+        largest = np.maximum(np.abs(low), np.abs(high))
+        finite = np.isfinite(largest)
+        largest = (largest.view(np.int32) + np.int32(BFP_MARGIN)).view(np.float32)
+        power = _power_of_two(
+            np.where(finite, np.maximum(largest, np.float32(BFP_SMALLEST_WEIGHT)), np.float32(1))
+        )
+        step, start = (
+            np.rint(np.where(finite, number / power, 0)).astype(np.int32)
+            for number in (scale * np.float32(1 << BFP_STEP_BITS), low)
+        )
+    half = 1 << (BFP_STEP_BITS - 1)
+    moved = (codes * np.repeat(step, per, -1) + half) >> BFP_STEP_BITS
+    return moved + np.repeat(start, per, -1), np.where(finite, power, np.float32(np.nan))

@@ -209,14 +209,15 @@ class ProgramBuilder:
         return self._op("embedding", table, tokens, scale=float(scale))
 
     def linear(
-        self, x: Value, weight: Value, bias: Value | None = None, *, precise: bool = False
+        self, x: Value, weight: Value, bias: Value | None = None, *, activation_bits: int = 8
     ) -> Value:
         """``x @ weight.T + bias``: (T, K) and (N, K) to (T, N).
 
-        ``precise`` asks the policy for activations to spend more bits on ``x``.
+        ``activation_bits`` are the least that the policy for activations may leave of ``x``.
         """
         rest = () if bias is None else (bias,)
-        return self._op("linear", x, weight, *rest, bias=bias is not None, precise=precise)
+        flags = {"bias": bias is not None, "activation_bits": activation_bits}
+        return self._op("linear", x, weight, *rest, **flags)
 
     def rms_norm(self, x: Value, weight: Value, eps: float) -> Value:
         """``x / sqrt(mean(x^2) + eps) * weight`` along the last axis."""

@@ -82,7 +82,11 @@ DTYPES: dict[str, DType] = {
     )
 }
 
-PlaneRole: TypeAlias = Literal["code", "scale", "offset", "sum"]
+#: What entries are: parts of a value, or, for what computes with it, sums of codes and the value
+#: itself in a type that holds it exactly.
+PlaneRole: TypeAlias = Literal["code", "scale", "offset", "sum", "value"]
+#: Roles of what follows from the others.
+DERIVED_ROLES: tuple[PlaneRole, ...] = ("sum", "value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +119,7 @@ class BlockFormat:
     @property
     def bits(self) -> float:
         """Stored bits an element, all planes together."""
-        return sum(p.dtype.bits / p.per for p in self.planes if p.role != "sum")
+        return sum(p.dtype.bits / p.per for p in self.planes if p.role not in DERIVED_ROLES)
 
     @cached_property
     def groups(self) -> dict[str, tuple[Plane, ...]]:
@@ -263,12 +267,42 @@ int16_block32 = BlockFormat(
     ),
 )
 
+#: Activations as block floating point: whole numbers from -256 to 256, times one power of two for
+#: 32.  Weights that they meet are rounded to the same (see
+#: :func:`dure.ir.blocks.rounded`), so that every value is a bfloat16 number, and the sum of a
+#: block's products exact in float32 as well as in int32.
+bfp9_block32 = BlockFormat(
+    "bfp9_block32",
+    32,
+    (
+        Plane("d", "scale", float32, per=32),
+        Plane("code", "code", int16),
+        Plane("sum", "sum", int32, per=32),
+        Plane("value", "value", bfloat16),
+    ),
+)
+
 FORMATS: dict[str, BlockFormat] = {
-    f.name: f for f in (q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q5_k, q6_k, int8_block32, int16_block32)
+    f.name: f
+    for f in (
+        *(q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q5_k, q6_k),
+        *(int8_block32, int16_block32, bfp9_block32),
+    )
 }
 
 #: What activations are quantized to while a program runs, and their largest code.
-ACTIVATION_FORMATS: dict[BlockFormat, int] = {int8_block32: 127, int16_block32: 127 * 256}
+ACTIVATION_FORMATS: dict[BlockFormat, int] = {
+    int8_block32: 127,
+    int16_block32: 127 * 256,
+    bfp9_block32: 256,
+}
+
+
+def takes_bfp(weights: BlockFormat) -> bool:
+    """Whether such weights may meet ``bfp9_block32``: codes of four bits, a scale for 32 k."""
+    codes = weights.groups["code"]
+    return len(codes) == 1 and codes[0].dtype is uint4 and weights.scale_block >= bfp9_block32.block
+
 
 ElementType: TypeAlias = DType | BlockFormat
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 from dure.errors import IRError
 from dure.ir.core import Function, Op, Value
@@ -28,12 +28,22 @@ class Use:
     position: int
 
 
+#: How activations meet block-quantized weights: as int8 blocks; as block floating point where the
+#: weights take it (:func:`dure.ir.dtypes.takes_bfp`), else as int8 blocks; or as they are.
+ActivationPolicy: TypeAlias = Literal["int8", "bfp", "float"]
+
+
 class CompilerTarget(Protocol):
     """What the compiler and the lowerings ask a target.  None leaves a tensor as it is."""
 
     @property
     def name(self) -> str:
         """The target's name."""
+        ...
+
+    @property
+    def activations(self) -> ActivationPolicy:
+        """How activations meet quantized weights, unless a caller says."""
         ...
 
     def weight_layout(self, weight: TensorType, uses: Sequence[Use]) -> AnyLayout | None:

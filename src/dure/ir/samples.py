@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dure.errors import IRError
-from dure.ir.blocks import Blocks
+from dure.ir.blocks import Blocks, quantize
 from dure.ir.core import Function
 from dure.ir.dtypes import Array, BlockFormat, DType
 from dure.ir.expr import Expr, Symbol, evaluate, symbols
@@ -113,7 +113,11 @@ def random_array(dtype: DType, shape: Sequence[int], rng: np.random.Generator) -
 def random_blocks(
     format: BlockFormat, shape: Sequence[int], axis: int, rng: np.random.Generator
 ) -> Blocks:
-    """Random codes under small positive scales."""
+    """Random codes under small positive scales, or random numbers where planes must fit others."""
+    if any(plane.role == "value" for plane in format.planes):
+        order = [*(a for a in range(len(shape)) if a != axis), axis]
+        values = rng.standard_normal([shape[a] for a in order]).astype(np.float32)
+        return quantize(values, format).transposed(tuple(int(a) for a in np.argsort(order)))
     planes: dict[str, Array] = {}
     for plane in format.planes:
         entries = tuple(e // plane.per if a == axis else e for a, e in enumerate(shape))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dure.ir.dtypes import (
     bfloat16,
+    bfp9_block32,
     bool_,
     float4_e2m1fn,
     float8_e4m3fn,
@@ -98,6 +99,7 @@ __all__ = [
     "argmax",
     "argmin",
     "bfloat16",
+    "bfp9_block32",
     "bool_",
     "broadcast_to",
     "cdiv",

@@ -38,7 +38,7 @@ def in_parts(linear: Op, ops: Sequence[Op]) -> bool:
 
 def plain(linear: Op) -> bool:
     """A linear layer without an epilogue, but perhaps with a bias."""
-    ignored = {"precise", "bias"}
+    ignored = {"activation_bits", "bias"}
     defaults = linear.definition.defaults
     return all(linear.attr(n) == d for n, d in defaults.items() if n not in ignored)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from dure.errors import IRError
 from dure.ir.core import Function, Op, Value
-from dure.ir.dtypes import BlockFormat, float32
+from dure.ir.dtypes import BlockFormat, bfp9_block32, float32
 from dure.ir.expr import Const, Expr, as_expr, compare, const, logic
 from dure.ir.lowering import Launch, LoweringContext, Updated, Variant, lowers
 from dure.ir.types import TensorType, static_extent
@@ -37,6 +37,9 @@ MATMUL_VARIANTS: tuple[tuple[int, int, int], ...] = (
     (128, 64, 64),
     (0, 128, 256),
 )
+#: The same where activations are block floating point: weights are rounded to it for every tile, so
+#: that one is as tall as can be, and as wide as tile registers take at once.
+BFP_VARIANTS: tuple[tuple[int, int, int], ...] = ((1, 1, 32), (8, 8, 32), (0, 512, 32))
 #: Keys of one piece of attention, the same for prefill and decode.
 ATTENTION_PIECE = 64
 #: Runs into which the keys of a token fall, each summed by itself.
@@ -127,7 +130,8 @@ def _row_variants(
     """A launch with the variants of :data:`MATMUL_VARIANTS` that ``rows`` can need."""
     variants: list[Variant] = []
     columns = op.result.tensor.shape[-1]
-    for most, bm, widest in MATMUL_VARIANTS:
+    in_bfp = op.operands[0].tensor.block is bfp9_block32
+    for most, bm, widest in BFP_VARIANTS if in_bfp else MATMUL_VARIANTS:
         guard = compare("<=", rows, most) if most else const(1)
         if isinstance(guard, Const) and not guard.value:
             continue

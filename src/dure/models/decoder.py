@@ -149,7 +149,7 @@ class _Decoder:
         alone = self.shards.devices == 1
         shape = head_shape(self.whole, self.shards)
         head = table if c.tied and alone else self.model_weight("head", shape)
-        logits = self.b.linear(x, head, precise=True)
+        logits = self.b.linear(x, head, activation_bits=16)
         if c.final_softcap:
             logits = self.b.softcap(logits, c.final_softcap)
         if not alone:
@@ -182,7 +182,7 @@ class _Decoder:
         c, b = self.config, self.b
         window = c.windows[layer.numbers[0]]
         # A score is an exponent: what goes into it is worth more bits than the rest of a layer.
-        q, k, v = weights.linears(x, ("q", "k", "v"), precise=True)
+        q, k, v = weights.linears(x, ("q", "k", "v"), activation_bits=9)
         q = b.reshape(q, -1, c.heads, c.head_dim)
         k = b.reshape(k, -1, c.kv_heads, c.head_dim)
         v = b.reshape(v, -1, c.kv_heads, c.head_dim)
@@ -231,7 +231,7 @@ class _Decoder:
         b, experts = self.b, self.config.experts
         assert experts is not None
         # Which experts a token goes to hangs on small differences of these few logits.
-        (logits,) = weights.linears(x, ("router",), precise=True)
+        (logits,) = weights.linears(x, ("router",), activation_bits=16)
         shares, chosen = b.route(logits, experts.chosen, normalized=experts.normalized)
         parts = self.shards.experts
         places, starts, stops = b.dispatch(chosen, experts.count, self.expert_part, parts)
@@ -286,10 +286,11 @@ class _LayerWeights:
             return x
         return self.decoder.b.rms_norm(x, weight, self.decoder.config.rms_epsilon)
 
-    def linears(self, x: Value, names: tuple[str, ...], *, precise: bool = False) -> list[Value]:
+    def linears(self, x: Value, names: tuple[str, ...], *, activation_bits: int = 8) -> list[Value]:
         """Linear layers of one input."""
         results: list[Value] = []
         for name in names:
             bias = self.find(f"{name}_bias")
-            results.append(self.decoder.b.linear(x, self.get(name), bias, precise=precise))
+            weight, b = self.get(name), self.decoder.b
+            results.append(b.linear(x, weight, bias, activation_bits=activation_bits))
         return results

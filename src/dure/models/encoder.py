@@ -171,7 +171,7 @@ class _Encoder:
         if labels:
             head = b.weight("head", (labels, c.hidden), self.types.model["head"])
             bias = b.weight("head_bias", (labels,), self.types.model["head_bias"])
-            b.output("logits", b.linear(x, head, bias, precise=True))
+            b.output("logits", b.linear(x, head, bias, activation_bits=16))
         else:
             b.output("hidden", x)
         return b.build()
@@ -190,13 +190,13 @@ class _Encoder:
             dtype = self.types.layers[layer.numbers[0]][name]
             return layer.weight(layer_weight("{}", name), self.shapes[name], dtype)
 
-        def linear(x: Value, name: str, precise: bool = False) -> Value:
-            return b.linear(x, weight(name), weight(f"{name}_bias"), precise=precise)
+        def linear(x: Value, name: str, bits: int = 8) -> Value:
+            return b.linear(x, weight(name), weight(f"{name}_bias"), activation_bits=bits)
 
         def norm(x: Value, name: str) -> Value:
             return b.layer_norm(x, weight(name), weight(f"{name}_bias"), c.epsilon)
 
-        q, k, v = (b.reshape(linear(x, n, True), -1, c.heads, c.head_dim) for n in "qkv")
+        q, k, v = (b.reshape(linear(x, n, 9), -1, c.heads, c.head_dim) for n in "qkv")
         mixed = b.attention(
             *(q, k, v, self.positions, self.block_table, self.context, self.work),
             scale=c.head_dim**-0.5,

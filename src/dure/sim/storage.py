@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dure.ir.blocks import Blocks
-from dure.ir.dtypes import Array, BlockFormat, DType, Plane
+from dure.ir.dtypes import DERIVED_ROLES, Array, BlockFormat, DType, Plane
 from dure.ir.pack import plane_shape
 from dure.ir.types import TileType
 from dure.sim.arithmetic import Formats
@@ -48,7 +48,7 @@ def raw_type(dtype: DType) -> np.dtype[np.generic]:
 
 def stored_planes(format: BlockFormat) -> tuple[Plane, ...]:
     """The planes that take up storage."""
-    return tuple(p for p in format.planes if p.role != "sum")
+    return tuple(p for p in format.planes if p.role not in DERIVED_ROLES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,14 +225,17 @@ def number_raw(dtype: DType, values: Array, formats: Formats) -> Raw:
 
 
 def with_sums(blocks: Blocks) -> Blocks:
-    """The same blocks with the planes that are sums of codes."""
+    """The same blocks with the planes that follow from the others."""
     sums = [p for p in blocks.format.planes if p.role == "sum"]
     if not sums:
         return blocks
+    values = [p for p in blocks.format.planes if p.role == "value"]
     codes = np.moveaxis(blocks.codes(), blocks.axis, -1)
     planes = dict(blocks.planes)
     for plane in sums:
         parts = codes.reshape(*codes.shape[:-1], codes.shape[-1] // plane.per, plane.per)
         total = parts.sum(axis=-1).astype(plane.dtype.numpy)
         planes[plane.name] = np.moveaxis(total, -1, blocks.axis)
+    for plane in values:
+        planes[plane.name] = blocks.decode().astype(plane.dtype.numpy)
     return Blocks(blocks.format, blocks.axis, blocks.shape, planes)

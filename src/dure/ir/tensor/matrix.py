@@ -51,13 +51,20 @@ def _check_weight(x: TensorType, w: TensorType, name: str) -> Expr:
     if x.block is not None:
         if x.block not in dtypes.ACTIVATION_FORMATS or x.quantized_axis % x.rank != x.rank - 1:
             raise broken(
-                f"{name} of {x}", "activations are float, int8_block32 or int16_block32 along K"
+                f"{name} of {x}",
+                f"activations are float, {', '.join(map(str, dtypes.ACTIVATION_FORMATS))} along K",
             )
         if w.block is None:
             raise broken(
                 f"{name} of {x} and a weight of {w.dtype}",
                 "quantized activations meet quantized weights",
                 "leave the activations in float32",
+            )
+        if x.block is dtypes.bfp9_block32 and not dtypes.takes_bfp(w.block):
+            raise broken(
+                f"{name} of {x} and a weight of {w.dtype}",
+                "block floating point meets weights of four bits with a scale for 32 or more",
+                "quantize the activations to int8_block32",
             )
     else:
         floating(x, f"the operand of {name}")
@@ -131,12 +138,12 @@ declare(
             "scale": 1.0,
             "softcap": 0.0,
             "quantize": "",
-            "precise": False,
+            "activation_bits": 8,
         },
         exact=False,
         error_bound=2.0,
         doc="linear(x, w, [bias], [residual])"
-        " {bias, residual, activation, scale, softcap, quantize, precise}",
+        " {bias, residual, activation, scale, softcap, quantize, activation_bits}",
     )
 )
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dure.ir import dtypes
-from dure.ir.blocks import Blocks, quantize
+from dure.ir.blocks import Blocks, quantize, rounded
 from dure.ir.core import Cost, Op, OpDef, Region, declare
 from dure.ir.dtypes import Array, BlockFormat, DType
 from dure.ir.rules import axis_of, broken, plain, tile
@@ -54,6 +54,12 @@ def _dot_typing(
                 "a block-quantized operand of dot is quantized along K",
                 "transpose it, or dequantize it with .to(dl.float32)",
             )
+    if a.block is dtypes.bfp9_block32 and (b.block is None or not dtypes.takes_bfp(b.block)):
+        raise broken(
+            f"dot of {a.dtype} and {b.dtype}",
+            "block floating point meets weights of four bits with a scale for 32 or more",
+            "quantize to dl.int8_block32",
+        )
     wanted = accumulator_of(a, b)
     if accumulator.dtype != wanted:
         raise broken(
@@ -84,6 +90,8 @@ def _dot(attrs: Mapping[str, Any], a: Array | Blocks, b: Array | Blocks, c: Arra
 
 def _dot_blocks(a: Blocks, b: Blocks, c: Array) -> Array:
     """int8 or int16 blocks (m, k) times quantized (k, n): exact in a block, blocks in order."""
+    if a.format is dtypes.bfp9_block32:
+        return _dot_rounded(a, b, c)
     block = min(b.format.scale_block, a.format.block)
     length = a.shape[-1]
     codes, weights = a.codes(), b.codes() - b.format.zero
@@ -100,6 +108,20 @@ def _dot_blocks(a: Blocks, b: Blocks, c: Array) -> Array:
             sums = codes[..., part].sum(axis=-1, keepdims=True).astype(np.float32)
             shift = np.moveaxis(offset, -1, -2)[..., start, None, :]
             total = total + (mine * sums) * (shift * b.format.offset_sign)
+    return total
+
+
+def _dot_rounded(a: Blocks, b: Blocks, c: Array) -> Array:
+    """Block floating point times weights that are rounded to it: blocks in order, each exact and
+    added with one rounding.
+    """
+    codes, scale = rounded(b)
+    total = c.astype(np.float32)
+    for number in range(scale.shape[-1]):
+        part = slice(number * a.format.block, (number + 1) * a.format.block)
+        exact = np.matmul(a.planes["code"][..., part].astype(np.float64), codes[..., part].T)
+        power = a.planes["d"][..., number, None].astype(np.float64) * scale[..., number]
+        total = (total + exact * power).astype(np.float32)
     return total
 
 
@@ -245,7 +267,7 @@ def _quantize_typing(
     if format not in dtypes.ACTIVATION_FORMATS and format is not dtypes.q8_0:
         raise broken(
             f"quantize to '{attrs['format']}'",
-            "run-time quantization is to int8_block32, int16_block32 or q8_0",
+            "run-time quantization is to int8_block32, int16_block32, bfp9_block32 or q8_0",
             "quantize weights ahead of time",
         )
     if not source.dtype.is_float or source.shape[-1] % format.block:

@@ -38,8 +38,9 @@ class ActivationRows:
             return tile.axis == 1
         if not isinstance(tile, LoadedBlocks) or tile.axis != 1:
             return False
-        return all(tile.places[p.name].contiguous(1, 1) for p in tile.format.planes) and all(
-            place.inside(0, 1) and place.inside(1, 1) for place in tile.places.values()
+        return all(
+            place.contiguous(1, 1) and place.inside(0, 1) and place.inside(1, 1)
+            for place in tile.places.values()
         )
 
     def address(self, e: Emitter, plane: str, row: Reg, entry: Reg) -> Reg:

@@ -18,6 +18,7 @@ from dure.ir.dtypes import BlockFormat, DType
 from dure.ir.expr import Expr, as_expr, minimum, symbols
 from dure.ir.layout import AnyLayout, Layout, PlaneLayouts
 from dure.ir.types import TensorType
+from dure.targets.cpu.bfpdots import copy_rounded
 from dure.targets.cpu.blockdots import ActivationRows, Panels, unpack
 from dure.targets.cpu.copies import lies_along
 from dure.targets.cpu.dots import KRange, block_dot, plain_dot, zero
@@ -64,10 +65,12 @@ def dot(body: BodyEmitter, op: Op) -> None:
     if _is_block_dot(a, b):
         assert isinstance(a, BlockTile) and isinstance(b, BlockTile)
         rows = a if ActivationRows.fits(a) else None
-        panels = _panels(body, b, op.operands[1].tile.shape[1])
+        in_pairs = a.format is dtypes.bfp9_block32
+        panels = _panels(body, b, op.operands[1].tile.shape[1], in_pairs)
         if rows is not None and len(extents) == 2:
             if panels is None:
-                panels = unpack(body.e, b, extents[1], length)
+                copied = copy_rounded if in_pairs else unpack
+                panels = copied(body.e, b, extents[1], length)
             block_dot(
                 body.e, ActivationRows(rows), panels, target, (extents[0], extents[1]), k, fresh
             )
@@ -253,8 +256,8 @@ def streams(body: BodyEmitter, tile: Tile, axis: int) -> bool:
     return isinstance(tile, Loaded) and tile.place.contiguous(axis, body.e.lanes)
 
 
-def _panels(body: BodyEmitter, tile: BlockTile, columns: int) -> Panels | None:
-    """The packed panels that a (K, N) weight tile is a piece of, if it is one."""
+def _panels(body: BodyEmitter, tile: BlockTile, columns: int, pairs: bool) -> Panels | None:
+    """The packed panels (in ``pairs`` or not) that a (K, N) weight tile is a piece of, if it is."""
     if not isinstance(tile, TransposedBlocks) or tile.order != (1, 0):
         return None
     source = tile.source
@@ -266,7 +269,7 @@ def _panels(body: BodyEmitter, tile: BlockTile, columns: int) -> Panels | None:
     whole = ref.type.with_layout(None)
     if not all(_is_static(extent) for extent in whole.shape):
         return None
-    if ref.layout != packed_layout(whole, lanes) or not isinstance(ref.layout, PlaneLayouts):
+    if ref.layout != packed_layout(whole, lanes, pairs) or not isinstance(ref.layout, PlaneLayouts):
         return None
     starts = [
         as_expr(op.attr("index")[a]) * op.attr("step")[a] + op.attr("offset")[a] + ref.starts[a]
@@ -381,7 +384,7 @@ def _fits(body: BodyEmitter, left: _Walk, right: _Walk, op: Op) -> bool:
             and right.transposed
             and all(_is_static(extent) for extent in whole.shape)
             and _rows_lie_flat(left_ref.layout, left_ref.type)
-            and right_ref.layout == packed_layout(whole, lanes)
+            and right_ref.layout == packed_layout(whole, lanes, a.block is dtypes.bfp9_block32)
             and b.shape[1] % lanes == 0
             and right_ref.starts[0] % lanes is as_expr(0)
             and as_expr(right.load.attr("index")[0]) * right.load.attr("step")[0] % lanes
@@ -400,10 +403,14 @@ def _fits(body: BodyEmitter, left: _Walk, right: _Walk, op: Op) -> bool:
 
 
 def _rows_lie_flat(layout: AnyLayout, kind: TensorType) -> bool:
-    """Whether each row of (M, K) blocks has the entries of a plane side by side."""
+    """Whether each row of (M, K) blocks has the entries of a plane side by side, but for values,
+    which tiles alone read.
+    """
     if not isinstance(layout, PlaneLayouts) or not isinstance(kind.dtype, BlockFormat):
         return False
     for plane in kind.dtype.planes:
+        if plane.role == "value":
+            continue
         along = layout[plane.name].axes[1]
         if len(along) != 1 or as_expr(along[0].stride) is not as_expr(plane.dtype.bits):
             return False
@@ -429,7 +436,8 @@ def _whole_dot(body: BodyEmitter, op: Op, place: int, left: _Walk, right: _Walk)
     a = _operand(body, left, extents[0], end)
     b = _operand(body, right, extents[1], end)
     if isinstance(a, BlockTile):
-        panels = _panels(body, b, kind.shape[1]) if isinstance(b, BlockTile) else None
+        assert isinstance(b, BlockTile)
+        panels = _panels(body, b, kind.shape[1], a.format is dtypes.bfp9_block32)
         assert panels is not None
         block_dot(body.e, ActivationRows(a), panels, target, (extents[0], extents[1]), k, fresh)
     else:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from dure.ir import dtypes
 from dure.ir.dtypes import BlockFormat, DType
 from dure.runtime.memory import LINE_BYTES
+from dure.targets.cpu.bfpdots import PackedWeights, RoundedWeights, add_chunks
+from dure.targets.cpu.bfptiles import BfpTileDot, takes_bfp_tiles
 from dure.targets.cpu.blockdots import ActivationRows, Panels, chunk_step
 from dure.targets.cpu.bounds import Bounds
 from dure.targets.cpu.copies import lies_along
@@ -38,6 +40,8 @@ class KRange:
 #: core receives while one of its loads waits for memory.  Its own prefetchers begin anew with each
 #: page of 4 KB, and find strides late.
 AHEAD = 4096
+#: The same for weights that are rounded as they are read, which takes longer.
+BFP_AHEAD = 3072
 #: The same for operands that aren't packed, of which a few rows take more bytes in less time.
 FAR_AHEAD = 8192
 
@@ -239,50 +243,103 @@ def multiply_add(e: Emitter, a: Reg, b: Reg, c: Reg) -> Reg:
 def block_dot(
     e: Emitter,
     a: ActivationRows,
-    b: Panels,
+    b: Panels | RoundedWeights,
     c: Buffer,
     extents: tuple[Extent, Extent],
     k: KRange,
     fresh: bool = False,
 ) -> None:
-    """``c += a @ b`` for int8 blocks times panels of a block-quantized weight."""
-    w = e.w
+    """``c += a @ b`` for quantized blocks times panels of a block-quantized weight."""
     mark = e.mark()
+    if a.tile.format is dtypes.bfp9_block32:
+        weights = PackedWeights(b) if isinstance(b, Panels) else b
+        chunks = e.w.floordiv(k.start, integer(CHUNK)), e.w.floordiv(k.stop, integer(CHUNK))
+        _bfp_dot(e, a, weights, c, extents, chunks, fresh)
+    else:
+        assert isinstance(b, Panels)
+        _int_dot(e, a, b, c, extents, k, fresh)
+    e.release(mark)
+
+
+def _int_dot(
+    e: Emitter,
+    a: ActivationRows,
+    b: Panels,
+    c: Buffer,
+    extents: tuple[Extent, Extent],
+    k: KRange,
+    fresh: bool,
+) -> None:
+    """With int8 (or two-byte) activations."""
+    w = e.w
     rows = w.index(extents[0].bound), extents[0].static
     chunks = w.floordiv(k.stop, integer(CHUNK)), b.length // CHUNK
     exact = exact_dot(e, a, b.format, rows, chunks)
     once = _reads_once(e, extents[0])
+    block_elements = integer(b.chunks * CHUNK)
+    span = w.floordiv(k.start, block_elements), w.floordiv(k.stop, block_elements)
 
-    def block(row: Reg, height: int, column: Reg, lanes: int, vectors: int) -> None:
-        places = [
-            [w.add(row, integer(i)), w.add(column, integer(j * lanes))]
-            for i in range(height)
-            for j in range(vectors)
-        ]
-        nothing = zero(dtypes.float32, lanes)
-        initial = [nothing if fresh else c.vector(e, p, 1, lanes) for p in places]
-        rows = [w.add(row, integer(i)) for i in range(height)]
-        panels = [b.panel(e, w.add(column, integer(j * lanes))) for j in range(vectors)]
-
+    def walk(rows: list[Reg], panel: Reg, initial: list[Reg]) -> list[Reg]:
         def step(first: Reg, totals: list[Reg]) -> list[Reg]:
             if once:
-                for panel in panels:
-                    fetch(w, b.block(e, panel, first), AHEAD, b.block_bytes)
+                fetch(w, b.block(e, panel, first), AHEAD, b.block_bytes)
 
             def inner(chunk: Reg, running: list[Reg]) -> list[Reg]:
-                return chunk_step(e, a, rows, b, panels, first, chunk, running, exact)
+                return chunk_step(e, a, rows, b, [panel], first, chunk, running, exact)
 
             return w.loop(integer(0), integer(b.chunks), 1, inner, totals)
 
-        block_elements = integer(b.chunks * 32)
-        start = w.floordiv(k.start, block_elements)
-        stop = w.floordiv(k.stop, block_elements)
-        for place, total in zip(places, w.loop(start, stop, 1, step, initial), strict=True):
-            c.put(e, total, place, 1)
+        return w.loop(*span, 1, step, initial)
 
     done = None
     if takes_tiles(e.host, a, b.format, extents[0].most, extents[1].static):
         done = TileDot(e, a, b, c, k.start, k.stop).run(*extents, fresh)
+    _cover_panels(e, b, c, extents, walk, fresh, done)
+
+
+def _bfp_dot(
+    e: Emitter,
+    a: ActivationRows,
+    b: RoundedWeights,
+    c: Buffer,
+    extents: tuple[Extent, Extent],
+    chunks: tuple[Reg, Reg],
+    fresh: bool,
+) -> None:
+    """With block floating point, the ``chunks`` of a part of K."""
+    ahead = BFP_AHEAD if _reads_once(e, extents[0]) else 0
+
+    def walk(rows: list[Reg], panel: Reg, initial: list[Reg]) -> list[Reg]:
+        return add_chunks(e, a, rows, b, panel, chunks, initial, ahead)
+
+    if takes_bfp_tiles(e.host, a, *extents):
+        BfpTileDot(e, a, b, c, chunks).run(*extents, fresh)
+    else:
+        _cover_panels(e, b, c, extents, walk, fresh)
+
+
+def _cover_panels(
+    e: Emitter,
+    b: Panels | RoundedWeights,
+    c: Buffer,
+    extents: tuple[Extent, Extent],
+    walk: Callable[[list[Reg], Reg, list[Reg]], list[Reg]],
+    fresh: bool,
+    first: Reg | None = None,
+) -> None:
+    """Register blocks from the row ``first`` on: ``walk`` adds all of K to the sums of some rows
+    and a panel.
+    """
+    w = e.w
+
+    def block(row: Reg, height: int, column: Reg, lanes: int, _: int) -> None:
+        rows = [w.add(row, integer(i)) for i in range(height)]
+        nothing = zero(dtypes.float32, lanes)
+        places = [[one, column] for one in rows]
+        initial = [nothing if fresh else c.vector(e, p, 1, lanes) for p in places]
+        totals = walk(rows, b.panel(e, column), initial)
+        for place, total in zip(places, totals, strict=True):
+            c.put(e, total, place, 1)
+
     # One panel at a time: a weight streams from memory fastest as one run of addresses.
-    cover(e, *extents, 1, block, done)
-    e.release(mark)
+    cover(e, *extents, 1, block, first)

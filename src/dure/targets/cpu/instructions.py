@@ -38,6 +38,10 @@ class Operation(enum.Enum):
     PAIRS_OF_BYTES = enum.auto()
     #: Two products of 16-bit numbers, added in 32 bits.
     PAIRS_OF_SHORTS = enum.auto()
+    #: The same, and what they are added to.
+    ADDED_PAIRS_OF_SHORTS = enum.auto()
+    #: The upper 17 bits of products of 16-bit numbers, rounded to 16.
+    ROUNDED_PRODUCTS = enum.auto()
     #: Neighbours of 16 bits, added in 32.
     NEIGHBOURING_SHORTS = enum.auto()
     #: Neighbours of 32 bits of two vectors, added.
@@ -87,6 +91,12 @@ TABLE = (
     Row(Operation.PAIRS_OF_SHORTS, "sse2", 128, "llvm.x86.sse2.pmadd.wd"),
     Row(Operation.PAIRS_OF_SHORTS, "avx2", 256, "llvm.x86.avx2.pmadd.wd"),
     Row(Operation.PAIRS_OF_SHORTS, "avx512bw", 512, "llvm.x86.avx512.pmaddw.d.512"),
+    Row(Operation.ADDED_PAIRS_OF_SHORTS, "avxvnni", 256, "llvm.x86.avx512.vpdpwssd.256"),
+    Row(Operation.ADDED_PAIRS_OF_SHORTS, "avx512vnni", 512, "llvm.x86.avx512.vpdpwssd.512"),
+    Row(Operation.ROUNDED_PRODUCTS, "ssse3", 128, "llvm.x86.ssse3.pmul.hr.sw.128"),
+    Row(Operation.ROUNDED_PRODUCTS, "avx2", 256, "llvm.x86.avx2.pmul.hr.sw"),
+    Row(Operation.ROUNDED_PRODUCTS, "avx512bw", 512, "llvm.x86.avx512.pmul.hr.sw.512"),
+    Row(Operation.ROUNDED_PRODUCTS, "neon", 128, "llvm.aarch64.neon.sqrdmulh.v8i16"),
     Row(Operation.NEIGHBOURING_SHORTS, "neon", 128, "llvm.aarch64.neon.saddlp.v4i32.v8i16"),
     Row(Operation.NEIGHBOURING_WORDS, "neon", 128, "llvm.aarch64.neon.addp.v4i32"),
     Row(Operation.TILES_OF_SIGNED_BYTES, "amx-int8", 512, "llvm.x86.tdpbssd"),

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dure.ir.dtypes import BlockFormat
-from dure.ir.layout import AnyLayout, Digit, Layout, PlaneLayouts
-from dure.ir.lowering import Use
+from dure.ir.dtypes import BlockFormat, bfp9_block32
+from dure.ir.layout import AnyLayout, Digit, Layout
+from dure.ir.lowering import ActivationPolicy, Use
 from dure.ir.types import TensorType, static_extent
 from dure.runtime.host import HostFeatures
-from dure.targets.cpu.packing import packed_layout
-
-#: Rows of quantized activations start on cache lines.
-_ROW_BITS = 512
+from dure.targets.cpu.instructions import Operation, has
+from dure.targets.cpu.packing import activation_layout, packed_layout
 
 
 class CpuTarget:
@@ -31,11 +29,16 @@ class CpuTarget:
         """32-bit lanes of a vector register, and rows of a panel."""
         return self.host.vector_bits // 32
 
+    @property
+    def activations(self) -> ActivationPolicy:
+        """Block floating point where tile registers add up its products over the whole of K."""
+        return "bfp" if has(self.host, Operation.TILES_OF_BFLOAT16) else "int8"
+
     def weight_layout(self, weight: TensorType, uses: Sequence[Use]) -> AnyLayout | None:
         """Panels for what a product reads; None (the file's bytes) for the rest."""
         static = all(static_extent(e) is not None for e in weight.shape)
         if weight.rank == 2 and static and any(_in_product(use) for use in uses):
-            return packed_layout(weight, self.lanes)
+            return packed_layout(weight, self.lanes, any(_meets_bfp(use) for use in uses))
         return None
 
     def state_layout(self, state: TensorType, uses: Sequence[Use]) -> AnyLayout | None:
@@ -61,28 +64,12 @@ class CpuTarget:
         return Layout((slots, rows, (Digit(None, int(element * bits)),)))
 
     def buffer_layout(self, value: TensorType) -> AnyLayout | None:
-        """Quantized activations row by row, each row its codes, then its scales, then its sums."""
-        if not isinstance(value.dtype, BlockFormat):
-            return None
-        length = static_extent(value.shape[-1])
-        assert length is not None, f"{value} is quantized along a symbolic axis"
-        starts: dict[str, int] = {}
-        end = 0
-        order = ("code", "scale", "offset", "sum")
-        for plane in sorted(value.dtype.planes, key=lambda p: order.index(p.role)):
-            starts[plane.name] = end
-            end += length // plane.per * plane.dtype.bits
-        row = -(-end // _ROW_BITS) * _ROW_BITS
-        outer: list[tuple[Digit, ...]] = []
-        for extent in reversed(value.shape[:-1]):
-            outer.insert(0, (Digit(None, row),))
-            row *= static_extent(extent) or 1
-        return PlaneLayouts(
-            tuple(
-                (p.name, Layout((*outer, (Digit(None, p.dtype.bits),)), starts[p.name]))
-                for p in value.dtype.planes
-            )
-        )
+        """Quantized activations as dots read them."""
+        return activation_layout(value) if isinstance(value.dtype, BlockFormat) else None
+
+
+def _meets_bfp(use: Use) -> bool:
+    return _in_product(use) and use.op.operands[0].tensor.block is bfp9_block32
 
 
 def _in_product(use: Use) -> bool:
