@@ -39,9 +39,27 @@ def test_logits_are_the_references(family: str, kind: str, tmp_path: Path) -> No
     ids = np.random.default_rng(1).integers(0, tiny.vocabulary, 40).tolist()
     found, expected = engine.logits(ids), reference_logits(tiny, weights, ids)
     scale = np.abs(expected).max()
-    # Keys and values are float16; activations of quantized weights are int8 blocks.
-    assert np.abs(found - expected).max() < scale * (4e-3 if kind == "F32" else 0.06)
+    # Keys and values have 16 bits; activations of quantized weights are int8 blocks.
+    exact = 4e-3 if engine.kv_dtype == "float16" else 1.2e-2
+    assert np.abs(found - expected).max() < scale * (exact if kind == "F32" else 0.06)
     engine.close()
+
+
+@pytest.mark.parametrize("kv_dtype", ["bfloat16", "float16", "float32"])
+def test_a_cache_of_the_type_that_is_asked_for(kv_dtype: str, tmp_path: Path) -> None:
+    tiny, path = FAMILIES["qwen3"], tmp_path / "model.gguf"
+    weights = write_model(tiny, path)
+    ids = np.random.default_rng(1).integers(0, tiny.vocabulary, 70).astype(np.int32)
+    expected = reference_logits(tiny, weights, ids.tolist())
+    with Engine.load(path, kv_dtype=kv_dtype) as engine:
+        assert engine.kv_dtype == kv_dtype
+        wanted = last_logits(engine, ids, 512)
+        np.testing.assert_array_equal(last_logits(engine, ids, 9), wanted)
+        found, scale = engine.logits(ids), np.abs(expected).max()
+    bound = {"bfloat16": 1.2e-2, "float16": 4e-3, "float32": 5e-4}[kv_dtype]
+    assert np.abs(found - expected).max() < scale * bound
+    with pytest.raises(UsageError, match="a KV cache of 'int8'"):
+        Engine.load(path, kv_dtype="int8")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

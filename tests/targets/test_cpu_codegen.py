@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cpu_kernels import POOL, check, symbolic
+from cpu_kernels import POOL, check, run_cpu, symbolic
 
 import dure
 import dure.lang as dl
@@ -169,6 +169,25 @@ def test_casts(source: str, target: str) -> None:
     y = np.zeros(x.shape, DTYPES[target].numpy)
 
     check(unary, [x, y], {"function": same, "bm": 4, "bn": 16})
+
+
+def test_every_kind_of_number_is_rounded_to_bfloat16() -> None:
+    rng = np.random.default_rng(7)
+    bits = rng.integers(0, 1 << 32, (64, 80), np.uint32)
+    # Subnormal numbers in some vectors, and among them those that lie between two neighbours.
+    bits[:20] &= 0x807FFFFF
+    bits[20:40, 3] = rng.integers(0, 1 << 8, 20, np.uint32) << 15
+    x = bits.view(np.float32)
+    y = np.zeros(x.shape, DTYPES["bfloat16"].numpy)
+    numbers = np.where(np.isnan(x), np.inf, x)
+    check(unary, [numbers, y], {"function": same, "bm": 4, "bn": 16})
+    check(unary, [numbers, y], {"function": same, "bm": 4, "bn": 64})
+    found = [x, np.zeros_like(y)]
+    run_cpu(
+        unary.specialize(list(map(symbolic, found, "xy")), {"function": same, "bm": 4, "bn": 64}),
+        found,
+    )
+    np.testing.assert_array_equal(np.isnan(found[1]), np.isnan(x))
 
 
 def same(x):

@@ -22,6 +22,7 @@ from dure.ir.sizes import tensor_bytes
 from dure.runtime.host import host_features, host_levels
 from dure.runtime.llvm import CompileTimes
 from dure.targets.cpu.artifact import Artifact, program_key
+from dure.targets.cpu.target import CpuTarget
 
 pytestmark = pytest.mark.usefixtures("guarded_buffers")
 
@@ -70,7 +71,8 @@ class Ready:
         return {**given, **changes}
 
     def expected(self):
-        fused = fuse(quantize_activations(self.program))
+        policy = CpuTarget(host_features()).activations
+        fused = fuse(quantize_activations(self.program, policy))
         return execute(fused, list(self.values.values()), SIZES)
 
 

@@ -59,7 +59,9 @@ def paged_attention(
     ``window`` positions. A single token takes all heads of its group in one tile; more take one
     head after another.  Where it isn't ``causal`` a token sees all of its sequence, and there is no
     window.  ``sinks`` (H,), which may be None, are one more logit a head, which has no value.
-    Products are of float32 numbers.  ``apart`` walks the pieces that all queries of a tile see
+    Products are of float32 numbers; where the pools are bfloat16, of bfloat16 numbers, to which
+    queries (times ``scale``) and weights are rounded: sums are of float32 numbers all the same.
+    ``apart`` walks the pieces that all queries of a tile see
     whole in a loop of their own, without masks; the bits are the same.  Of the
     stretches of :data:`STRETCH` pieces every ``runs``-th belongs to one run of keys, and what is
     summed over each run is joined in the runs' order: as :mod:`dure.library.attention_runs` does,
@@ -118,16 +120,41 @@ def attend(
 
     ``sink`` is None or the logits (rows or 1, 1) that start the softmax, with a value of zero.
     """
-    runs = numbers[7]
-    tile = (query, positions, tokens, heads)
+    _, _, _, window, _, _, _, runs = numbers
+    seen_by = placed(query, positions, tokens, heads, cache, numbers)
     sums = started(sink, query.shape)
     if runs == 1:
-        sums = run_of(tile, 0, sums, cache, numbers)
+        sums = run_of(seen_by, 0, sums, cache, numbers)
     else:
-        for run in dl.range(runs):
-            own = run_of(tile, run, started(None, query.shape), cache, numbers)
+        # Without a window the first stretches are of the first runs.
+        filled = runs if window else min(dl.cdiv(seen_by[5], STRETCH), runs)
+        for run in dl.range(filled):
+            own = run_of(seen_by, run, started(None, query.shape), cache, numbers)
             sums = joined(sums, own)
     return averaged(sums)
+
+
+def placed(query: Any, positions: Any, tokens: Any, heads: Any, cache: Any, numbers: Any) -> Any:
+    """The tile of queries as it meets keys, the position of each row, the first and the last one,
+    and the first piece of keys that any of them sees and the one after the last.
+    """
+    _, piece, scale, window, _, causal, _, _ = numbers
+    count = query.shape[0]
+    query = (query.to(dl.float32) * scale).to(multiplied(cache[0].dtype))
+    position = dl.load(positions, (0,), (tokens,), fill=-1)
+    position = dl.broadcast_to(position[:, None], (tokens, heads)).reshape((count, 1))
+    first = positions[0]
+    last = first + positions.shape[0] - 1
+    begin = max(first + 1 - window, 0) // piece if window else 0
+    end = dl.cdiv(last + 1 if causal else cache[5], piece)
+    return query, position, first, last, begin, end
+
+
+def multiplied(cached: Any) -> Any:
+    """The type in which queries and weights meet what is cached: bfloat16 as it is, for machines
+    multiply it faster.
+    """
+    return cached if cached == dl.bfloat16 else dl.float32
 
 
 def started(sink: Any, shape: Any) -> Any:
@@ -153,26 +180,20 @@ def averaged(sums: Any) -> Any:
     return acc / dl.where(total > 0.0, total, 1.0)
 
 
-def run_of(tile: Any, run: Any, sums: Any, cache: Any, numbers: Any) -> Any:
-    """``sums`` with the keys of a run: of every ``runs`` stretches of pieces one."""
-    query, positions, tokens, heads = tile
-    _, piece, scale, window, _, causal, _, runs = numbers
-    count = query.shape[0]
-    query = query.to(dl.float32) * scale
-    position = dl.load(positions, (0,), (tokens,), fill=-1)
-    position = dl.broadcast_to(position[:, None], (tokens, heads)).reshape((count, 1))
-    first = positions[0]
-    last = first + positions.shape[0] - 1
-    begin = max(first + 1 - window, 0) // piece if window else 0
-    end = dl.cdiv(last + 1 if causal else cache[5], piece)
-    seen_by = (query, position, first, last)
+def run_of(seen_by: Any, run: Any, sums: Any, cache: Any, numbers: Any) -> Any:
+    """``sums`` with the keys of a run: of every ``runs`` stretches of pieces one; ``seen_by`` is
+    what :func:`placed` gives.
+    """
+    query, position, first, last, begin, end = seen_by
+    runs = numbers[7]
+    own = (query, position, first, last)
     if runs == 1:
-        return stretch(seen_by, (begin, end), sums, cache, numbers)
+        return stretch(own, (begin, end), sums, cache, numbers)
     before = begin // STRETCH
-    own = run + dl.cdiv(before - run, runs) * runs
-    for number in dl.range(own, dl.cdiv(end, STRETCH), runs):
+    start = run + dl.cdiv(before - run, runs) * runs
+    for number in dl.range(start, dl.cdiv(end, STRETCH), runs):
         span = max(number * STRETCH, begin), min(number * STRETCH + STRETCH, end)
-        sums = stretch(seen_by, span, sums, cache, numbers)
+        sums = stretch(own, span, sums, cache, numbers)
     return sums
 
 
@@ -223,12 +244,15 @@ def walked(
     weights = dl.exp(scores - top)
     if allowed is not None:
         weights = dl.where(allowed, weights, 0.0)
+    # As they are multiplied: a sum of the same numbers lets errors of rounding cancel.
+    weights = weights.to(query.dtype)
     correction = dl.exp(highest - top)
-    total = total * correction + dl.sum(weights, 1, keepdims=True)
     values = dl.load(v_pool, (pages, kv_head, 0), (piece, 1, size)).reshape((piece, size))
     if masked:
-        values = dl.where((key < length)[:, None], values.to(dl.float32), 0.0)
+        values = dl.where((key < length)[:, None], values.to(query.dtype), 0.0)
     acc = dl.dot(weights, values, acc * correction)
+    # After the product: a unit of tile registers that waits for long takes time to wake up.
+    total = total * correction + dl.sum(weights.to(dl.float32), 1, keepdims=True)
     return top, total, acc
 
 

@@ -13,6 +13,7 @@ import dure.lang as dl
 from dure.library.attention import (
     averaged,
     joined,
+    placed,
     run_of,
     sink_tile,
     started,
@@ -56,8 +57,9 @@ def attention_runs(
     cache = (k_pool, v_pool, block_table, sequence, kv_head, context[sequence])
     numbers = (page, piece, scale, window, softcap, causal, True, runs)
     heads = q[start:stop, kv_head * group : kv_head * group + group]
-    tile = (dl.load(heads, (0, 0, 0), (1, bg, bd)).reshape((bg, bd)), positions[start:stop], 1, bg)
-    top, below, acc = run_of(tile, run, started(None, (bg, bd)), cache, numbers)
+    tile = dl.load(heads, (0, 0, 0), (1, bg, bd)).reshape((bg, bd))
+    seen_by = placed(tile, positions[start:stop], 1, bg, cache, numbers)
+    top, below, acc = run_of(seen_by, run, started(None, (bg, bd)), cache, numbers)
     place = (item, kv_head, run, 0, 0)
     dl.store(highest, place, top.reshape((1, 1, 1, bg, 1)))
     dl.store(total, place, below.reshape((1, 1, 1, bg, 1)))

@@ -23,14 +23,17 @@ import numpy as np
 import numpy.typing as npt
 
 from dure.errors import UsageError
+from dure.ir.dtypes import DTYPES
 from dure.models.decoder import StepLimits
 from dure.models.stored import StoredModel
 from dure.runtime.forks import StepLock
+from dure.runtime.host import host_features
 from dure.runtime.memory import available_bytes
 from dure.serve.kv import KVCache, Sequence
 from dure.serve.runner import CompiledStep, StepRunner
 from dure.serve.sampler import Sampler, SamplingParams
 from dure.serve.work import BatchEntry, build_step
+from dure.targets.cpu.target import CpuTarget
 
 if TYPE_CHECKING:
     from dure.serve.tokenizer import Tokenizer
@@ -42,8 +45,10 @@ DEFAULT_CONTEXT = 8192
 CHUNK = 512
 #: Sequences that can be in the cache at once.
 SEQUENCES = 64
-_PAGE = 16
-_PIECE_PAGES = 4
+#: The element types that a KV cache can have.
+KV_DTYPES = ("bfloat16", "float16", "float32")
+#: Attention reads the pages of so many tokens at a time.
+_PIECE = 64
 _LOGIT_BYTES = 1 << 25
 #: What code, tables and working memory take besides weights and cache (the lead's budget: 300 MB).
 _OVERHEAD_BYTES = 200 << 20
@@ -73,10 +78,16 @@ class Engine:
     """
 
     def __init__(
-        self, model: StoredModel, runner: StepRunner, limits: StepLimits, context_length: int
+        self,
+        model: StoredModel,
+        runner: StepRunner,
+        limits: StepLimits,
+        context_length: int,
+        kv_dtype: str,
     ) -> None:
         self.model = model
         self.limits = limits
+        self.kv_dtype = kv_dtype
         self.context_length = context_length
         self.cache = KVCache(
             sequences=limits.sequences,
@@ -98,24 +109,30 @@ class Engine:
         *,
         sequences: int = SEQUENCES,
         chunk: int = CHUNK,
+        kv_dtype: str | None = None,
         recorded: bool = False,
     ) -> Engine:
         """Open, compile and load the GGUF at ``path``.
 
         ``threads`` of None takes the machine's cores; ``context`` of None the model's own context,
-        at most :data:`DEFAULT_CONTEXT`.  ``recorded`` steps keep when each worker did what, for
-        :mod:`dure.serve.profile`.  Raises :class:`ModelFileError` for a file that is no
-        model that dure knows, :class:`UsageError` for a context beyond the model's and for a model
-        that doesn't fit in memory, both before anything is loaded.
+        at most :data:`DEFAULT_CONTEXT`.  ``kv_dtype`` is the element type of the KV cache; None is
+        the 16-bit type that the machine multiplies fastest.  ``recorded`` steps keep when each
+        worker did what, for :mod:`dure.serve.profile`.  Raises :class:`ModelFileError` for a file
+        that is no model that dure knows, :class:`UsageError` for a context beyond the model's, an
+        element type that a cache can't have, and a model that doesn't fit in memory, all before
+        anything is loaded.
         """
         started = time.perf_counter()
         model = StoredModel.open(path)
         try:
             length = _context_length(model, context)
-            limits = step_limits(model, length, sequences, chunk)
-            check_memory(model, limits)
-            runner = CompiledStep.load(model, limits, threads, recorded=recorded)
-            engine = Engine(model, runner, limits, length)
+            target = CpuTarget(host_features())
+            kind = _cached_type(kv_dtype or target.cached_dtype)
+            page = target.page_size(kind)
+            limits = step_limits(model, length, sequences, chunk, page)
+            check_memory(model, limits, kind)
+            runner = CompiledStep.load(model, limits, threads, kv_dtype=kind, recorded=recorded)
+            engine = Engine(model, runner, limits, length, kind)
         except BaseException:
             model.close()
             raise
@@ -166,7 +183,7 @@ class Engine:
         """Bytes of keys and values that a token at this position reads, windows counted."""
         config = self.model.config
         seen = sum(min(context, window) if window else context for window in config.windows)
-        return seen * config.kv_size * 2 * 2
+        return seen * config.kv_size * 2 * DTYPES[self.kv_dtype].bits / 8
 
     # Steps ----------------------------------------------------------------------------------------
 
@@ -398,8 +415,21 @@ def _context_length(model: StoredModel, context: int | None) -> int:
     return context
 
 
-def step_limits(model: StoredModel, context: int, sequences: int, chunk: int) -> StepLimits:
-    """The bounds of a step's sizes.
+def _cached_type(name: str) -> str:
+    """The name of an element type that a KV cache can have."""
+    if name not in KV_DTYPES:
+        raise UsageError(
+            f"a KV cache of '{name}'",
+            rule=f"keys and values are one of {', '.join(KV_DTYPES)}",
+            fix="leave it to the machine",
+        )
+    return name
+
+
+def step_limits(
+    model: StoredModel, context: int, sequences: int, chunk: int, page: int
+) -> StepLimits:
+    """The bounds of a step's sizes, with pages of so many tokens.
 
     The pool holds at least one sequence of the whole context, and :data:`DEFAULT_CONTEXT` tokens in
     all; memory is taken when pages are first written.
@@ -410,24 +440,25 @@ def step_limits(model: StoredModel, context: int, sequences: int, chunk: int) ->
             rule="a step has from 1 to 65536 tokens, and there are from 1 to 4096 sequences",
             fix=f"use {CHUNK} and {SEQUENCES}",
         )
-    pages = -(-context // (_PAGE * _PIECE_PAGES)) * _PIECE_PAGES
+    pages = -(-context // _PIECE) * (_PIECE // page)
     rows = max(sequences, _LOGIT_BYTES // (4 * model.config.vocabulary))
     return StepLimits(
         tokens=max(chunk, sequences),
         sequences=sequences,
         pages=pages,
-        pool_pages=max(pages, DEFAULT_CONTEXT // _PAGE),
+        pool_pages=max(pages, DEFAULT_CONTEXT // page),
         logit_rows=min(rows, max(chunk, sequences)),
-        positions=pages * _PAGE,
-        page_size=_PAGE,
+        positions=pages * page,
+        page_size=page,
     )
 
 
-def check_memory(model: StoredModel, limits: StepLimits) -> None:
+def check_memory(model: StoredModel, limits: StepLimits, kv_dtype: str) -> None:
     """Raise :class:`UsageError` where the model would not fit in the memory that is free now."""
     config = model.config
     weights = model.weight_bytes
-    cache = limits.pool_pages * limits.page_size * config.kv_size * 4 * config.layers
+    token = 2 * config.kv_size * config.layers * int(DTYPES[kv_dtype].bits) // 8
+    cache = limits.pool_pages * limits.page_size * token
     wanted = int(weights * _PACKING) + cache + _OVERHEAD_BYTES
     free = available_bytes()
     if wanted > free:

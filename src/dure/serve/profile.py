@@ -304,7 +304,7 @@ def _costs(engine: Engine, batch: int, context: int) -> dict[int, Cost]:
     model, limits = engine.model, engine.limits
     pages = -(-context // limits.page_size)
     filled = replace(limits, sequences=batch, pages=pages, pool_pages=batch * pages)
-    program = step_program(model.config, model.types, filled)
+    program = step_program(model.config, model.types, filled, engine.kv_dtype)
     laid_out = prepare(program, CpuTarget(host_features())).laid_out.step
     found: dict[int, Cost] = {}
     for number, op in enumerate(numbered(laid_out)):

@@ -48,11 +48,16 @@ class CompiledStep:
 
     @staticmethod
     def load(
-        model: StoredModel, limits: StepLimits, threads: int | None, *, recorded: bool = False
+        model: StoredModel,
+        limits: StepLimits,
+        threads: int | None,
+        *,
+        kv_dtype: str,
+        recorded: bool = False,
     ) -> CompiledStep:
         """Compile the model's step, lay its weights out and make room for its KV pools."""
         program = compile_program(
-            step_program(model.config, model.types, limits),
+            step_program(model.config, model.types, limits, kv_dtype),
             workers=threads,
             library=_library,
             recorded=recorded,

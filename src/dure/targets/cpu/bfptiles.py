@@ -19,7 +19,7 @@ from dure.targets.cpu.blockdots import ActivationRows
 from dure.targets.cpu.instructions import Operation, has
 from dure.targets.cpu.memory import Extent
 from dure.targets.cpu.packing import CHUNK
-from dure.targets.cpu.tiledots import LANES, LINE, ROWS, configuration, on_tiles, tile
+from dure.targets.cpu.tiledots import LANES, LINE, ROWS, keep_sizes, on_tiles, tile
 from dure.targets.cpu.values import Buffer, Emitter, LoadedBlocks
 from dure.targets.cpu.writer import Reg, integer, vector_type
 
@@ -71,7 +71,6 @@ class BfpTileDot:
         pairs = w.sub(panels, w.mod(panels, _ACROSS))
 
         def write() -> None:
-            on_tiles(self.e, Operation.TILE_SIZES, configuration(self.e, [(ROWS, LINE)] * 8))
             for across, span in ((_ACROSS, (integer(0), pairs)), (1, (pairs, panels))):
 
                 def several(panel: Reg, _: list[Reg], across: int = across) -> list[Reg]:
@@ -79,8 +78,8 @@ class BfpTileDot:
                     return []
 
                 w.loop(*span, across, several)
-            on_tiles(self.e, Operation.TILE_RELEASE)
 
+        keep_sizes(self.e)
         w.when(w.compare("icmp slt", integer(0), self.tiles), write, lambda: None)
 
     def _count(self, extent: Extent, size: int) -> Reg:

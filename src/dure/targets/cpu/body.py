@@ -199,10 +199,15 @@ class BodyEmitter:
     def copy(self, source: Tile, target: Buffer, extents: Sequence[Extent]) -> None:
         """Compute the used part of a tile into a buffer."""
         axis = lane_axis(source.type.shape)
+        # Rounding a number again that has been rounded takes ten instructions.
+        exact = source.dtype is target.stored is dtypes.bfloat16
 
         def body(index: list[Reg], lanes: int) -> None:
             self.distant.ask(source, index, lanes)
-            target.put(self.e, source.vector(self.e, index, axis, lanes), index, axis)
+            if exact:
+                target.keep(self.e, source.raw(self.e, index, axis, lanes), index, axis)
+            else:
+                target.put(self.e, source.vector(self.e, index, axis, lanes), index, axis)
 
         if not extents:
             body([], 1)

@@ -23,6 +23,7 @@ from dure.ir.expr import symbols
 from dure.runtime.host import HostFeatures
 from dure.targets.cpu.body import BodyEmitter
 from dure.targets.cpu.locations import Locations
+from dure.targets.cpu.tiledots import finish_sizes
 from dure.targets.cpu.values import Emitter
 from dure.targets.cpu.writer import Reg, Writer, integer
 
@@ -81,7 +82,9 @@ def emit_kernel(
     for place, symbol in enumerate(function.symbols):
         slot = w.offset(Reg("ptr", "%sizes"), integer(8 * place))
         w.symbols[symbol] = w.load("i64", slot, 8)
+    entry = w.reserve()
     _instances(w, function, body)
+    finish_sizes(e, entry)
     body.distant.finish()
     w.do("ret void")
     text = w.text

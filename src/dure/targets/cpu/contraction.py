@@ -22,6 +22,7 @@ from dure.targets.cpu.bfpdots import copy_rounded
 from dure.targets.cpu.blockdots import ActivationRows, Panels, unpack
 from dure.targets.cpu.copies import lies_along
 from dure.targets.cpu.dots import KRange, block_dot, plain_dot, zero
+from dure.targets.cpu.elementwise import OpFunction
 from dure.targets.cpu.endings import Ending, ending_of
 from dure.targets.cpu.memory import Extent
 from dure.targets.cpu.packing import packed_layout
@@ -132,8 +133,9 @@ def _placed(
 ) -> tuple[Tile, Tile]:
     """The operands where the micro-kernel reads them."""
     if multiply in _IN_PLACE:
-        left = _left(body, op.operands[0], left)
-        if multiply is not turned_dot:
+        left = (_widened if multiply is row_dot else _left)(body, op.operands[0], left)
+        once = multiply is row_dot and _reads_as_it_is(right, body.e.lanes)
+        if multiply is not turned_dot and not once:
             right = _right(body, op.operands[1], right)
     return left, right
 
@@ -242,6 +244,33 @@ def _left(body: BodyEmitter, value: Value, tile: Tile) -> Tile:
     return body.buffered(value, tile)
 
 
+def _widened(body: BodyEmitter, value: Value, tile: Tile) -> Buffer:
+    """The left operand as it is multiplied: a few rows that every column reads again."""
+    target = body.e.buffer(tile.type.shape, dtypes.float32)
+    body.copy(tile, target, body.extents(value))
+    return target
+
+
+def _reads_as_it_is(right: Tile, lanes: int) -> bool:
+    """Whether a few rows, which read each element of it once, may compute a right operand as they
+    do: subnormal numbers are zero there, so that floats may be chosen and no more.
+    """
+
+    def chosen(tile: Tile) -> bool:
+        match tile:
+            case Mapped():
+                by = tile.function
+                choice = isinstance(by, OpFunction) and by.name == "where"
+                floats = any(operand.dtype.is_float for operand in tile.operands)
+                return (choice or not floats) and all(map(chosen, tile.operands))
+            case Reindexed():
+                return chosen(tile.source)
+            case _:
+                return True
+
+    return lies_along(right, right.type.rank - 1, lanes) and chosen(right)
+
+
 def _right(body: BodyEmitter, value: Value, tile: Tile) -> Tile:
     """The right operand, read a vector along N at a time."""
     if isinstance(tile, Buffer | Full) or streams(body, tile, tile.type.rank - 1):
@@ -253,7 +282,7 @@ def streams(body: BodyEmitter, tile: Tile, axis: int) -> bool:
     """Whether vectors along ``axis`` of a tile are plain loads."""
     if isinstance(tile, Reindexed):
         return axis in tile.sources and streams(body, tile.source, tile.sources.index(axis))
-    return isinstance(tile, Loaded) and tile.place.contiguous(axis, body.e.lanes)
+    return isinstance(tile, Loaded) and lies_along(tile, axis, body.e.lanes)
 
 
 def _panels(body: BodyEmitter, tile: BlockTile, columns: int, pairs: bool) -> Panels | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from dure.targets.cpu.bounds import Access
-from dure.targets.cpu.memory import fetch
+from dure.targets.cpu.memory import Place, fetch
 from dure.targets.cpu.numbers import register_type
 from dure.targets.cpu.values import (
     Buffer,
@@ -61,7 +61,7 @@ def lies_along(tile: Tile, axis: int, lanes: int) -> bool:
         case Stored():
             return lies_along(tile.source, axis, lanes)
         case Loaded():
-            return tile.place.contiguous(axis, lanes)
+            return tile.place.contiguous(axis, lanes) or tile.place.paired(axis, lanes)
         case Buffer():
             return tile.strides()[axis] == 1
         case Full() | Iota() | Held():
@@ -85,6 +85,33 @@ def pitch_of(tile: Tile, along: int, across: int, count: int) -> Reg | None:
             listed = any(axis.entries is not None for axis in tile.place.axes)
             plain = not listed and tile.place.contiguous(along, count)
             return tile.place.pitch(across) if plain else None
+        case _:
+            return None
+
+
+def place_along(tile: Tile, axis: int) -> tuple[Place, int] | None:
+    """Where a tile of memory is loaded from, and which of the axes there an axis of it is."""
+    match tile:
+        case Reindexed() if axis in tile.sources:
+            return place_along(tile.source, tile.sources.index(axis))
+        case Loaded():
+            return tile.place, axis
+        case _:
+            return None
+
+
+def pair_pitch_of(tile: Tile, along: int, across: int, steps: int, lanes: int) -> Reg | None:
+    """Bytes from a pair of neighbours along an axis of a tile in memory to the next: see
+    :meth:`~dure.targets.cpu.memory.Place.pair_pitch`.
+    """
+    match tile:
+        case Reindexed():
+            if along not in tile.sources or across not in tile.sources:
+                return None
+            own = tile.sources.index(along), tile.sources.index(across)
+            return pair_pitch_of(tile.source, *own, steps, lanes)
+        case Loaded():
+            return tile.place.pair_pitch(along, across, steps, lanes)
         case _:
             return None
 

@@ -17,7 +17,7 @@ from dure.targets.cpu.bfpdots import PackedWeights, RoundedWeights, add_chunks
 from dure.targets.cpu.bfptiles import BfpTileDot, takes_bfp_tiles
 from dure.targets.cpu.blockdots import ActivationRows, Panels, chunk_step
 from dure.targets.cpu.bounds import Bounds
-from dure.targets.cpu.copies import lies_along
+from dure.targets.cpu.copies import place_along
 from dure.targets.cpu.exactdots import exact_dot
 from dure.targets.cpu.memory import Extent, fetch
 from dure.targets.cpu.packing import CHUNK
@@ -166,10 +166,8 @@ def plain_dot(
         initial = [nothing if fresh else c.vector(e, p, axis, lanes) for p in places]
 
         def step(at: Reg, totals: list[Reg]) -> list[Reg]:
-            for first in columns[:: _vectors_a_line(b, axis, lanes)] if once else ():
-                source = b.loaded_from([*batch, at, first])
-                if source is not None:
-                    fetch(w, source, FAR_AHEAD, 1, cache=2)
+            if once:
+                _ask(e, b, batch, at, columns, lanes)
             left = [
                 w.splat(
                     operand(e, a, [*batch, w.add(row, integer(i)), at], axis, 1, accumulator),
@@ -203,10 +201,26 @@ def plain_dot(
     bounds.either(stop, lambda: cover(e, *extents, vectors, block))
 
 
-def _vectors_a_line(tile: Tile, axis: int, lanes: int) -> int:
-    """How many vectors along an axis lie in a line of the cache."""
-    size = lanes * max(8, tile.dtype.bits) // 8
-    return max(1, LINE_BYTES // size) if lies_along(tile, axis, LINE_BYTES * lanes // size) else 1
+def _ask(
+    e: Emitter, b: Tile, batch: Sequence[Reg], at: Reg, columns: Sequence[Reg], lanes: int
+) -> None:
+    """Ask for the lines of a later step that a block of columns will read, each of them once."""
+    w, axis = e.w, len(batch) + 1
+    found = place_along(b, axis)
+    if found is None:
+        return
+    place, own = found
+    paired = lanes > 1 and place.paired(own, lanes)
+    size = lanes * max(8, b.dtype.bits) // 8
+    beside = place.contiguous(own, LINE_BYTES * lanes // size)
+    for first in columns[:: 2 if paired else max(1, LINE_BYTES // size) if beside else 1]:
+        source = b.loaded_from([*batch, at, first])
+        if source is None:
+            continue
+        if paired:
+            # Two steps read the same two lines.
+            source = w.offset(source, w.mul(w.mod(at, 2), integer(LINE_BYTES)))
+        fetch(w, source, FAR_AHEAD, 1, cache=2)
 
 
 def _reads_once(e: Emitter, rows: Extent) -> bool:

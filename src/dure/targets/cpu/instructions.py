@@ -17,7 +17,7 @@ from dure.runtime.host import HostFeatures
 class Operation(enum.Enum):
     """What code generation asks for.
 
-    The first three are LLVM's own operations on floats, which are one instruction or not; the
+    The first four are LLVM's own operations on floats, which are one instruction or not; the
     others, by an intrinsic, are a scaling of floats, and sums of products of bytes and of bfloat16
     numbers, and what they need.
     """
@@ -28,6 +28,10 @@ class Operation(enum.Enum):
     ROUNDING = enum.auto()
     #: float16 from and to float32.
     HALF = enum.auto()
+    #: float32 to bfloat16, but for subnormal numbers.
+    BFLOAT16 = enum.auto()
+    #: Which float32 numbers are of some classes, such as the subnormal ones.
+    CLASSES = enum.auto()
     #: ``a * 2**b`` of float32, rounded once.
     SCALE_BY_POWER = enum.auto()
     #: Four products of unsigned and signed bytes, added to 32 bits.
@@ -81,6 +85,8 @@ TABLE = (
     Row(Operation.ROUNDING, "neon"),
     Row(Operation.HALF, "f16c"),
     Row(Operation.HALF, "neon"),
+    Row(Operation.BFLOAT16, "avx512bf16", 512),
+    Row(Operation.CLASSES, "avx512dq", 512, "llvm.x86.avx512.fpclass.ps.512"),
     Row(Operation.SCALE_BY_POWER, "avx512f", 512, "llvm.x86.avx512.mask.scalef.ps.512"),
     Row(Operation.FOUR_BYTES, "avxvnni", 256, "llvm.x86.avx512.vpdpbusd.256"),
     Row(Operation.FOUR_BYTES, "avx512vnni", 512, "llvm.x86.avx512.vpdpbusd.512"),

@@ -231,11 +231,18 @@ class Place:
 
     def contiguous(self, axis: int, lanes: int) -> bool:
         """Whether ``lanes`` elements from a multiple of ``lanes`` lie side by side."""
+        return self._apart(axis, lanes, self.dtype.bits)
+
+    def paired(self, axis: int, lanes: int) -> bool:
+        """Whether ``lanes`` elements of 16 bits from a multiple of ``lanes`` lie in words side by
+        side, each beside its neighbour along another axis.
+        """
+        return self.dtype.bits == 16 and self._apart(axis, lanes, 32) and self._pairs is not None
+
+    def _apart(self, axis: int, lanes: int, bits: int) -> bool:
         place, digits = self.axes[axis], self.layout.axes[axis]
         inner = digits[-1]
-        if self.unit != 8 or as_expr(inner.stride) is not as_expr(self.dtype.bits):
-            return False
-        if place.stride != 1:
+        if self.unit != 8 or as_expr(inner.stride) is not as_expr(bits) or place.stride != 1:
             return False
         aligned = place.start % lanes is as_expr(0)
         if place.entries is not None and (place.step % lanes or not aligned):
@@ -243,6 +250,36 @@ class Place:
         return len(digits) == 1 or (
             inner.extent is not None and inner.extent % lanes == 0 and aligned
         )
+
+    @property
+    def _pairs(self) -> int | None:
+        """The axis whose elements lie side by side by twos, in words."""
+        for axis, digits in enumerate(self.layout.axes):
+            inner = digits[-1]
+            if inner.extent == 2 and as_expr(inner.stride) is as_expr(self.dtype.bits):
+                return axis
+        return None
+
+    def pair_pitch(self, along: int, across: int, steps: int, lanes: int) -> Reg | None:
+        """Bytes from a pair of neighbours along an axis to the next, if each ``steps`` elements
+        along it, from a multiple of ``steps`` on, are pairs as far apart, each in a word beside the
+        words of ``lanes`` elements across; all that the access may read lies in the tensor.
+        """
+        place, digits = self.axes[along], self.layout.axes[along]
+        if self._pairs != along or not self.paired(across, lanes) or len(digits) < 2:
+            return None
+        whole = [self.extents[along].static, place.step if place.entries else steps]
+        around = digits[-2].extent
+        whole.append(steps if around is None else 2 * around)
+        aligned = place.start % steps is as_expr(0) and place.stride == 1
+        if not aligned or any(count % steps for count in whole):
+            return None
+        wide = {along: steps, across: lanes}
+        if self.extents[across].static % lanes:
+            return None
+        if not all(self.inside(axis, wide.get(axis, 1)) for axis in range(len(self.axes))):
+            return None
+        return self._constant(digits[-2].stride)
 
     def pitch(self, axis: int) -> Reg | None:
         """Bytes from one element along an axis to the next, where they are as many everywhere."""
@@ -327,6 +364,8 @@ class Place:
             if mask is None:
                 return w.load(type, address)
             return masked_load(w, type, address, mask)
+        if self.paired(lane_axis, lanes):
+            return self._load_paired(index, lanes, mask)
         addresses = self._addresses(index, lane_axis, lanes)
         return gather(w, element, addresses, lanes, mask)
 
@@ -342,8 +381,33 @@ class Place:
             else:
                 masked_store(w, value, address, mask)
             return
+        if self.paired(lane_axis, lanes):
+            self._store_paired(value, self.address(index), mask)
+            return
         addresses = self._addresses(index, lane_axis, lanes)
         scatter(w, value, addresses, mask)
+
+    def _load_paired(self, index: Sequence[Reg], lanes: int, mask: Reg | None) -> Reg:
+        """Elements that lie in words side by side: all words, and of each its half."""
+        w, axis = self.w, self._pairs
+        assert axis is not None
+        place = w.mod(self._element(axis, index[axis]), 2)
+        address = w.offset(self.address(index), w.sub(integer(0), w.mul(place, integer(2))))
+        words = vector_type("i32", lanes)
+        found = w.load(words, address) if mask is None else masked_load(w, words, address, mask)
+        shift = w.cast("trunc", w.mul(place, integer(16)), "i32")
+        return w.cast(
+            "trunc", w.binary("lshr", found, w.splat(shift, lanes)), vector_type("i16", lanes)
+        )
+
+    def _store_paired(self, value: Reg, address: Reg, mask: Reg | None) -> None:
+        """Elements that lie in words side by side: what is beside them stays."""
+        w, lanes = self.w, lanes_of(value.type)
+        words = w.cast("zext", value, vector_type("i32", lanes))
+        wide = w.cast("bitcast", words, vector_type("i16", 2 * lanes))
+        some = mask if mask is not None else w.constant("i1", 1, lanes)
+        order = [lane // 2 if lane % 2 == 0 else lanes for lane in range(2 * lanes)]
+        masked_store(w, wide, address, w.merge(some, w.constant("i1", 0, lanes), order))
 
     def _addresses(self, index: Sequence[Reg], lane_axis: int, lanes: int) -> Reg:
         offsets = self.bit_offsets(index, lane_axis, lanes)

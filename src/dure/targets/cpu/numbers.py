@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from dure.ir import dtypes
 from dure.ir.dtypes import DType
 from dure.runtime.host import HostFeatures
-from dure.targets.cpu.instructions import Operation, has
-from dure.targets.cpu.writer import Reg, Writer, lanes_of, vector_type
+from dure.targets.cpu.instructions import Operation, has, intrinsic
+from dure.targets.cpu.writer import Reg, Writer, integer, lanes_of, vector_type
 
 
 def register_type(dtype: DType) -> str:
@@ -47,6 +47,10 @@ _SMALL = {
     dtypes.float8_e5m2: _SmallFloat(5, 2, True),
     dtypes.float8_e4m3fn: _SmallFloat(4, 3, False),
 }
+
+
+#: The class of subnormal numbers, as an instruction's bits.
+_SUBNORMAL = 0x20
 
 
 class Converter:
@@ -163,6 +167,38 @@ class Converter:
         return w.cast("bitcast", w.binary("or", raw, sign), floats)
 
     def _narrow_bfloat(self, value: Reg) -> Reg:
+        w, lanes = self.w, lanes_of(value.type)
+        if lanes % (self.host.vector_bits // 32) or not has(self.host, Operation.BFLOAT16):
+            return self._round_to_bfloat(value)
+        short = w.cast("fptrunc", value, vector_type("bfloat", lanes))
+        short = w.cast("bitcast", short, vector_type("i16", lanes))
+        # The instruction takes subnormal numbers for zero: vectors that have one, which are few,
+        # take a turn of the other way.
+        turns = w.cast("zext", self._any_subnormal(value), "i64")
+
+        def round_again(_: Reg, held: list[Reg]) -> list[Reg]:
+            return [self._round_to_bfloat(held[1]), held[1]]
+
+        return w.loop(integer(0), turns, 1, round_again, [short, value])[0]
+
+    def _any_subnormal(self, value: Reg) -> Reg:
+        """Whether a vector of whole registers has a subnormal number."""
+        w, width = self.w, self.host.vector_bits // 32
+        found: Reg | None = None
+        for first in range(0, lanes_of(value.type), width):
+            part = w.shuffle(value, range(first, first + width))
+            which = w.call(
+                vector_type("i1", width),
+                intrinsic(self.host, Operation.CLASSES),
+                part,
+                Reg("i32", str(_SUBNORMAL)),
+            )
+            found = which if found is None else w.binary("or", found, which)
+        assert found is not None
+        bits = w.cast("bitcast", found, f"i{width}")
+        return w.compare("icmp ne", bits, Reg(bits.type, "0"))
+
+    def _round_to_bfloat(self, value: Reg) -> Reg:
         w, lanes = self.w, lanes_of(value.type)
 
         def c(number: int) -> Reg:

@@ -20,7 +20,7 @@ from dure.targets.cpu.copies import Stored, pitch_of, read_along
 from dure.targets.cpu.dots import KRange, Step, plain_dot, zero
 from dure.targets.cpu.instructions import Operation, intrinsic
 from dure.targets.cpu.memory import Extent, fetch
-from dure.targets.cpu.tiledots import LINE, ROWS, configuration, on_tiles, tile
+from dure.targets.cpu.tiledots import LINE, ROWS, configuration, end_sizes, on_tiles, tile
 from dure.targets.cpu.values import Buffer, Emitter, Tile
 from dure.targets.cpu.writer import Reg, integer, lanes_of, vector_type
 
@@ -32,9 +32,9 @@ _STEPS, _PAIR, _SIZE = 32, 2, 4
 _RIGHT, _LEFT, _LEFTS = 4, 5, 3
 #: Steps of K for which rows are copied at a time.
 _DEPTH = 2048
-#: What makes subnormal results and operands zeros, and the sums of an element that vectors add up:
-#: those of even and of odd steps of a tile, and of all before.
-_FLUSHED, _SUMS = 0x8040, 3
+#: What makes subnormal results and operands zeros, and the sums of an element that registers hold
+#: while vectors add a tile's steps: of even and of odd ones.  That of all before waits in memory.
+_FLUSHED, _SUMS = 0x8040, 2
 
 
 def are_few(rows: Extent) -> bool:
@@ -157,7 +157,7 @@ class RowProduct:
         sizes = configuration(e, [*[sums] * _FEW, columns, *[row] * _LEFTS])
         on_tiles(e, Operation.TILE_SIZES, sizes)
         w.loop(k.start, k.stop, max(1, most), cut)
-        on_tiles(e, Operation.TILE_RELEASE)
+        end_sizes(e)
         e.release(mark)
 
     def _clear(self) -> None:

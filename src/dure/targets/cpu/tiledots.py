@@ -21,11 +21,14 @@ from dure.targets.cpu.blockdots import ActivationRows, Panels, zero_of
 from dure.targets.cpu.instructions import Operation, has, intrinsic
 from dure.targets.cpu.memory import Extent
 from dure.targets.cpu.packing import CHUNK, GROUP
+from dure.targets.cpu.scopes import Lines
 from dure.targets.cpu.values import Buffer, Emitter
 from dure.targets.cpu.writer import Reg, integer, vector_type
 
 #: Rows of a tile register, bytes of each, and int32 lanes of a row.
 ROWS, LINE, LANES = 16, 64, 16
+#: Registers of tiles, and the name of where it says that all of them are whole.
+_TILES, _SIZES = 8, "whole_tiles"
 #: Rows that are scaled at once: a compiler that loads the sums of more spills them again.
 _AT_ONCE = 4
 #: Tile registers: sums of low and of high codes, activations' codes of both, and weights'.
@@ -89,7 +92,7 @@ class TileDot:
             w.loop(integer(0), panels, 1, self._unpack_panel)
             self._configure()
             self._blocks(whole, panels, fresh)
-            on_tiles(self.e, Operation.TILE_RELEASE)
+            end_sizes(self.e)
 
         some = w.compare("icmp slt", integer(0), whole)
         for least, most in ((integer(0), panels), (self.start, self.stop)):
@@ -295,6 +298,39 @@ def configuration(e: Emitter, shapes: Sequence[tuple[int, int]]) -> Reg:
     at = e.allocate(LINE)
     e.w.store(Reg(vector_type("i32", len(words)), f"<{text}>"), at)
     return at
+
+
+def keep_sizes(e: Emitter) -> None:
+    """Rely on whole tiles, which the kernel then asks for once: a configuration takes as long as
+    ten products, and the unit that multiplies falls asleep the sooner.
+    """
+    e.keeps_tiles = True
+
+
+def end_sizes(e: Emitter) -> None:
+    """Tiles had other sizes until here."""
+    e.tile_ends.append(e.w.reserve())
+
+
+def whole_sizes(e: Emitter) -> None:
+    """Make all tiles whole."""
+    words = struct.unpack("<16i", tile_registers.configuration([(ROWS, LINE)] * _TILES))
+    kind, text = vector_type("i32", len(words)), ", ".join(f"i32 {word}" for word in words)
+    constant = f"@{_SIZES} = private unnamed_addr constant {kind} <{text}>, align {LINE}"
+    e.w.declarations[_SIZES] = constant
+    on_tiles(e, Operation.TILE_SIZES, Reg("ptr", f"@{_SIZES}"))
+
+
+def finish_sizes(e: Emitter, entry: Lines) -> None:
+    """Write what a kernel of tiles does at its ``entry``, where other sizes end, and at its end."""
+    for room in [entry] * e.keeps_tiles + e.tile_ends:
+        with e.w.into(room):
+            if e.keeps_tiles:
+                whole_sizes(e)
+            else:
+                on_tiles(e, Operation.TILE_RELEASE)
+    if e.keeps_tiles:
+        on_tiles(e, Operation.TILE_RELEASE)
 
 
 def on_tiles(e: Emitter, operation: Operation, *arguments: Reg) -> None:

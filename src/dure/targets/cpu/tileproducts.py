@@ -20,12 +20,23 @@ from math import gcd
 from dure.ir import dtypes
 from dure.ir.dtypes import ElementType
 from dure.runtime.host import HostFeatures
-from dure.targets.cpu.copies import Stored
-from dure.targets.cpu.dots import KRange
+from dure.targets.cpu.copies import Stored, pair_pitch_of
+from dure.targets.cpu.dots import FAR_AHEAD, KRange
 from dure.targets.cpu.instructions import Operation, has
+from dure.targets.cpu.memory import fetch
 from dure.targets.cpu.paneldots import Blocking, PanelDot, most_columns
-from dure.targets.cpu.tiledots import LANES, LINE, ROWS, configuration, on_tiles, tile
-from dure.targets.cpu.values import Tile
+from dure.targets.cpu.tiledots import (
+    LANES,
+    LINE,
+    ROWS,
+    configuration,
+    end_sizes,
+    keep_sizes,
+    on_tiles,
+    tile,
+    whole_sizes,
+)
+from dure.targets.cpu.values import Buffer, Tile
 from dure.targets.cpu.writer import Reg, integer, lanes_of, vector_type
 
 #: Steps of K in a tile, those that lie side by side in the right one, and bytes of a tile.
@@ -34,12 +45,20 @@ _STEPS, _PAIR, _TILE = 32, 2, ROWS * LINE
 _ACROSS, _BELOW, _LEFT, _RIGHT = 2, 2, 4, 6
 #: Bytes of an accumulator, and of what it is made from.
 _SIZE, _OPERAND = 4, 2
+#: The most bytes between rows that tiles take where they lie: further ones share a cache's sets.
+_NEAR = 1024
 
 
 def takes_products(host: HostFeatures, left: ElementType, right: ElementType) -> bool:
     """Whether the host multiplies such operands by its tile registers, to float32."""
     bfloat16 = left == right == dtypes.bfloat16
     return bfloat16 and has(host, Operation.TILES_OF_BFLOAT16)
+
+
+def _pitch(right: Tile) -> Reg | None:
+    """Bytes from a row of a tile to the next, where tiles of a right operand lie in memory."""
+    axis = right.type.rank - 1
+    return pair_pitch_of(right, axis - 1, axis, _STEPS, LANES)
 
 
 class TileProduct(PanelDot):
@@ -63,18 +82,45 @@ class TileProduct(PanelDot):
         return Blocking((), _BELOW * ROWS, depth, width, columns)
 
     def run(self, k: KRange, fresh: bool) -> None:
-        if self.static[0] >= ROWS:
+        whole = self.static[0] >= ROWS
+        #: Whether the kernel's whole tiles do.
+        self.keeps = whole and self.cuts.width >= LANES
+        if self.keeps:
+            keep_sizes(self.e)
+        elif whole:
             self._configure(integer(ROWS))
         super().run(k, fresh)
-        on_tiles(self.e, Operation.TILE_RELEASE)
+        if not self.keeps:
+            end_sizes(self.e)
 
     def _allocate(self, rows: int, panels: int) -> None:
         #: Tiles of a row of blocks, and of a panel's columns.
         self.deep = -(-self.depth // _STEPS)
         self.across = -(-self.cuts.width // LANES)
-        self.left = self.e.allocate(-(-rows // (_BELOW * ROWS)) * self.deep * _BELOW * _TILE)
+        self.placed = self._in_place()
+        if self.placed is None:
+            self.left = self.e.allocate(-(-rows // (_BELOW * ROWS)) * self.deep * _BELOW * _TILE)
+        assert isinstance(self.b, Stored)
+        #: Bytes between the rows of a right tile in memory, if it is read there.
+        self.lying = _pitch(self.b.source) if self._takes_all_steps() else None
+        if self.lying is not None:
+            return
         # Panels that are copied from whole registers may be more than there are.
         self.right = self.e.allocate((panels + LANES // self.lanes - 1) * self._panel)
+
+    def _in_place(self) -> Buffer | None:
+        """The left operand, if tiles take its rows where they lie in the arena."""
+        assert isinstance(self.a, Stored)
+        a = self.a.source
+        if not isinstance(a, Buffer) or not self._takes_all_steps():
+            return None
+        *_, row, element = a.strides()
+        return a if element == 1 and 2 * row <= _NEAR else None
+
+    def _takes_all_steps(self) -> bool:
+        """Whether K is whole tiles."""
+        start, length = self.k.start.literal, self.w.sub(self.k.stop, self.k.start).literal
+        return start is not None and length is not None and not (start % _STEPS or length % _STEPS)
 
     @property
     def _panel(self) -> int:
@@ -87,6 +133,9 @@ class TileProduct(PanelDot):
 
     def _left_at(self, row: Reg, k: Reg) -> Reg:
         w = self.w
+        if self.placed is not None:
+            at = w.mul(row, integer(self.placed.strides()[-2]))
+            return w.offset(self.left, w.mul(w.add(at, k), integer(2)))
         block = w.mul(w.floordiv(row, integer(_BELOW * ROWS)), integer(self.deep * _BELOW * _TILE))
         inside = w.add(block, w.mul(w.mod(row, _BELOW * ROWS), integer(LINE)))
         inside = w.add(inside, w.mul(w.floordiv(k, integer(_STEPS)), integer(_BELOW * _TILE)))
@@ -94,6 +143,11 @@ class TileProduct(PanelDot):
 
     def _right_at(self, panel: Reg, k: Reg, lane: Reg) -> Reg:
         w = self.w
+        if self.lying is not None:
+            column = w.add(w.mul(panel, integer(self.cuts.width)), lane)
+            place = self.b.loaded_from([*self.batch, w.add(self.first, k), column])
+            assert place is not None
+            return place
         at = w.mul(panel, integer(self._panel))
         across = w.mul(w.floordiv(lane, integer(LANES)), integer(_TILE))
         inside = w.mul(w.floordiv(k, integer(_STEPS)), integer(self.across * _TILE))
@@ -122,6 +176,10 @@ class TileProduct(PanelDot):
 
         self._ragged(depth, clear)
         super()._copy_rows(row, count, first, depth)
+
+    def _copy_columns(self, first: Reg, depth: Reg) -> None:
+        if self.lying is None:
+            super()._copy_columns(first, depth)
 
     def _copy_along(self, first: Reg, depth: Reg) -> None:
         nothing = Reg(vector_type("i32", LANES), "zeroinitializer")
@@ -169,6 +227,7 @@ class TileProduct(PanelDot):
         """All panels, one after another, times the copied rows; the last ones are fewer."""
         w = self.w
         self.deep_now = w.floordiv(w.add(depth, integer(_STEPS - 1)), integer(_STEPS))
+        self.first = first
         rest = w.mod(count, ROWS)
         whole = w.sub(count, rest)
         pairs = w.sub(whole, w.mod(whole, _BELOW * ROWS))
@@ -190,7 +249,9 @@ class TileProduct(PanelDot):
         def last() -> None:
             self._configure(rest)
             blocks((whole, count, 1))
-            if self.static[0] > ROWS:
+            if self.keeps:
+                whole_sizes(self.e)
+            elif self.static[0] > ROWS:
                 self._configure(integer(ROWS))
 
         if self.static[0] >= ROWS:
@@ -200,12 +261,13 @@ class TileProduct(PanelDot):
 
     def _configure(self, rows: Reg) -> None:
         """Tell the machine the sizes of tiles, for so many rows."""
-        w, wide = self.w, _SIZE * min(self.cuts.width, LANES)
-        sums, left, right = [(ROWS, wide)] * 4, [(ROWS, LINE)] * 2, [(_STEPS // _PAIR, wide)] * 2
+        w, wide, most = self.w, _SIZE * min(self.cuts.width, LANES), rows.literal or ROWS
+        sums, left, right = [(most, wide)] * 4, [(most, LINE)] * 2, [(_STEPS // _PAIR, wide)] * 2
         at = configuration(self.e, [*sums, *left, *right])
-        height = w.cast("trunc", rows, "i8")
-        for number in range(_RIGHT):
-            w.store(height, w.offset(at, integer(48 + number)))
+        if rows.literal is None:
+            height = w.cast("trunc", rows, "i8")
+            for number in range(_RIGHT):
+                w.store(height, w.offset(at, integer(48 + number)))
         on_tiles(self.e, Operation.TILE_SIZES, at)
 
     def _tiles(self, row: Reg, i: Reg, panel: Reg, below: int) -> None:
@@ -214,6 +276,7 @@ class TileProduct(PanelDot):
         grid = list(product(range(below), range(self.across)))
         buffer = [self._accumulator(row, i, panel, r, c) for r, c in grid]
         numbers = [tile(r * _ACROSS + c) for r, c in grid]
+        left_pitch = integer(LINE if self.placed is None else 2 * self.placed.strides()[-2])
 
         def zeros() -> None:
             for number in numbers:
@@ -223,14 +286,19 @@ class TileProduct(PanelDot):
             for number, place in zip(numbers, places, strict=True):
                 on_tiles(self.e, operation, number, *place)
 
+        once = self.lying is not None and self.static[0] <= ROWS
+
         def step(number: Reg, _: list[Reg]) -> list[Reg]:
             k = w.mul(number, integer(_STEPS))
             for c in range(self.across):
                 at = self._right_at(panel, k, integer(c * LANES))
-                on_tiles(self.e, Operation.TILE_LOAD_ONCE, tile(_RIGHT + c), at, integer(LINE))
+                pitch = integer(LINE) if self.lying is None else self.lying
+                for line in range(ROWS if once else 0):
+                    fetch(w, w.offset(at, w.mul(pitch, integer(line))), FAR_AHEAD, 1, cache=2)
+                on_tiles(self.e, Operation.TILE_LOAD_ONCE, tile(_RIGHT + c), at, pitch)
             for r in range(below):
                 at = self._left_at(w.add(i, integer(r * ROWS)), k)
-                on_tiles(self.e, Operation.TILE_LOAD, tile(_LEFT + r), at, integer(LINE))
+                on_tiles(self.e, Operation.TILE_LOAD, tile(_LEFT + r), at, left_pitch)
             for accumulator, (r, c) in zip(numbers, grid, strict=True):
                 operands = accumulator, tile(_LEFT + r), tile(_RIGHT + c)
                 on_tiles(self.e, Operation.TILES_OF_BFLOAT16, *operands)

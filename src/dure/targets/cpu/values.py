@@ -21,6 +21,7 @@ from dure.targets.cpu.bounds import Access, Bounds
 from dure.targets.cpu.memory import EntryReader, Extent, Place, gather
 from dure.targets.cpu.numbers import Converter, memory_type, register_type
 from dure.targets.cpu.rows import Row
+from dure.targets.cpu.scopes import Lines
 from dure.targets.cpu.vecmath import VectorMath
 from dure.targets.cpu.writer import Reg, Writer, integer, lanes_of, vector_type
 
@@ -48,6 +49,9 @@ class Emitter:
         self.lanes = host.vector_bits // 32
         self.arena_bytes = 0
         self._used = 0
+        #: Whether all tile registers are whole in the kernel, and room where they weren't before.
+        self.keeps_tiles = False
+        self.tile_ends: list[Lines] = []
 
     def allocate(self, bytes: int) -> Reg:
         """The address of fresh bytes in the arena."""
@@ -205,8 +209,11 @@ class Buffer(Tile):
 
     def put(self, e: Emitter, value: Reg, index: Sequence[Reg], axis: int) -> None:
         """Store a vector of registers along ``axis`` (whose stride is 1, or one lane)."""
-        lanes = lanes_of(value.type)
-        stored = e.convert.narrow(value, self.stored)
+        self.keep(e, e.convert.narrow(value, self.stored), index, axis)
+
+    def keep(self, e: Emitter, stored: Reg, index: Sequence[Reg], axis: int) -> None:
+        """Store a vector along ``axis`` that is as memory holds it."""
+        lanes = lanes_of(stored.type)
         if lanes > 1 and self.strides()[axis] != 1:
             from dure.targets.cpu.memory import scatter
 

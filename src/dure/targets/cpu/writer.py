@@ -117,6 +117,19 @@ class Writer:
         """An instruction without a result."""
         self._lines.append(f"  {text}{self._location()}")
 
+    def reserve(self) -> Lines:
+        """Room between what was written and what comes, for what is only known later."""
+        room: Lines = []
+        self._lines.append(room)
+        return room
+
+    @contextmanager
+    def into(self, room: Lines) -> Generator[None]:
+        """Inside, what has no result is written into reserved room."""
+        outside, self._lines = self._lines, room
+        yield
+        self._lines = outside
+
     def _location(self) -> str:
         return "" if self.locations is None else self.locations.of(self.span)
 
