@@ -113,7 +113,7 @@ def test_the_planned_program_computes_the_same(formats):
     planned = plan(prepared.laid_out.step, TARGET)
     verify(planned.function)
     values = values_of(program)
-    expected = run(fuse(quantize_activations(program)), values)
+    expected = run(fuse(quantize_activations(program, TARGET.activations)), values)
     close(run(planned.function, values), expected)
 
 
