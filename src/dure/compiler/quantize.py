@@ -7,8 +7,8 @@ product that asks for more bits (the logits, whose error nothing averages out) t
 ``int16_block32``.  By the policy ``bfp``, products that ask for no more than nine bits take
 ``bfp9_block32`` where all their weights do, unless one of them also meets a product that asks for
 more: a weight lies in one layout.  Many rows gain by it, and few ones lose, but where 8 bits aren't
-enough: so those that ask for more take it, and those that have more columns than K, which are most
-of a model's arithmetic.
+enough: so those that ask for more take it, and those that have no fewer columns than K, which are
+most of a model's arithmetic.
 """
 
 from __future__ import annotations
@@ -86,9 +86,9 @@ def _beyond_bfp(region: Region) -> Iterator[Value]:
 
 
 def _expands(weight: Value) -> bool:
-    """Whether a product with this weight has more columns than K."""
+    """Whether a product with this weight has no fewer columns than K."""
     columns, length = (static_extent(extent) for extent in weight.tensor.shape)
-    return columns is not None and length is not None and columns > length
+    return columns is not None and length is not None and columns >= length
 
 
 def _wants_blocks(op: Op) -> bool:

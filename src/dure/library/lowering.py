@@ -38,8 +38,8 @@ MATMUL_VARIANTS: tuple[tuple[int, int, int], ...] = (
     (0, 128, 256),
 )
 #: The same where activations are block floating point: weights are rounded to it for every tile, so
-#: that one is as tall as can be, and as wide as tile registers take at once.
-BFP_VARIANTS: tuple[tuple[int, int, int], ...] = ((1, 1, 32), (8, 8, 32), (0, 512, 32))
+#: that one is tall, and as wide as tile registers take at once.
+BFP_VARIANTS: tuple[tuple[int, int, int], ...] = ((1, 1, 32), (8, 8, 32), (0, 256, 32))
 #: Keys of one piece of attention, the same for prefill and decode.
 ATTENTION_PIECE = 64
 #: Runs into which the keys of a token fall, each summed by itself.

@@ -5,8 +5,8 @@ sixteen rows and columns of int32.  Panels (:mod:`dure.targets.cpu.packing`) are
 all rows: a chunk's codes as bytes, four k of all lanes after four, which is such an operand, then
 its scales and offsets in float32.  What a scale covers is one product; it leaves the tile by way of
 memory, where the vectors scale it and add it in order: the sums are exact, so that the bits are
-those of :func:`dure.targets.cpu.blockdots.chunk_step`.  While the vectors work on one product, the
-tiles are at the next, of the next block where that is the last.
+those of :func:`dure.targets.cpu.blockdots.chunk_step`.  Tiles and vectors take turns of many
+products, as many as a quarter of the nearest cache holds: each of them waits for itself only.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ ROWS, LINE, LANES = 16, 64, 16
 _TILES, _SIZES = 8, "whole_tiles"
 #: Rows that are scaled at once: a compiler that loads the sums of more spills them again.
 _AT_ONCE = 4
-#: Tile registers: sums of low and of high codes, activations' codes of both, and weights'.
-_LOW, _HIGH, _LEFT, _LEFT_HIGH, _RIGHT = range(5)
+#: Tile registers: sums of several products, then operands of two.
+_SUMS, _OPERANDS = 4, 2
+_LEFT, _RIGHT = _SUMS, _SUMS + _OPERANDS
 
 
 def takes_tiles(
@@ -74,6 +75,9 @@ class TileDot:
         #: Bytes of an unpacked chunk: codes, then factors; of a chunk's sums; of a row of shifts.
         self.chunk_bytes = CHUNK * LANES + self.halves * len(self.roles) * LINE
         self.sum_bytes = len(self.planes) * self.halves * ROWS * LINE
+        #: Chunks whose products are made before the vectors have their turn.
+        most = max(1, e.host.l1d_bytes // 4 // self.sum_bytes)
+        self.turn = -(-self.chunks // max(1, -(-self.chunks // most)))
         self.shift_bytes = 4 * self.chunks * self.halves
 
     def run(self, rows: Extent, columns: Extent, fresh: bool) -> Reg:
@@ -83,7 +87,7 @@ class TileDot:
         whole = w.sub(used, w.mod(used, ROWS))
         panels = w.floordiv(w.add(w.index(columns.bound), integer(LANES - 1)), integer(LANES))
         self.unpacked = e.allocate(columns.static // LANES * self.chunks * self.chunk_bytes)
-        self.sums = e.allocate(2 * self.sum_bytes)
+        self.sums = e.allocate(self.turn * self.sum_bytes)
         self.shifts = e.allocate(rows.static * self.shift_bytes if len(self.roles) > 1 else 0)
 
         def write() -> None:
@@ -103,9 +107,8 @@ class TileDot:
     def _configure(self) -> None:
         """Tell the machine the rows of each tile register, and the bytes of a row."""
         sums, left, right = (ROWS, LINE), (ROWS, self.width), (self.width // GROUP, LINE)
-        on_tiles(
-            self.e, Operation.TILE_SIZES, configuration(self.e, [sums, sums, left, left, right])
-        )
+        shapes = [sums] * _SUMS + [left] * _OPERANDS + [right] * _OPERANDS
+        on_tiles(self.e, Operation.TILE_SIZES, configuration(self.e, shapes))
 
     # -- operands ---------------------------------------------------------------------------------
 
@@ -188,65 +191,79 @@ class TileDot:
     # -- products ---------------------------------------------------------------------------------
 
     def _blocks(self, rows: Reg, panels: Reg, fresh: bool) -> None:
-        """All blocks: the panels of sixteen rows, then those of the next ones.
-
-        What is carried is which half of the sums' buffer has the next product.
-        """
+        """All blocks: the panels of sixteen rows, then those of the next ones."""
         w = self.w
 
-        def row_block(row: Reg, carried: list[Reg]) -> list[Reg]:
-            def block(panel: Reg, carried: list[Reg]) -> list[Reg]:
-                beside = w.add(panel, integer(1))
-                more = w.compare("icmp slt", beside, panels)
-                below = w.minimum(w.add(row, integer(ROWS)), w.sub(rows, integer(ROWS)))
-                following = w.select(more, row, below), w.select(more, beside, integer(0))
-                return self._block((row, panel), following, carried[0], fresh)
+        def row_block(row: Reg, _: list[Reg]) -> list[Reg]:
+            def block(panel: Reg, _: list[Reg]) -> list[Reg]:
+                self._block((row, panel), fresh)
+                return []
 
-            return w.loop(integer(0), panels, 1, block, carried)
+            return w.loop(integer(0), panels, 1, block)
 
-        self._multiply((integer(0), integer(0)), self.start, integer(0))
-        w.loop(integer(0), rows, ROWS, row_block, [integer(0)])
+        w.loop(integer(0), rows, ROWS, row_block)
 
-    def _block(
-        self, at: tuple[Reg, Reg], following: tuple[Reg, Reg], sums: Reg, fresh: bool
-    ) -> list[Reg]:
-        """Sixteen rows of a panel: ``at`` a row and a panel, as is the block that follows."""
+    def _block(self, at: tuple[Reg, Reg], fresh: bool) -> None:
+        """Sixteen rows of a panel: ``at`` are the first row and the panel."""
         w, e = self.w, self.e
         row, column = at[0], w.mul(at[1], integer(LANES))
         places = [[w.add(row, integer(i)), column] for i in range(ROWS)]
         nothing = Reg(vector_type("float", LANES), "zeroinitializer")
         initial = [nothing if fresh else self.c.vector(e, p, 1, LANES) for p in places]
 
-        def step(place: Reg, carried: list[Reg]) -> list[Reg]:
-            now, other = carried[0], w.sub(integer(self.sum_bytes), carried[0])
-            self._multiply(at, w.add(place, integer(1)), other)
-            return [other, *self._scaled(at, place, now, carried[1:])]
+        def turn(first: Reg, totals: list[Reg]) -> list[Reg]:
+            end = w.minimum(w.add(first, integer(self.turn)), self.stop)
+            self._multiply(at, first, end)
 
-        last = w.sub(self.stop, integer(1))
-        now, *totals = w.loop(self.start, last, 1, step, [sums, *initial])
-        other = w.sub(integer(self.sum_bytes), now)
-        self._multiply(following, self.start, other)
-        for place, total in zip(places, self._scaled(at, last, now, totals), strict=True):
+            def scale(place: Reg, running: list[Reg]) -> list[Reg]:
+                return self._scaled(at, place, self._turn(first, place), running)
+
+            return w.loop(first, end, 1, scale, totals)
+
+        totals = w.loop(self.start, self.stop, self.turn, turn, initial)
+        for place, total in zip(places, totals, strict=True):
             self.c.put(e, total, place, 1)
-        return [other]
 
-    def _multiply(self, at: tuple[Reg, Reg], place: Reg, sums: Reg) -> None:
-        """The products of a chunk, to this half of the sums' buffer."""
-        w, a, (row, panel) = self.w, self.a, at
-        codes, line = self._chunk(panel, place), integer(LINE)
-        for half in range(self.halves):
-            entry = w.add(w.mul(place, integer(CHUNK)), integer(half * self.width))
-            weights = w.offset(codes, integer(half * self.width * LANES))
-            on_tiles(self.e, Operation.TILE_LOAD, tile(_RIGHT), weights, line)
-            for number, plane in enumerate(self.planes):
-                total, left = tile(_LOW + number), tile(_LEFT + number)
-                rows, step = a.address(self.e, plane, row, entry), integer(a.row_bytes(plane) or 0)
-                on_tiles(self.e, Operation.TILE_ZERO, total)
-                on_tiles(self.e, Operation.TILE_LOAD, left, rows, step)
-                on_tiles(self.e, Operation.TILES_OF_SIGNED_BYTES, total, left, tile(_RIGHT))
-                on_tiles(
-                    self.e, Operation.TILE_STORE, total, self._sum(sums, half, number, 0), line
-                )
+    def _turn(self, first: Reg, place: Reg) -> Reg:
+        """Where the sums of a chunk lie in the buffer of a turn that begins with ``first``."""
+        return self.w.mul(self.w.sub(place, first), integer(self.sum_bytes))
+
+    def _multiply(self, at: tuple[Reg, Reg], first: Reg, end: Reg) -> None:
+        """The products of some chunks, to the buffer of sums; those of several before any of them
+        is stored, which waits for its product.
+        """
+        w, together = self.w, max(1, _SUMS // (len(self.planes) * self.halves))
+        whole = w.sub(end, w.mod(w.sub(end, first), together))
+        for start, stop, count in ((first, whole, together), (whole, end, 1)):
+
+            def some(place: Reg, _: list[Reg], count: int = count) -> list[Reg]:
+                places = [w.add(place, integer(i)) for i in range(count)]
+                self._products(at, places, [self._turn(first, one) for one in places])
+                return []
+
+            w.loop(start, stop, count, some)
+
+    def _products(self, at: tuple[Reg, Reg], places: Sequence[Reg], sums: Sequence[Reg]) -> None:
+        """The products of as many chunks as there are tiles for their sums."""
+        w, a, line, (row, panel) = self.w, self.a, integer(LINE), at
+        stores: list[tuple[Reg, Reg]] = []
+        for chunk, buffer in zip(places, sums, strict=True):
+            codes = self._chunk(panel, chunk)
+            for half in range(self.halves):
+                entry = w.add(w.mul(chunk, integer(CHUNK)), integer(half * self.width))
+                weights = w.offset(codes, integer(half * self.width * LANES))
+                right = tile(_RIGHT + len(stores) // len(self.planes) % _OPERANDS)
+                on_tiles(self.e, Operation.TILE_LOAD, right, weights, line)
+                for number, plane in enumerate(self.planes):
+                    total = tile(len(stores) % _SUMS)
+                    left = tile(_LEFT + len(stores) % _OPERANDS)
+                    rows, step = a.address(self.e, plane, row, entry), a.row_bytes(plane) or 0
+                    on_tiles(self.e, Operation.TILE_ZERO, total)
+                    on_tiles(self.e, Operation.TILE_LOAD, left, rows, integer(step))
+                    on_tiles(self.e, Operation.TILES_OF_SIGNED_BYTES, total, left, right)
+                    stores.append((total, self._sum(buffer, half, number, 0)))
+        for total, place in stores:
+            on_tiles(self.e, Operation.TILE_STORE, total, place, line)
 
     def _sum(self, sums: Reg, half: int, plane: int, row: int) -> Reg:
         """Where a row of a product lies."""
