@@ -117,6 +117,30 @@ def test_the_planned_program_computes_the_same(formats):
     close(run(planned.function, values), expected)
 
 
+def products(policy, *weights):
+    """What activations of one operand become in front of ``(format, columns, bits)`` products."""
+    b = ProgramBuilder("products")
+    x = b.input("x", (b.symbol("T", 1, 4), 64))
+    for place, (format, columns, bits) in enumerate(weights):
+        weight = b.weight(f"w{place}", (columns, 64), format)
+        b.output(f"y{place}", b.linear(x, weight, activation_bits=bits))
+    function = quantize_activations(b.build(), policy)
+    return [str(o.operands[0].tensor.dtype) for o in function.body.ops if o.name == "linear"]
+
+
+def test_block_floating_point_is_for_few_bits_and_many_columns():
+    bfp, int8, int16 = "bfp9_block32", "int8_block32", "int16_block32"
+    assert products("bfp", ("q4_0", 64, 8)) == [bfp]
+    assert products("bfp", ("q4_0", 32, 8)) == [int8]
+    assert products("bfp", ("q4_0", 32, 9)) == [bfp]
+    assert products("bfp", ("q4_0", 128, 16)) == [int16]
+    assert products("bfp", ("q8_0", 128, 8)) == [int8]
+    assert products("bfp", ("q4_0", 64, 8), ("q4_1", 128, 8)) == [bfp, bfp]
+    assert products("bfp", ("q4_0", 64, 8), ("q4_1", 32, 8)) == [int8, int8]
+    assert products("bfp", ("q4_0", 64, 8), ("q4_1", 64, 16)) == [bfp, int16]
+    assert products("int8", ("q4_0", 64, 8), ("q4_1", 64, 9)) == [int8, int16]
+
+
 def test_a_layer_takes_nine_barriers():
     def barriers(layers):
         step = prepare(decoder(["q4_1"] * layers), TARGET).laid_out.step

@@ -6,9 +6,9 @@ blocks of 32 with a float32 scale, which makes every product an exact integer do
 product that asks for more bits (the logits, whose error nothing averages out) takes 16-bit codes,
 ``int16_block32``.  By the policy ``bfp``, products that ask for no more than nine bits take
 ``bfp9_block32`` where all their weights do, unless one of them also meets a product that asks for
-more: a weight lies in one layout.  Many rows gain by it, and few ones lose, but where 8 bits aren't
-enough: so those that ask for more take it, and those that have no fewer columns than K, which are
-most of a model's arithmetic.
+more (a weight lies in one layout), or their operand one that doesn't.  Many rows gain by it, and
+few ones lose, but where 8 bits aren't enough: so those that ask for more take it, and those that
+have no fewer columns than K, which are most of a model's arithmetic.
 """
 
 from __future__ import annotations
@@ -72,17 +72,29 @@ def _bits(op: Op) -> int:
 
 
 def _beyond_bfp(region: Region) -> Iterator[Value]:
-    """The weights of products that can't take block floating point, in this region and inside."""
+    """The weights of products that don't take block floating point, in this region and inside it.
+
+    Those of one operand take it together, or none does: it is quantized once.
+    """
+    together: dict[Value, list[Op]] = {}
     for op in region.ops:
         if op.name in _PRODUCTS:
-            weights = _weights(op)
-            formats = [w.tensor.block for w in weights]
-            fit = all(f is not None and takes_bfp(f) for f in formats)
-            pays = 8 < _bits(op) <= _BFP_BITS or (_bits(op) <= 8 and all(map(_expands, weights)))
-            if not fit or not pays:
-                yield from weights
+            together.setdefault(op.operands[0], []).append(op)
         for inner in op.regions:
             yield from _beyond_bfp(inner)
+    for products in together.values():
+        few = [op for op in products if _bits(op) <= _BFP_BITS]
+        for op in products:
+            if op not in few or not all(map(_takes_bfp, few)):
+                yield from _weights(op)
+
+
+def _takes_bfp(op: Op) -> bool:
+    """Whether a product that asks for few bits takes block floating point, and gains by it."""
+    weights = _weights(op)
+    formats = [w.tensor.block for w in weights]
+    fit = all(f is not None and takes_bfp(f) for f in formats)
+    return fit and (_bits(op) > 8 or all(map(_expands, weights)))
 
 
 def _expands(weight: Value) -> bool:
