@@ -248,6 +248,25 @@ def test_threads_share_a_cache(tmp_path: Path) -> None:
     assert store.statistics().damaged == 0
 
 
+def test_an_entry_that_is_cleared_while_it_is_written_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, other = ObjectCache(tmp_path, 60_000), ObjectCache(tmp_path, 60_000)
+    replace = Path.replace
+
+    def cleared_first(self: Path, target: Path) -> Path:
+        other.clear()
+        return replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", cleared_first)
+        store.put("a" * 64, b"code")
+    assert store.get("a" * 64) is None
+    store.put("a" * 64, b"code")
+    assert store.get("a" * 64) == b"code"
+    assert capsys.readouterr().err == ""
+
+
 def test_processes_share_a_cache(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from dure.runtime.cache import ObjectCache\n"

@@ -131,7 +131,9 @@ class ObjectCache:
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
-            temporary.replace(path)
+            # Another process that makes room or clears the cache may have taken it for a leftover.
+            with contextlib.suppress(FileNotFoundError):
+                temporary.replace(path)
         except BaseException:
             with contextlib.suppress(OSError):
                 temporary.unlink()
