@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from cpu_kernels import POOL
@@ -79,9 +81,9 @@ def random_left(rows: int, length: int, seed: int) -> Blocks:
     return quantize(x, bfp9_block32)
 
 
-def assert_same(left: Blocks, weight: Blocks, **how: object) -> None:
+def assert_same(left: Blocks, weight: Blocks, **how: Any) -> None:
     """The bits of the reference; NaN where it has NaN."""
-    found, expected = native(left, weight, **how), reference(left, weight)  # type: ignore[arg-type]
+    found, expected = native(left, weight, **how), reference(left, weight)
     np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
     there = ~np.isnan(expected)
     np.testing.assert_array_equal(found.view(np.uint32)[there], expected.view(np.uint32)[there])

@@ -19,6 +19,7 @@ from dure.ir import dtypes
 from dure.ir.blocks import BFP_MARGIN, BFP_SMALLEST_WEIGHT, BFP_STEP_BITS
 from dure.ir.dtypes import Plane
 from dure.targets.cpu.blockdots import ActivationRows, Panels
+from dure.targets.cpu.exactdots import sums_of_pairs
 from dure.targets.cpu.instructions import Operation, has, intrinsic
 from dure.targets.cpu.memory import Extent, fetch
 from dure.targets.cpu.packing import CHUNK
@@ -308,8 +309,7 @@ def add_pairs(e: Emitter, total: Reg, words: Reg, spread: Reg) -> Reg:
         name = intrinsic(e.host, Operation.ADDED_PAIRS_OF_SHORTS)
         return w.call(kind, name, total, words, halves)
     if has(e.host, Operation.PAIRS_OF_SHORTS):
-        name = intrinsic(e.host, Operation.PAIRS_OF_SHORTS)
-        return w.binary("add", total, w.call(kind, name, words, halves))
+        return w.binary("add", total, sums_of_pairs(e, words, halves))
     half = w.constant("i32", 16, e.lanes)
     sides = [w.cast("bitcast", side, kind) for side in (words, spread)]
     low = [w.binary("ashr", w.binary("shl", side, half), half) for side in sides]

@@ -5,7 +5,7 @@ Both are bfloat16 numbers: activations lie as tile registers hold them
 (:mod:`dure.targets.cpu.bfpdots`) once for all rows, two panels at a time.  The sums stay in tile
 registers over the whole of K.  An instruction adds the products of one block, which are exact in
 float32 in whatever order, to a sum and rounds once: the bits of
-:func:`dure.targets.cpu.bfpdots.add_chunk`.
+:func:`dure.targets.cpu.bfpdots.add_chunks`.
 """
 
 from __future__ import annotations

@@ -173,7 +173,7 @@ class Pairs(Shorts):
 
     def _plus(self, e: Emitter, total: Reg, sums: Reg, factor: int) -> Reg:
         factors = e.w.constant("i16", factor, 2 * e.lanes)
-        return e.w.binary("add", total, _pairs(e, sums, factors))
+        return e.w.binary("add", total, sums_of_pairs(e, sums, factors))
 
 
 class Singles(Shorts):
@@ -259,7 +259,7 @@ class Words:
                     spread = w.cast("bitcast", w.splat(w.load("i32", place, 4), e.lanes), shorts)
                     for j in range(panels):
                         slot = i * panels + j
-                        pairs = _pairs(e, halves[j][half], spread)
+                        pairs = sums_of_pairs(e, halves[j][half], spread)
                         found[slot] = w.binary("add", found[slot], pairs)
         return found
 
@@ -282,7 +282,7 @@ def _bytes(e: Emitter, words: Reg) -> Reg:
     return e.w.cast("bitcast", words, vector_type("i8", 4 * e.lanes))
 
 
-def _pairs(e: Emitter, left: Reg, right: Reg) -> Reg:
+def sums_of_pairs(e: Emitter, left: Reg, right: Reg) -> Reg:
     """In each i32 lane the sum of two products of i16 lanes."""
     kind = vector_type("i32", e.lanes)
     return e.w.call(kind, intrinsic(e.host, Operation.PAIRS_OF_SHORTS), left, right)

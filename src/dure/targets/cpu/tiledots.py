@@ -20,13 +20,13 @@ from dure.runtime.host import HostFeatures
 from dure.targets.cpu.blockdots import ActivationRows, Panels, zero_of
 from dure.targets.cpu.instructions import Operation, has, intrinsic
 from dure.targets.cpu.memory import Extent
-from dure.targets.cpu.packing import CHUNK, GROUP
+from dure.targets.cpu.packing import CHUNK, GROUP, TILE_ROWS
 from dure.targets.cpu.scopes import Lines
 from dure.targets.cpu.values import Buffer, Emitter
 from dure.targets.cpu.writer import Reg, integer, vector_type
 
 #: Rows of a tile register, bytes of each, and int32 lanes of a row.
-ROWS, LINE, LANES = 16, 64, 16
+ROWS, LINE, LANES = TILE_ROWS, 64, 16
 #: Registers of tiles, and the name of where it says that all of them are whole.
 _TILES, _SIZES = 8, "whole_tiles"
 #: Rows that are scaled at once: a compiler that loads the sums of more spills them again.
